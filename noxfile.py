@@ -1,0 +1,130 @@
+"""The project's commands: `nox -l` lists them, `nox -s tests` runs one.
+
+What follows `--` is passed on: `nox -s tests -- -k shapes`, `nox -s tutorials -- 01`.
+"""
+
+import re
+import shutil
+import sys
+import tempfile
+from itertools import chain
+from os import environ, pathsep
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"  # the installs below bring a kept environment up to date
+nox.options.sessions = ["tests", "lint", "types", "tutorials"]
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+
+
+def group(name: str) -> tuple[str, ...]:
+    """Return the requirements of one dependency group: older versions of pip have no `--group`."""
+    return nox.project.dependency_groups(PYPROJECT, name)
+
+
+def lowest_versions() -> list[str]:
+    """Return `name==version` for every `name>=version` that the package and its extras ask for."""
+    project = PYPROJECT["project"]
+    wanted = chain(project["dependencies"], *project["optional-dependencies"].values())
+    return [requirement.replace(">=", "==") for requirement in wanted if ">=" in requirement]
+
+
+def find_python(version: str) -> str | None:
+    """Return the path of an installed Python such as "3.12", or None: here, in pyenv, or on the path."""
+    if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+        return sys.executable
+    pyenv = Path(environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    for path in pyenv.glob(f"versions/{version}.*/bin/python"):
+        return str(path)
+    # pyenv puts a shim for each of its versions on the path, and the shim of an inactive one only fails.
+    paths = [p for p in environ["PATH"].split(pathsep) if Path(p) != pyenv / "shims"]
+    return shutil.which(f"python{version}", path=pathsep.join(paths))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests on the Python that runs nox."""
+    session.install("-e", ".[all]", *group("test"))
+    session.run("pytest", *session.posargs)
+
+
+# A Python that is not installed gets no environment (False): its session only says that it is missing.
+@nox.session(reuse_venv=False)  # a kept environment would keep the JAX that was the newest once
+@nox.parametrize(
+    "python, version, pins",
+    [
+        *(nox.param(find_python(v) or False, v, [], id=f"{v}-newest") for v in PYTHONS),
+        nox.param(find_python(PYTHONS[0]) or False, PYTHONS[0], lowest_versions(), id=f"{PYTHONS[0]}-lowest"),
+    ],
+)
+def tests_matrix(session: nox.Session, version: str, pins: list[str]) -> None:
+    """Run the tests on each supported Python, and on the oldest with the lowest allowed versions."""
+    if session.python is False:
+        session.skip(f"Python {version} is missing on this machine")
+    session.install("-e", ".[all]", *group("test"), *pins)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting with ruff."""
+    session.install(*group("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of the package and the tests with pyright."""
+    session.install("-e", ".[all]", *group("types"))
+    session.run("pyright")
+
+
+@nox.session
+def tutorials(session: nox.Session) -> None:
+    """Run every tutorial in order without a display, or those whose names begin as given: `-- 01 05`."""
+    scripts = sorted(ROOT.glob("tutorials/[0-9][0-9]_*.py"))
+    names = tuple(session.posargs) or ("",)  # every name begins with ""
+    for name in names:
+        if not any(script.name.startswith(name) for script in scripts):
+            known = ", ".join(script.name for script in scripts)
+            session.error(f"no tutorial's name begins with {name!r}; there are: {known}")
+    session.install("-e", ".[all]", *group("tutorials"))
+    for script in scripts:
+        if script.name.startswith(names):
+            session.run("python", f"tutorials/{script.name}", env={"MPLBACKEND": "Agg"})
+
+
+@nox.session(reuse_venv=False)  # clean, so that a requirement missing from the wheel shows
+def build(session: nox.Session) -> None:
+    """Build the wheel into dist/, install it alone, and compare the README's example with what it prints."""
+    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    if session.venv_backend == "uv":
+        session.run("uv", "build", "--wheel", "--out-dir", "dist", external=True)
+    else:
+        session.run("python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", "dist", ".")
+    session.install(*map(str, ROOT.glob("dist/*.whl")))
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", readme, re.DOTALL)
+    if blocks is None:
+        session.error("README.md has no ```python block with a ```text block after it")
+    code, expected = blocks.groups()
+    with tempfile.TemporaryDirectory() as empty, session.chdir(empty):
+        # -I: only what is installed can be imported. stderr=None: a progress bar is not part of the output.
+        printed = session.run("python", "-I", "-c", code, silent=True, stderr=None)
+    if printed.strip() != expected.strip():
+        session.error(f"README.md shows\n{expected}\nbut its example printed\n{printed}")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Time the training loop."""
+    session.install("-e", ".[all]")
+    session.run("python", "benchmarks/loop.py", *session.posargs)
