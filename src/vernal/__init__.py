@@ -1,0 +1,24 @@
+"""Vernal is the training half of Equinox: it trains any `eqx.Module` in one call."""
+
+from vernal import losses, nn, plot
+from vernal._data import batches
+from vernal._errors import ArgumentError, DataError, MissingExtraError, ShapeError, VernalError
+from vernal._history import History
+from vernal._state import TrainState
+from vernal._trainer import Epoch, Trainer
+
+__all__ = [
+    "ArgumentError",
+    "DataError",
+    "Epoch",
+    "History",
+    "MissingExtraError",
+    "ShapeError",
+    "TrainState",
+    "Trainer",
+    "VernalError",
+    "batches",
+    "losses",
+    "nn",
+    "plot",
+]

@@ -1,0 +1,359 @@
+"""Examples to batches, in an order that (key, epoch) fixes."""
+
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from vernal._errors import ArgumentError, DataError
+from vernal._jit import signature
+
+# How much is gathered at once. Small epochs share a stack until it has so many updates, or takes so
+# many bytes, that a call's own cost no longer shows; a large epoch is taken in parts.
+_STACK_UPDATES = 256
+_SHARED_BYTES = 2**20
+_STACK_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Consecutive batches on the device, ready to be sliced in a compiled loop.
+
+    A place in it is counted in batches from the start of its first epoch.
+    """
+
+    batches: PyTree[Array]  # leading axes: batch, example; only the second if `repeats`
+    first: int  # the place of its first batch
+    end: int  # the place after its last; the arrays may be longer, and are padded then
+    epoch: int  # epochs before the one that places are counted from
+    size: int  # examples in a batch
+    length: int = sys.maxsize  # batches in an epoch, the tail included; maxsize while unknown
+    origin: int = 0  # the place of `batches[0]`
+    tails: PyTree[Array] | None = None  # each epoch's smaller last batch, by epoch
+    tail_size: int = 0  # examples in a tail
+    repeats: bool = False  # there is one batch, the full one, again and again
+
+    @property
+    def capacity(self) -> int:
+        """How many batches the arrays have room for."""
+        return sum(len(jax.tree.leaves(part)[0]) for part in (self.batches, self.tails) if part)
+
+    def sizes(self, start: int, stop: int) -> np.ndarray:
+        """How many examples there are in the batches at some places."""
+        is_tail = (np.arange(start, stop) + 1) % self.length == 0
+        return np.where(is_tail & (self.tails is not None), self.tail_size, self.size)
+
+
+class ArraySource:
+    """Examples in memory: arrays with equal leading axes."""
+
+    def __init__(
+        self,
+        data: PyTree,
+        batch_size: int | None,
+        *,
+        endless: bool = False,
+        shuffle: bool = False,
+        key: PRNGKeyArray | None = None,
+        name: str = "data",
+    ):
+        self.arrays = as_arrays(data, name=name)
+        self._n = n = len(jax.tree.leaves(self.arrays)[0])
+        # To measure, a batch as large as the data will do; to train, it is a mistake.
+        self._size = min(n, _checked_batch_size(batch_size, n if endless else None))
+        self._full, self._tail = divmod(n, self._size)
+        self.length = self._full + (self._tail > 0)
+        # The full batch has no order: shuffled or not, it is the same sum.
+        self._shuffle = shuffle and self.length > 1
+        self._seed = np.ravel(jax.random.key_data(key)).tolist() if self._shuffle else []
+        epoch_bytes = max(1, _nbytes(self.arrays))
+        shared = min(_STACK_UPDATES // self.length, _SHARED_BYTES // epoch_bytes)
+        self._epochs = max(1, shared) if endless else 1  # in a stack
+        self._part = max(1, self._full * _STACK_BYTES // epoch_bytes)  # batches in one, if fewer
+
+    @property
+    def example(self) -> PyTree:
+        """What stands for a batch in the preflight: all of the data, so that messages name it."""
+        return self.arrays
+
+    def stacks(self, epoch: int, batch: int) -> Iterator[Stack]:
+        """The run's batches from a place on, without end."""
+        arrays = on_device(self.arrays)
+        while True:
+            skipped, batch = divmod(batch, self.length)
+            epoch += skipped
+            if self.length == 1:
+                yield Stack(arrays, 0, sys.maxsize, epoch, self._n, 1, repeats=True)
+                return
+            stack = self._whole_epochs if self._part >= self._full else self._part_of_epoch
+            yield (stack := stack(arrays, epoch, batch))
+            batch = stack.end
+
+    def _whole_epochs(self, arrays: PyTree, epoch: int, batch: int) -> Stack:
+        orders = np.stack([self._order(epoch + i) for i in range(self._epochs)])
+        rows, tails = np.split(orders, [self._full * self._size], axis=1)
+        return self._stack(arrays, rows, tails, batch, self.length * self._epochs, epoch)
+
+    def _part_of_epoch(self, arrays: PyTree, epoch: int, batch: int) -> Stack:
+        rows, tails = np.split(self._order(epoch)[None], [self._full * self._size], axis=1)
+        part = rows[:, batch * self._size : (batch + self._part) * self._size]
+        end = batch + part.size // self._size
+        end = self.length if end >= self._full else end  # with the tail
+        padding = self._part * self._size - part.size
+        part = np.pad(part, ((0, 0), (0, padding)))
+        return self._stack(arrays, part, tails, batch, end, epoch, origin=batch)
+
+    def _stack(self, arrays, rows, tails, first, end, epoch, origin=0) -> Stack:
+        return Stack(
+            _gather(arrays, rows.reshape(-1, self._size)),
+            *(first, end, epoch, self._size, self.length, origin),
+            tails=_gather(arrays, tails) if self._tail else None,
+            tail_size=self._tail,
+        )
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The examples in an epoch's order: a function of (key, epoch) and of nothing else."""
+        if not self._shuffle:
+            return np.arange(self._n, dtype=np.int32)
+        seed = np.random.SeedSequence([*self._seed, epoch])
+        order = np.random.Generator(np.random.Philox(seed)).permutation(self._n)
+        return order.astype(np.int32)
+
+    def one_pass(self) -> Iterator[Stack]:
+        """One epoch, and no more."""
+        return _first_epoch(self.stacks(0, 0))
+
+    def batches(self, epoch: int) -> Iterator[PyTree]:
+        """One epoch's batches, each by itself."""
+        order = self._order(epoch)
+        for start in range(0, self._n, self._size):
+            rows = order[start : start + self._size]
+            yield jax.tree.map(lambda leaf, rows=rows: leaf[rows], self.arrays)
+
+
+class LoaderSource:
+    """Ready batches from anything that can be iterated again and again."""
+
+    def __init__(self, loader: Iterable, batch_size: int | None, *, name: str = "data"):
+        self._name = name
+        if batch_size is not None:
+            raise ArgumentError(
+                f"batch_size={batch_size} was given with a loader, whose batches have a size "
+                "already.\n  Leave batch_size out, or pass arrays."
+            )
+        if isinstance(loader, Iterator):
+            raise DataError(
+                f"data is a {type(loader).__name__}, which can be read only once; every epoch "
+                "reads it again.\n  Pass what it was made from: a list, or an object whose "
+                "__iter__ starts afresh."
+            )
+        self._loader = loader
+        self._capacities: dict[Any, int] = {}
+        self.length = len(loader) if hasattr(loader, "__len__") else sys.maxsize
+        first = next(iter(loader), None)
+        if first is None:
+            raise DataError(f"data is a {type(loader).__name__} without a single batch.")
+        self.example = as_arrays(first, finite=False)
+
+    def stacks(self, epoch: int, batch: int) -> Iterator[Stack]:
+        """The run's batches from a place on, without end."""
+        while True:
+            batches = (as_arrays(item, finite=False) for item in self._loader)
+            skipped = sum(1 for _ in itertools.islice(batches, batch))
+            if skipped < batch:  # the place was counted over several epochs
+                if skipped == 0:
+                    raise DataError("data had no batches when it was read again.")
+                more, batch = divmod(batch, skipped)
+                epoch += more
+                continue
+            yield from self._epoch(batches, epoch, batch)
+            epoch, batch = epoch + 1, 0
+
+    def one_pass(self) -> Iterator[Stack]:
+        """One epoch, and no more."""
+        return _first_epoch(self.stacks(0, 0))
+
+    def _epoch(self, batches: Iterator[PyTree], epoch: int, batch: int) -> Iterator[Stack]:
+        pending = next(batches, None)
+        if pending is None and batch == 0:
+            raise DataError(
+                "data had no batches when it was read again.\n  Pass a list, or an object whose "
+                "__iter__ starts afresh."
+            )
+        while pending is not None:
+            shape = signature(pending)
+            room = self._capacities.get(shape) or max(1, min(256, _STACK_BYTES // _nbytes(pending)))
+            items = [pending]
+            while (pending := next(batches, None)) is not None:
+                if len(items) == room or signature(pending) != shape:
+                    break
+                items.append(pending)
+            # The first stack of a shape settles how long its stacks are: one compilation for all.
+            room = self._capacities.setdefault(shape, len(items))
+            padded = items + items[:1] * (room - len(items))
+            stacked = on_device(jax.tree.map(lambda *leaves: np.stack(leaves), *padded))
+            size = len(jax.tree.leaves(items[0])[0])
+            end = batch + len(items)
+            length = end if pending is None else sys.maxsize
+            yield Stack(stacked, batch, end, epoch, size, length, origin=batch)
+            batch = end
+
+
+Source = ArraySource | LoaderSource
+
+
+def is_loader(data) -> bool:
+    """Whether data is ready batches to iterate over, and not arrays."""
+    return isinstance(data, list) or (
+        hasattr(data, "__iter__")
+        and not hasattr(data, "__array__")
+        and not isinstance(data, str)
+        and jax.tree_util.all_leaves([data])
+    )
+
+
+def as_source(data, batch_size: int | None, *, name: str = "data", **order) -> Source:
+    """Arrays in memory, or a loader of ready batches: whichever `data` is.
+
+    **Raises:** `DataError` if it is neither, or cannot be trained on.
+    """
+    if is_loader(data):
+        return LoaderSource(data, batch_size, name=name)
+    return ArraySource(data, batch_size, name=name, **order)
+
+
+def _first_epoch(stacks: Iterator[Stack]) -> Iterator[Stack]:
+    for stack in stacks:
+        yield stack
+        if stack.repeats or stack.end >= stack.length:
+            return
+
+
+def batches(
+    data: PyTree,
+    batch_size: int | None = None,
+    *,
+    shuffle: bool = True,
+    epoch: int = 0,
+    key: PRNGKeyArray | None = None,
+) -> Iterator[PyTree]:
+    """The batches of one epoch, exactly as `Trainer.fit` would make them: for a loop of your own.
+
+    **Arguments:**
+
+    - `data`: a PyTree of arrays with equal leading axes, such as `(x, y)`.
+    - `batch_size`: examples in a batch; `None` is all. The last batch may be smaller.
+    - `shuffle`: whether to take the examples in the order that `key` and `epoch` fix.
+    - `epoch`: which epoch, counted from 0.
+    - `key`: the state's key; `None` is `jax.random.key(0)`.
+
+    **Raises:** `DataError`, `ArgumentError` as `Trainer.fit` does.
+    """
+    key = jax.random.key(0) if key is None else key
+    return ArraySource(data, batch_size, endless=True, shuffle=shuffle, key=key).batches(epoch)
+
+
+def as_arrays(data: PyTree, *, name: str = "data", finite: bool = True) -> PyTree:
+    """Turn everything in `data` that counts as an array into one, and check it.
+
+    **Raises:** `DataError` if a leaf is not numeric, lengths differ, there is no example, or, with
+    `finite`, a value is NaN or infinite.
+    """
+    is_list = lambda node: isinstance(node, list)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(data, is_leaf=is_list)
+    if not flat:
+        raise DataError(f"{name} has no arrays in it: {data!r}.\n  Pass (x, y).")
+    names = [_name(name, data, path) for path, _ in flat]
+    arrays = [_as_array(name, leaf) for name, (_, leaf) in zip(names, flat, strict=True)]
+    lengths = [len(array) for array in arrays]
+    if len(set(lengths)) > 1:
+        listed = ", ".join(f"{name} has {n}" for name, n in zip(names, lengths, strict=True))
+        raise DataError(f"{name} needs as many examples of each: {listed}.")
+    if lengths[0] == 0:
+        raise DataError(f"{names[0]} has no examples: its shape is {arrays[0].shape}.")
+    if finite:
+        for name, array in zip(names, arrays, strict=True):
+            _check_finite(name, array)
+    return jax.tree.unflatten(treedef, arrays)
+
+
+def _as_array(name: str, leaf) -> np.ndarray | Array:
+    if not isinstance(leaf, jax.Array):
+        try:
+            leaf = np.asarray(leaf)
+        except Exception as error:
+            raise DataError(f"{name} cannot be made an array: {error}") from error
+    if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
+        first = f", the first of them {leaf.ravel()[0]!r}" if leaf.size else ""
+        raise DataError(
+            f"{name} needs numbers; it holds {leaf.dtype} values{first}.\n  Encode them as numbers first."
+        )
+    if leaf.ndim == 0:
+        raise DataError(f"{name} is a single number; it needs a leading axis, the examples.")
+    return leaf
+
+
+def _check_finite(name: str, array: np.ndarray | Array) -> None:
+    # A sum is finite only if every value is, and costs one pass and no memory; only where it is
+    # not (a large sum may overflow, too) are the values looked at one by one.
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return
+    with np.errstate(all="ignore"):
+        if np.isfinite(_sum(array) if isinstance(array, jax.Array) else array.sum()):
+            return
+    bad = np.argwhere(~np.isfinite(np.asarray(array, dtype=np.promote_types(array.dtype, "f4"))))
+    if len(bad):
+        where = ", ".join(map(str, bad[0].tolist()))
+        value = np.asarray(array)[tuple(bad[0])]
+        many = "1 value that is" if len(bad) == 1 else f"{len(bad)} values that are"
+        raise DataError(
+            f"{name} has {many} not finite, of {array.size}; the first is {name}[{where}] = {value}."
+            f"\n  Drop those examples, or fill them in as with np.nan_to_num({name})."
+        )
+
+
+@jax.jit
+def _sum(array):
+    return array.sum()
+
+
+def _checked_batch_size(batch_size, most: int | None) -> int:
+    if batch_size is None:
+        return sys.maxsize
+    whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
+    if not whole or batch_size < 1 or (most is not None and batch_size > most):
+        limit = "" if most is None else f" to {most}, the number of examples"
+        raise ArgumentError(
+            f"batch_size needs to be a whole number from 1{limit}; it is {batch_size!r}."
+            "\n  batch_size=None is the full batch."
+        )
+    return int(batch_size)
+
+
+def _name(name: str, data: PyTree, path: tuple) -> str:
+    """How a user would call a leaf: x, y, sample_weight, or its path in the argument."""
+    if name == "data" and type(data) is tuple and len(data) in (2, 3):
+        return ("x", "y", "sample_weight")[path[0].idx] + jax.tree_util.keystr(path[1:])
+    return name + jax.tree_util.keystr(path)
+
+
+def _nbytes(tree: PyTree) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+@jax.jit
+def _gather(arrays: PyTree, rows: Array) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), arrays)
+
+
+@jax.jit
+def on_device(arrays: PyTree) -> PyTree:
+    """Bring NumPy's arrays to the device."""
+    # For small arrays the way through a compiled function is faster than `jax.device_put`.
+    return arrays

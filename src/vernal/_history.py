@@ -1,0 +1,126 @@
+"""What a run measured: a plain record, in NumPy."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vernal._loop import Records
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """The record of a run.
+
+    **Attributes:**
+
+    - `steps`: name -> an array with one value an update: `"loss"`, and the loss's own metrics.
+    - `epochs`: name -> an array with one value an epoch that the run completed: the averages of
+      `steps` over the epoch's examples, and the validation's results as `"val_loss"`, ...; `nan`
+      where an epoch was not validated. A dict that `pandas.DataFrame` takes.
+    - `seconds`: how long the run took, compilation included.
+    """
+
+    steps: dict[str, np.ndarray] = field(default_factory=dict)
+    epochs: dict[str, np.ndarray] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def plot(self, ax=None):
+        """Draw the loss curve; see `vernal.plot.history`. **Returns:** matplotlib's axes."""
+        from vernal import plot
+
+        return plot.history(self, ax=ax)
+
+    def __repr__(self) -> str:
+        losses = self.steps.get("loss", np.empty(0))
+        epochs = len(self.epochs.get("loss", ()))
+        parts = [_many(epochs, "epoch"), _many(len(losses), "update")]
+        for name, values in (self.epochs if epochs else self.steps).items():
+            values = values[np.isfinite(values)]
+            if len(values):
+                parts.append(f"{name} {values[0]:.4g} → {values[-1]:.4g}")
+        return f"History({', '.join(parts)}, {self.seconds:.2f} s)"
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+class Recorder:
+    """Gathers a run's records as they come, and averages them over epochs."""
+
+    def __init__(self):
+        self._steps: list[dict[str, np.ndarray]] = []
+        self._epochs: list[dict[str, np.ndarray]] = []
+        self._validations: dict[int, dict[str, float]] = {}  # epoch of this run -> results
+        self.epochs = 0  # completed
+        # The epoch under way: the sum of weights, and name -> the weighted sum of values.
+        self._weight, self._sums = 0.0, {}
+
+    @property
+    def updates(self) -> int:
+        """Updates recorded."""
+        return sum(len(part["loss"]) for part in self._steps)
+
+    @property
+    def validation(self) -> dict[str, float]:
+        """What validation measured last."""
+        return self._validations[max(self._validations)] if self._validations else {}
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """The averages of the last completed epoch, with its validation's results."""
+        averages = {name: float(values[-1]) for name, values in self._epochs[-1].items()}
+        return averages | self._validations.get(self.epochs, {})
+
+    def add(self, chunk: list[Records]) -> None:
+        """Take in the records of a chunk of updates."""
+        for records in chunk:
+            self._add(records)
+
+    def _add(self, records: Records) -> None:
+        self._steps.append(records.values)
+        n, length = records.updates, records.stack.length
+        if length == 1:
+            self._epochs.append(records.values)
+            self.epochs += n
+            return
+        start, weights = records.place, records.weights
+        if weights is None:
+            weights = records.stack.sizes(start, start + n)
+        weights = weights.astype(np.float64)
+        # Epochs end after these many of the updates; between the ends lie the parts to be summed.
+        ends = np.arange(length - start % length, n + 1, length)
+        starts = np.concatenate([[0], ends[ends < n]]).astype(int)
+        parts = lambda values: np.add.reduceat(values, starts)
+        part_weights = parts(weights)
+        part_sums = {name: parts(values * weights) for name, values in records.values.items()}
+        part_weights[0] += self._weight
+        for name, sums in part_sums.items():
+            sums[0] += self._sums.get(name, 0.0)
+        done = len(ends)
+        if done:
+            total = np.where(part_weights[:done] == 0, 1, part_weights[:done])
+            self._epochs.append({name: sums[:done] / total for name, sums in part_sums.items()})
+            self.epochs += done
+        under_way = len(starts) > done
+        self._weight = float(part_weights[-1]) if under_way else 0.0
+        self._sums = {name: float(s[-1]) for name, s in part_sums.items()} if under_way else {}
+
+    def add_validation(self, results: dict[str, float]) -> None:
+        """Take in what validation measured at the end of the last completed epoch."""
+        self._validations[self.epochs] = {f"val_{name}": x for name, x in results.items()}
+
+    def history(self, seconds: float) -> History:
+        """The record so far."""
+        epochs = _joined(self._epochs)
+        names = {name: None for results in self._validations.values() for name in results}
+        for name in names:
+            epochs[name] = np.full(self.epochs, np.nan)
+            for epoch, results in self._validations.items():
+                epochs[name][epoch - 1] = results[name]
+        return History(_joined(self._steps), epochs, seconds)
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    names = sorted(parts[0], key=lambda name: name != "loss") if parts else ()
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}

@@ -1,0 +1,79 @@
+"""What a run shows while it runs, and how it is stopped."""
+
+import signal
+import sys
+import threading
+import time
+
+from vernal._loop import Records
+
+
+class Interrupt:
+    """Holds back a first Ctrl-C until the loop looks at `requested`; a second one raises.
+
+    So no update is cut in half, and what was trained so far can be returned. In a thread that may
+    not set handlers it does nothing: Python delivers Ctrl-C to the main thread.
+    """
+
+    requested = False
+
+    def __enter__(self) -> "Interrupt":
+        self._previous = signal.getsignal(signal.SIGINT)
+        self._holds = (
+            threading.current_thread() is threading.main_thread()
+            and self._previous is not None  # set by another language: it could not be put back
+            and self._previous != signal.SIG_IGN
+        )
+        if self._holds:
+            signal.signal(signal.SIGINT, self._hold)
+        return self
+
+    def __exit__(self, kind, *_) -> bool:
+        if self._holds:
+            signal.signal(signal.SIGINT, self._previous)
+        # One that came another way, from a callback say, ends the run like a first one.
+        first = kind is KeyboardInterrupt and not self.requested
+        self.requested |= first
+        return first
+
+    def _hold(self, signum, frame) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+class Progress:
+    """A progress bar with the loss and the examples a second; silent where nobody would see it."""
+
+    def __init__(self, shown: bool, total: int | None):
+        self._bar = None
+        if shown and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit=" updates", unit_scale=True, dynamic_ncols=True)
+            self._since = time.perf_counter()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, chunk: list[Records], validation: dict[str, float]) -> None:
+        """Move on by a chunk of updates."""
+        if self._bar is None or not chunk:
+            return
+        now = time.perf_counter()
+        examples = sum(r.stack.sizes(r.place, r.place + r.updates).sum() for r in chunk)
+        rate, self._since = examples / (now - self._since), now
+        shown = {"loss": float(chunk[-1].values["loss"][-1]), **validation}
+        text = ", ".join(f"{name}={value:.4g}" for name, value in shown.items())
+        self._bar.set_postfix_str(f"{text}, {_short(rate)} examples/s", refresh=False)
+        self._bar.update(sum(records.updates for records in chunk))
+
+
+def _short(number: float) -> str:
+    from tqdm import tqdm
+
+    return tqdm.format_sizeof(number)

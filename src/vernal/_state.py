@@ -1,0 +1,25 @@
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
+
+class TrainState(eqx.Module):
+    """Everything that training changes; pass it back in to go on where it stopped.
+
+    **Attributes:**
+
+    - `model`: the model as trained so far.
+    - `opt_state`: the optimizer's state, as Optax keeps it.
+    - `step`: updates made, a scalar.
+    - `epoch`, `batch`: the place in the data: epochs completed, and updates made since.
+    - `key`: never changes. An update uses `fold_in(key, step)`, an epoch's order of the examples
+      is drawn from `key` and `epoch`: so a resumed run is the same run.
+    """
+
+    model: PyTree
+    opt_state: Any
+    step: Int[Array, ""]
+    epoch: Int[Array, ""]
+    batch: Int[Array, ""]
+    key: PRNGKeyArray

@@ -1,0 +1,361 @@
+import collections
+import inspect
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from vernal._data import Source, as_arrays, as_source, is_loader
+from vernal._errors import ArgumentError, kind
+from vernal._history import History, Recorder
+from vernal._jit import pack
+from vernal._loop import Loop
+from vernal._progress import Interrupt, Progress
+from vernal._shapes import preflight
+from vernal._state import TrainState
+from vernal._update import (
+    Choices,
+    compiled_apply,
+    compiled_evaluate,
+    compiled_init,
+    compiled_measure,
+    compiled_predict,
+    compiled_step,
+)
+from vernal.losses import AbstractSupervised
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of a run, completed."""
+
+    index: int  # counted from 0 over the state's whole life
+    state: TrainState
+    metrics: dict[str, float]  # averages over the epoch: "loss", ...; validation's as "val_loss"
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains any Equinox module: holds the choices, and nothing that changes.
+
+    **Arguments:**
+
+    - `optimizer`: from Optax, such as `optax.adam(1e-3)`. Keep it, or this trainer: a new
+      optimizer is a new program, and compiles again.
+    - `loss`: one of `vernal.losses`, or any `loss(model, batch, key)` that returns a scalar, or
+      `(scalar, dict of scalar metrics)`.
+    - `trainable`: which of the model's float arrays to train: a predicate of a leaf, or a PyTree
+      of bools or predicates that is a prefix of the model.
+
+    **Raises:** `ArgumentError` if the optimizer or the loss is not one.
+    """
+
+    optimizer: optax.GradientTransformation
+    loss: Callable
+    _: KW_ONLY
+    trainable: PyTree = eqx.is_inexact_array
+
+    def __post_init__(self):
+        _check_optimizer(self.optimizer)
+        _check_loss(self.loss)
+
+    @property
+    def _choices(self) -> Choices:
+        return Choices(self.optimizer, self.loss, self.trainable)
+
+    def init(self, model: PyTree, *, key: PRNGKeyArray | None = None) -> TrainState:
+        """Make the state that training starts from.
+
+        **Arguments:**
+
+        - `model`: any Equinox module. It stays the caller's: training works on copies.
+        - `key`: where all randomness comes from; `None` is `jax.random.key(0)`.
+
+        **Raises:** `ArgumentError` if the model has nothing to train.
+        """
+        opt_state, zero, default_key = compiled_init(pack((self._choices, model)))
+        key = default_key if key is None else key
+        return TrainState(model, opt_state.unpack(), zero, zero, zero, key)
+
+    def step(self, state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
+        """Make one update: pure, and compiled once for each shape of batch.
+
+        **Arguments:**
+
+        - `state`: from `init`, or from an update before; it stays valid.
+        - `batch`: as the loss takes it, such as `(x, y)`.
+
+        **Returns:** the new state; a dict of the loss, as `"loss"`, and of its own metrics.
+
+        **Raises:** `ShapeError` or `DataError`, before compiling.
+        """
+        batch = as_arrays(batch, finite=False)
+        try:
+            new_state, info = compiled_step(pack((self._choices, state)), batch)
+        except Exception:
+            self._preflight(state, batch)  # only tracing can have failed: explain it
+            raise
+        return new_state.unpack(), info
+
+    def epochs(
+        self,
+        model_or_state: PyTree | TrainState,
+        data: PyTree | Iterable,
+        *,
+        batch_size: int | None = None,
+        shuffle: bool = True,
+        validation_data: PyTree | Iterable | None = None,
+    ) -> Iterator[Epoch]:
+        """Train epoch after epoch, without end: leave the loop with `break`.
+
+        **Arguments:** as in `fit`.
+
+        **Returns:** an iterator of `Epoch`s. Their states are the caller's to keep.
+
+        **Raises:** as `fit` does, at the call and not at the first epoch.
+        """
+        loop, validation = self._start(model_or_state, data, batch_size, shuffle, validation_data)
+        return self._epochs(loop, validation)
+
+    def _epochs(self, loop: Loop, validation: Source | None) -> Iterator[Epoch]:
+        recorder = Recorder()
+        while True:
+            started = time.perf_counter()
+            index = loop.place[0]
+            while loop.place[0] == index:
+                recorder.add(loop.chunk(index + 1))
+            recorder.add(loop.drain())
+            if validation:
+                recorder.add_validation(self._evaluate(loop.model(), validation))
+            seconds = time.perf_counter() - started
+            yield Epoch(index, loop.state(), recorder.latest, seconds)
+
+    def fit(
+        self,
+        model_or_state: PyTree | TrainState,
+        data: PyTree | Iterable,
+        *,
+        epochs: int,
+        batch_size: int | None = None,
+        shuffle: bool = True,
+        validation_data: PyTree | Iterable | None = None,
+        validate_every: int = 1,
+        callbacks: Iterable[Callable[[Epoch], bool | None]] = (),
+        progress: bool = True,
+    ) -> tuple[TrainState, History]:
+        """Train for some epochs.
+
+        Ctrl-C ends the run early: the state and history so far are returned, and a line says so.
+
+        **Arguments:**
+
+        - `model_or_state`: a model, or a state to go on from. Its arrays stay valid.
+        - `data`: a tuple `(x, y)` or `(x, y, sample_weight)` of arrays with equal leading axes; for
+          a loss of your own, any PyTree of such arrays; or a re-iterable of ready batches, such as
+          a list or a data loader, taken in its own order.
+        - `epochs`: how many this call trains, counting as one what is left of an epoch under way.
+        - `batch_size`: examples in a batch; `None` is all of them. The last batch of an epoch may
+          be smaller, and is trained on as it is.
+        - `shuffle`: whether each epoch takes the examples in another order, fixed by the state's
+          key and the epoch's number.
+        - `validation_data`: as `data`, measured every `validate_every` epochs.
+        - `callbacks`: called with each `Epoch`; one that returns `True` ends the run.
+        - `progress`: whether to show a progress bar, where standard error is a terminal.
+
+        **Returns:** the new state, and the `History` of this call.
+
+        **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling.
+        """
+        epochs = _whole_number("epochs", epochs, at_least=0)
+        validate_every = _whole_number("validate_every", validate_every, at_least=1)
+        started = epoch_started = time.perf_counter()
+        loop, validation = self._start(model_or_state, data, batch_size, shuffle, validation_data)
+        recorder = Recorder()
+        epoch = loop.place[0]
+        last = epoch + epochs
+        # The run is cut only where something happens between two updates.
+        every = 1 if callbacks else validate_every if validation else epochs
+        stopped = False
+        with Interrupt() as interrupt, Progress(progress, loop.updates_to(last)) as bar:
+            while epoch < last and not stopped:
+                # 1. Train, to the next cut.
+                stop = min(last, (epoch // every + 1) * every)
+                while epoch < stop and not interrupt.requested:
+                    chunk = loop.chunk(stop)
+                    recorder.add(chunk)
+                    bar.show(chunk, recorder.validation)
+                    epoch = loop.place[0]
+                recorder.add(loop.drain())
+                if interrupt.requested:
+                    break
+                # 2. Validate.
+                if validation and epoch % validate_every == 0:
+                    recorder.add_validation(self._evaluate(loop.model(), validation))
+                # 3. Let the callbacks see the epoch, each of them; any may end the run.
+                if callbacks:
+                    now = time.perf_counter()
+                    done = Epoch(epoch - 1, loop.state(), recorder.latest, now - epoch_started)
+                    epoch_started = now
+                    stopped = any([callback(done) is True for callback in callbacks])
+        if interrupt.requested:
+            recorder.add(loop.drain())
+            print(
+                f"Interrupted after {recorder.updates:,} updates: fit returns the state and the "
+                "history so far.",
+                file=sys.stderr,
+            )
+        return loop.finish(), recorder.history(time.perf_counter() - started)
+
+    def evaluate(
+        self,
+        model_or_state: PyTree | TrainState,
+        data: PyTree | Iterable,
+        *,
+        batch_size: int | None = None,
+    ) -> dict[str, float]:
+        """Measure the loss, and its metrics, on data.
+
+        The averages are over all examples, by their weights: exact whatever the batch size.
+
+        **Arguments:** as in `fit`; the model is put in inference mode.
+
+        **Returns:** a dict with `"loss"`, and a number for each of the loss's own metrics.
+
+        **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling.
+        """
+        model = _model(model_or_state)
+        source = as_source(data, batch_size)
+        packed = pack((self.loss, model, jax.random.key(0)))
+        preflight(compiled_measure, packed, model, source.example)
+        return self._evaluate(model, source)
+
+    def predict(
+        self,
+        model_or_state: PyTree | TrainState,
+        x: PyTree,
+        *,
+        batch_size: int | None = None,
+    ) -> Array:
+        """Apply the model, in inference mode, to each example.
+
+        **Arguments:**
+
+        - `model_or_state`: a model, or a state with one.
+        - `x`: an array, or a PyTree of arrays, with the examples along the leading axis.
+        - `batch_size`: examples at once; `None` is all of them.
+
+        **Returns:** the outputs, with the examples along the leading axis.
+
+        **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling.
+        """
+        model = _model(model_or_state)
+        source = as_source(np.asarray(x) if isinstance(x, list) else x, batch_size, name="x")
+        packed = pack(model)
+        preflight(compiled_apply, packed, model, source.example)
+        apply = lambda batches, single: compiled_predict(packed, batches, single=single)
+        parts = [
+            jax.tree.map(lambda leaf, n=n: leaf[:n].reshape(-1, *leaf.shape[2:]), outputs)
+            for outputs, n, _ in _each(apply, source)
+        ]
+        return parts[0] if len(parts) == 1 else jax.tree.map(lambda *p: jnp.concatenate(p), *parts)
+
+    def _start(self, model_or_state, data, batch_size, shuffle, validation_data):
+        """Check everything, and make what a run needs: its loop, and its validation's source."""
+        is_state = isinstance(model_or_state, TrainState)
+        state = model_or_state if is_state else self.init(model_or_state)
+        source = as_source(data, batch_size, endless=True, shuffle=shuffle, key=state.key)
+        info, weight = self._preflight(state, source.example)
+        validation = None
+        if validation_data is not None:
+            size = None if is_loader(validation_data) else batch_size
+            validation = as_source(validation_data, size, name="validation_data")
+            self._preflight(state, validation.example)
+        return Loop(self._choices, state, source, info, weight is not None), validation
+
+    def _preflight(self, state: TrainState, batch: PyTree):
+        return preflight(compiled_measure, pack((self.loss, state.model, state.key)), state.model, batch)
+
+    def _evaluate(self, model: PyTree, source: Source) -> dict[str, float]:
+        packed = pack((self.loss, model))
+        sums, total = collections.Counter(), 0.0
+        apply = lambda batches, single: compiled_evaluate(packed, batches, single=single)
+        for outputs, n, size in _each(apply, source):
+            info, weights = jax.device_get(outputs)
+            weights = np.full(n, float(size)) if weights is None else weights[:n].astype(np.float64)
+            total += weights.sum()
+            for name, values in info.items():
+                sums[name] += float(values[:n] @ weights)
+        return {name: value / (total or 1.0) for name, value in sums.items()}
+
+
+def _each(function: Callable, source: Source) -> Iterator[tuple[PyTree, int, int]]:
+    """Apply a function of batches to each stack of one epoch, and to its tails.
+
+    **Returns:** the outputs; how many of the batches are there, and not padding; their size.
+    """
+    for stack in source.one_pass():
+        if stack.repeats:
+            yield function(stack.batches, True), 1, stack.size
+            continue
+        has_tail = stack.tails is not None and stack.end == stack.length
+        yield function(stack.batches, False), stack.end - stack.origin - has_tail, stack.size
+        if has_tail:
+            yield function(stack.tails, False), 1, stack.tail_size
+
+
+def _model(model_or_state: PyTree | TrainState) -> PyTree:
+    return model_or_state.model if isinstance(model_or_state, TrainState) else model_or_state
+
+
+def _check_optimizer(optimizer) -> None:
+    is_one = callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))
+    if isinstance(optimizer, type) or not is_one:
+        name = getattr(optimizer, "__name__", None)
+        call = f"{name}(...)" if callable(optimizer) and name else "optax.adam(1e-3)"
+        raise ArgumentError(
+            f"optimizer is {kind(optimizer)}; an Optax optimizer is needed."
+            f"\n  Try Trainer({call}, ...), as in optax.adam(1e-3)."
+        )
+
+
+def _check_loss(loss) -> None:
+    if isinstance(loss, type) and issubclass(loss, AbstractSupervised):
+        raise ArgumentError(
+            f"loss is the class {loss.__name__}; an instance is needed.\n  Try losses.{loss.__name__}()."
+        )
+    if isinstance(loss, type) or not callable(loss):
+        raise ArgumentError(
+            f"loss is {kind(loss)}; a callable loss(model, batch, key) is needed."
+            "\n  Try losses.MeanSquaredError(), or another of vernal.losses."
+        )
+    if not _accepts_three(loss) or getattr(loss, "__module__", "").startswith("optax"):
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise ArgumentError(
+            f"loss is called as loss(model, batch, key), which {name} is not made for."
+            f"\n  Try losses.Supervised({name}) if it takes one example's prediction and target."
+        )
+
+
+def _accepts_three(function: Callable) -> bool:
+    try:
+        inspect.signature(function).bind("model", "batch", "key")
+    except TypeError:
+        return False
+    except ValueError:  # no signature to be had, as for some built-in callables
+        return True
+    return True
+
+
+def _whole_number(name: str, value, *, at_least: int) -> int:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < at_least:
+        raise ArgumentError(f"{name} needs to be a whole number from {at_least}; it is {value!r}.")
+    return int(value)

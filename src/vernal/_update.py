@@ -1,0 +1,165 @@
+"""Loss to gradients to new state: one update, pure."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from vernal._errors import ArgumentError, ShapeError, kind
+from vernal._jit import Packed, pack
+from vernal._state import TrainState
+from vernal.losses import AbstractSupervised, predictions
+
+
+class Choices(NamedTuple):
+    """What a `Trainer` holds, as a PyTree."""
+
+    optimizer: optax.GradientTransformation
+    loss: Callable
+    trainable: PyTree
+
+
+def trainable_leaves(model: PyTree, trainable: PyTree) -> list[bool]:
+    """Which leaves of a model are trained: those that `trainable` picks, if they are float arrays.
+
+    **Arguments:**
+
+    - `trainable`: a predicate of a leaf's shape and dtype, a bool, or a PyTree of these that is a
+      prefix of `model`.
+    """
+
+    def picks(choice, part) -> list[bool]:
+        pick = choice if callable(choice) else lambda leaf: choice
+        return [eqx.is_inexact_array(leaf) and bool(pick(leaf)) for leaf in jax.tree.leaves(part)]
+
+    return jax.tree.leaves(jax.tree.map(picks, trainable, model))
+
+
+def _split(model: PyTree, trainable: PyTree) -> tuple[PyTree, PyTree]:
+    """A model's trained parameters, `None` elsewhere, and the rest of it."""
+    picks = trainable_leaves(model, trainable)
+    return eqx.partition(model, jax.tree.structure(model).unflatten(picks))
+
+
+def measure(loss, model: PyTree, batch: PyTree, key: PRNGKeyArray):
+    """Call a loss in the one way all losses are called.
+
+    **Returns:** a dict of the loss, as "loss", and of its own metrics; and the weight that the
+    batch has in an average over batches, or `None` if that is its number of examples.
+
+    **Raises:** `ShapeError` if the loss or a metric is not a scalar.
+    """
+    value, metrics = _with_metrics(loss(model, batch, key))
+    info = {"loss": jnp.asarray(value), **metrics}
+    for name, scalar in info.items():
+        if jnp.shape(scalar) != ():
+            raise ShapeError(
+                f"a loss needs to return one number; {name} has shape {jnp.shape(scalar)}."
+                "\n  Average it, as with jnp.mean(...)."
+            )
+    if not jnp.issubdtype(info["loss"].dtype, jnp.floating):
+        raise ShapeError(f"a loss needs to return a real number; it is {info['loss'].dtype}.")
+    return info, loss.weight_of(batch) if isinstance(loss, AbstractSupervised) else None
+
+
+def _with_metrics(result) -> tuple[Array, dict[str, Array]]:
+    if isinstance(result, tuple):
+        if len(result) == 2 and isinstance(result[1], dict) and "loss" not in result[1]:
+            return result
+        raise ShapeError(
+            "a loss needs to return a scalar, or (scalar, dict of scalar metrics without "
+            f'"loss"); it returned a tuple ({", ".join(type(part).__name__ for part in result)}).'
+        )
+    return result, {}
+
+
+def update(choices: Choices, state: TrainState, batch: PyTree) -> tuple[TrainState, dict, Array | None]:
+    """Make one update.
+
+    **Arguments:**
+
+    - `choices`: how.
+    - `state`: what changes.
+    - `batch`: one batch, as the loss takes it.
+
+    **Returns:** the new state, and what `measure` returns for the old one.
+    """
+    params, frozen = _split(state.model, choices.trainable)
+    key = jax.random.fold_in(state.key, state.step)
+
+    def objective(params):
+        info, weight = measure(choices.loss, eqx.combine(params, frozen), batch, key)
+        return info["loss"], (info, weight)
+
+    grads, (info, weight) = jax.grad(objective, has_aux=True)(params)
+    updates, opt_state = choices.optimizer.update(grads, state.opt_state, params)
+    params = optax.apply_updates(params, updates)
+    new = TrainState(
+        model=eqx.combine(params, frozen),
+        opt_state=opt_state,
+        step=state.step + 1,
+        epoch=state.epoch,
+        batch=state.batch + 1,
+        key=state.key,
+    )
+    return new, info, weight
+
+
+@jax.jit
+def compiled_init(choices_and_model: Packed) -> tuple[Packed, Array, PRNGKeyArray]:
+    """An optimizer's state for a model, the step 0, and the default key."""
+    choices, model = choices_and_model.unpack()
+    params, _ = _split(model, choices.trainable)
+    if not jax.tree.leaves(params):
+        raise ArgumentError(
+            f"model is {kind(model)}, without a float array to train."
+            "\n  Pass an instance of an eqx.Module, and see what `trainable` picks of it."
+        )
+    return pack(choices.optimizer.init(params)), jnp.int32(0), jax.random.key(0)
+
+
+@jax.jit
+def compiled_step(choices_and_state: Packed, batch: PyTree) -> tuple[Packed, dict[str, Array]]:
+    """One update by itself."""
+    state, info, _ = update(*choices_and_state.unpack(), batch)
+    return pack(state), info
+
+
+@jax.jit
+def compiled_measure(loss_model_key: Packed, batch: PyTree) -> tuple[dict[str, Array], Array | None]:
+    """One batch's loss and metrics."""
+    loss, model, key = loss_model_key.unpack()
+    return measure(loss, model, batch, key)
+
+
+@functools.partial(jax.jit, static_argnames="single")
+def compiled_evaluate(loss_and_model: Packed, batches: PyTree, *, single: bool):
+    """Each batch's loss and metrics, with dropout and the like switched off."""
+    loss, model = loss_and_model.unpack()
+    model = eqx.nn.inference_mode(model)
+    return _map(lambda batch: measure(loss, model, batch, jax.random.key(0)), batches, single)
+
+
+@jax.jit
+def compiled_apply(packed_model: Packed, x: PyTree) -> PyTree:
+    """A batch's predictions, with dropout and the like switched off."""
+    return predictions(eqx.nn.inference_mode(packed_model.unpack()), x)
+
+
+@functools.partial(jax.jit, static_argnames="single")
+def compiled_predict(packed_model: Packed, batches: PyTree, *, single: bool) -> PyTree:
+    """Each batch's predictions."""
+    return _map(lambda x: compiled_apply(packed_model, x), batches, single)
+
+
+def _map(function: Callable, batches: PyTree, single: bool) -> PyTree:
+    """Apply a function to batch after batch, or to the one that there is."""
+    if single:
+        return jax.tree.map(lambda result: jnp.asarray(result)[None], function(batches))
+    return lax.map(function, batches)

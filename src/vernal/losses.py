@@ -1,0 +1,180 @@
+"""How bad is it: losses over one example, averaged over the examples.
+
+A loss is any callable `loss(model, batch, key)` that returns a scalar, or a scalar and a dict of
+scalar metrics. Those below take a batch `(x, y)` or `(x, y, sample_weight)`.
+"""
+
+import abc
+import inspect
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from vernal._errors import DataError, ShapeError
+from vernal._shapes import locating
+
+
+def predictions(model: Callable, x: PyTree[Array], key: PRNGKeyArray | None = None) -> Array:
+    """Apply a model of one example to each of a batch.
+
+    **Arguments:**
+
+    - `model`: called as `model(example)`, or as `model(example, key=...)` if it takes a `key`.
+    - `x`: an array, or PyTree of arrays, with the examples along the leading axis.
+    - `key`: split into one key an example; `None` gives the model no key.
+
+    **Returns:** the outputs, with the examples along the leading axis.
+    """
+    with locating(model):
+        if key is None or not _takes_key(model):
+            return jax.vmap(lambda example: model(example))(x)
+        keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
+        return jax.vmap(lambda example, key: model(example, key=key))(x, keys)
+
+
+def _takes_key(model: Callable) -> bool:
+    call = model if inspect.isfunction(model) else type(model).__call__
+    return "key" in inspect.signature(call).parameters
+
+
+class AbstractSupervised(eqx.Module):
+    """A loss over one example's prediction and target, averaged over the batch's examples.
+
+    With sample weights w the average is sum(w * loss) / sum(w); a batch whose weights are all zero
+    has the loss 0.
+    """
+
+    @abc.abstractmethod
+    def of_example(self, prediction: Array, target: Array) -> Array:
+        """The loss of one example: a scalar, or an array that is averaged."""
+
+    def target_shape(self, prediction_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that a batch's targets need, given its predictions'."""
+        return prediction_shape
+
+    def __call__(self, model: Callable, batch: tuple[Array, ...], key: PRNGKeyArray | None) -> Array:
+        """Average the loss over a batch.
+
+        **Arguments:**
+
+        - `model`: a model of one example.
+        - `batch`: `(x, y)` or `(x, y, sample_weight)`, with the examples along the leading axes.
+        - `key`: for models that take one, such as those with dropout.
+
+        **Returns:** a scalar.
+
+        **Raises:** `ShapeError` if predictions and targets differ in shape; `DataError` if the
+        batch is not such a tuple.
+        """
+        x, y, weight = _unpack(batch, type(self).__name__)
+        prediction = predictions(model, x, key)
+        self._check(prediction, y)
+        losses = jax.vmap(self.of_example)(prediction, y)
+        if weight is None:
+            return jnp.mean(losses)
+        per_example = jnp.mean(losses.reshape(len(losses), -1), axis=1)
+        total = jnp.sum(weight)
+        return jnp.sum(weight * per_example) / jnp.where(total == 0, 1, total)
+
+    def weight_of(self, batch: tuple[Array, ...]) -> Array | None:
+        """The sum of the batch's sample weights, or `None` if it has none."""
+        weight = _unpack(batch, type(self).__name__)[2]
+        return None if weight is None else jnp.sum(weight)
+
+    def _check(self, prediction, y):
+        # Never a broadcast: (N,) against (N, 1) would train on N x N differences, in silence.
+        name = type(self).__name__
+        if not isinstance(prediction, jax.Array):
+            raise ShapeError(f"{name} needs a model that returns one array, not {prediction!r}.")
+        needed = self.target_shape(prediction.shape)
+        if y.shape != needed:
+            raise ShapeError(
+                f"{name} needs a target of shape {needed} for predictions of shape "
+                f"{prediction.shape}; y has shape {y.shape}."
+            )
+
+
+def _unpack(batch, name: str):
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+        raise DataError(
+            f"{name} needs batches (x, y) or (x, y, sample_weight); it is given "
+            f"{_kind(batch)}.\n  For other batches write a function loss(model, batch, key)."
+        )
+    x, y, weight = (*batch, None)[:3]
+    if weight is not None and weight.shape != y.shape[:1]:
+        raise ShapeError(
+            f"sample_weight needs shape {y.shape[:1]}, one weight an example; it has shape {weight.shape}."
+        )
+    return x, y, weight
+
+
+def _kind(batch) -> str:
+    if hasattr(batch, "shape"):
+        return f"a single array of shape {batch.shape}"
+    size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+    return f"a {type(batch).__name__}{size}"
+
+
+class Supervised(AbstractSupervised):
+    """The average of any `fn(prediction, target)` of one example, such as Optax's losses.
+
+    `Supervised(optax.losses.cosine_distance)` trains on the mean cosine distance.
+    """
+
+    fn: Callable[[Array, Array], Array]
+
+    def of_example(self, prediction, target):
+        return self.fn(prediction, target)
+
+
+class MeanSquaredError(AbstractSupervised):
+    """The mean of (prediction - target)²: `optax.losses.squared_error`."""
+
+    def of_example(self, prediction, target):
+        return optax.losses.squared_error(prediction, target)
+
+
+class MeanAbsoluteError(AbstractSupervised):
+    """The mean of |prediction - target|."""
+
+    def of_example(self, prediction, target):
+        return jnp.abs(prediction - target)
+
+
+class Huber(AbstractSupervised):
+    """Half the squared error up to `delta`, linear beyond: `optax.losses.huber_loss`."""
+
+    delta: float = 1.0
+
+    def of_example(self, prediction, target):
+        return optax.losses.huber_loss(prediction, target, self.delta)
+
+
+class BinaryCrossEntropy(AbstractSupervised):
+    """Sigmoid cross-entropy of logits with labels in [0, 1], of the logits' shape.
+
+    `optax.losses.sigmoid_binary_cross_entropy`: the model has no sigmoid of its own.
+    """
+
+    def of_example(self, prediction, target):
+        label = jnp.asarray(target, prediction.dtype)
+        return optax.losses.sigmoid_binary_cross_entropy(prediction, label)
+
+
+class CrossEntropy(AbstractSupervised):
+    """Softmax cross-entropy of logits with integer labels: `y` lacks the logits' last axis.
+
+    `optax.losses.softmax_cross_entropy_with_integer_labels`: the model has no softmax of its own.
+    """
+
+    def target_shape(self, prediction_shape):
+        return prediction_shape[:-1]
+
+    def of_example(self, prediction, target):
+        if not jnp.issubdtype(target.dtype, jnp.integer):
+            raise ShapeError(f"CrossEntropy needs integer labels; y is {target.dtype}.")
+        return optax.losses.softmax_cross_entropy_with_integer_labels(prediction, target)

@@ -1,0 +1,101 @@
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn.initializers import lecun_normal, zeros
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from vernal._shapes import checked
+
+# One object for every layer: an initializer made anew is a new closure, and would compile again.
+default_weight_init = lecun_normal()
+
+
+class Linear(eqx.Module):
+    """Map the last axis: `x @ weight.T + bias`.
+
+    A drop-in for `equinox.nn.Linear` that also accepts any leading batch axes, and explains a
+    wrong shape.
+    """
+
+    weight: Float[Array, "out_features in_features"]
+    bias: Float[Array, " out_features"] | None
+    in_features: int | Literal["scalar"] = eqx.field(static=True)
+    out_features: int | Literal["scalar"] = eqx.field(static=True)
+    use_bias: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_features: int | Literal["scalar"],
+        out_features: int | Literal["scalar"],
+        use_bias: bool = True,
+        *,
+        weight_init: Callable[..., Array] = default_weight_init,
+        bias_init: Callable[..., Array] = zeros,
+        dtype=None,
+        key: PRNGKeyArray,
+    ):
+        """Draw the weight and the bias.
+
+        **Arguments:**
+
+        - `in_features`, `out_features`: sizes of the last axis before and after; `"scalar"` says
+          that there is no such axis, as in Equinox.
+        - `use_bias`: whether to add a bias. Without, `bias` is `None`.
+        - `weight_init`, `bias_init`: initializers as in `jax.nn.initializers`, called as
+          `init(key, shape, dtype)`. The weight is drawn with shape `(in_features, out_features)`,
+          the axes on which they measure fan-in and fan-out, and stored transposed.
+        - `dtype`: of the parameters; `None` is JAX's default float.
+        - `key`: a `jax.random.key`.
+        """
+        self.in_features = in_features
+        self.out_features = out_features
+        self.use_bias = use_bias
+        dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
+        self.weight, self.bias = _draw(self._in, self._out, use_bias, weight_init, bias_init, dtype, key)
+
+    @property
+    def _in(self) -> int:
+        return 1 if self.in_features == "scalar" else self.in_features
+
+    @property
+    def _out(self) -> int:
+        return 1 if self.out_features == "scalar" else self.out_features
+
+    def __call__(self, x, *, key: PRNGKeyArray | None = None) -> Array:
+        """Apply the layer to one example or to a batch.
+
+        **Arguments:**
+
+        - `x`: floats of shape `(*batch, in_features)`.
+        - `key`: not used; there so that every layer can be called alike.
+
+        **Returns:** an array of shape `(*batch, out_features)`.
+
+        **Raises:** `ShapeError` if `x` has another shape, or is not an array of floats.
+        """
+        if self.in_features == "scalar":
+            x = jnp.asarray(x)[..., None]
+        x = self._affine(x)
+        return x[..., 0] if self.out_features == "scalar" else x
+
+    @checked
+    def _affine(
+        self, x: Float[Array | np.ndarray, "*batch {self._in}"]
+    ) -> Float[Array, "*batch {self._out}"]:
+        # `x @ weight.T` and not `weight @ x`: under vmap the first becomes one product of the
+        # whole batch in the layout it has, the second transposes the batch twice.
+        y = x @ self.weight.T
+        return y if self.bias is None else y + self.bias
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def _draw(in_features, out_features, use_bias, weight_init, bias_init, dtype, key):
+    """The weight and the bias, in one compiled program."""
+    weight_key, bias_key = jax.random.split(key)
+    weight = weight_init(weight_key, (in_features, out_features), dtype).T
+    return weight, bias_init(bias_key, (out_features,), dtype) if use_bias else None
