@@ -60,7 +60,12 @@ def tests(session: nox.Session) -> None:
     "python, version, pins",
     [
         *(nox.param(find_python(v) or False, v, [], id=f"{v}-newest") for v in PYTHONS),
-        nox.param(find_python(PYTHONS[0]) or False, PYTHONS[0], lowest_versions(), id=f"{PYTHONS[0]}-lowest"),
+        nox.param(
+            find_python(PYTHONS[0]) or False,
+            PYTHONS[0],
+            lowest_versions(),
+            id=f"{PYTHONS[0]}-lowest",
+        ),
     ],
 )
 def tests_matrix(session: nox.Session, version: str, pins: list[str]) -> None:

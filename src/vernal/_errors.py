@@ -45,4 +45,6 @@ def kind(thing) -> str:
         return f"the class {thing.__name__}"
     if inspect.isroutine(thing):
         return f"the function {thing.__name__}"
-    return f"{thing!r}" if isinstance(thing, str | int | float | None) else f"a {type(thing).__name__}"
+    return (
+        f"{thing!r}" if isinstance(thing, str | int | float | None) else f"a {type(thing).__name__}"
+    )

@@ -40,7 +40,16 @@ class _Program(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _run(program: _Program, changing: list, fixed: list, choices: Packed, stack: tuple, place, count, step):
+def _run(
+    program: _Program,
+    changing: list,
+    fixed: list,
+    choices: Packed,
+    stack: tuple,
+    place,
+    count,
+    step,
+):
     """Make `count` updates from a place in a stack on; the trip count is a run-time value.
 
     Returns what changed, and a buffer of `capacity` numbers for each scalar that is kept.
@@ -124,7 +133,9 @@ class Loop:
     returns.
     """
 
-    def __init__(self, choices: Choices, state: TrainState, source: Source, info: dict, weighted: bool):
+    def __init__(
+        self, choices: Choices, state: TrainState, source: Source, info: dict, weighted: bool
+    ):
         self._source = source
         self._stacks = source.stacks(int(state.epoch), int(state.batch))
         self._stack = next(self._stacks)

@@ -169,7 +169,9 @@ def _batch_mends(batch: PyTree) -> Iterator[tuple[str, PyTree]]:
     for_x = [("", x), *((code, mended) for code, mended in _mends("x", x) if len(mended.shape))]
     for_y = [("", y), *((code, mended) for code, mended in _mends("y", y) if len(mended.shape))]
     both = [(a, b) for a in for_x for b in for_y if a[1].shape[:1] == b[1].shape[:1]]
-    for (code_x, new_x), (code_y, new_y) in sorted(both, key=lambda p: bool(p[0][0]) + bool(p[1][0])):
+    for (code_x, new_x), (code_y, new_y) in sorted(
+        both, key=lambda p: bool(p[0][0]) + bool(p[1][0])
+    ):
         changes = [(code, new) for code, new in ((code_x, new_x), (code_y, new_y)) if code]
         codes = " and ".join(code for code, _ in changes)
         shapes = " and ".join(str(new.shape) for _, new in changes)

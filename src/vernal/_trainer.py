@@ -281,7 +281,9 @@ class Trainer:
         return Loop(self._choices, state, source, info, weight is not None), validation
 
     def _preflight(self, state: TrainState, batch: PyTree):
-        return preflight(compiled_measure, pack((self.loss, state.model, state.key)), state.model, batch)
+        return preflight(
+            compiled_measure, pack((self.loss, state.model, state.key)), state.model, batch
+        )
 
     def _evaluate(self, model: PyTree, source: Source) -> dict[str, float]:
         packed = pack((self.loss, model))
@@ -316,7 +318,9 @@ def _model(model_or_state: PyTree | TrainState) -> PyTree:
 
 
 def _check_optimizer(optimizer) -> None:
-    is_one = callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))
+    is_one = callable(getattr(optimizer, "init", None)) and callable(
+        getattr(optimizer, "update", None)
+    )
     if isinstance(optimizer, type) or not is_one:
         name = getattr(optimizer, "__name__", None)
         call = f"{name}(...)" if callable(optimizer) and name else "optax.adam(1e-3)"

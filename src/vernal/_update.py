@@ -79,7 +79,9 @@ def _with_metrics(result) -> tuple[Array, dict[str, Array]]:
     return result, {}
 
 
-def update(choices: Choices, state: TrainState, batch: PyTree) -> tuple[TrainState, dict, Array | None]:
+def update(
+    choices: Choices, state: TrainState, batch: PyTree
+) -> tuple[TrainState, dict, Array | None]:
     """Make one update.
 
     **Arguments:**
@@ -132,7 +134,9 @@ def compiled_step(choices_and_state: Packed, batch: PyTree) -> tuple[Packed, dic
 
 
 @jax.jit
-def compiled_measure(loss_model_key: Packed, batch: PyTree) -> tuple[dict[str, Array], Array | None]:
+def compiled_measure(
+    loss_model_key: Packed, batch: PyTree
+) -> tuple[dict[str, Array], Array | None]:
     """One batch's loss and metrics."""
     loss, model, key = loss_model_key.unpack()
     return measure(loss, model, batch, key)

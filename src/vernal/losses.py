@@ -56,7 +56,9 @@ class AbstractSupervised(eqx.Module):
         """The shape that a batch's targets need, given its predictions'."""
         return prediction_shape
 
-    def __call__(self, model: Callable, batch: tuple[Array, ...], key: PRNGKeyArray | None) -> Array:
+    def __call__(
+        self, model: Callable, batch: tuple[Array, ...], key: PRNGKeyArray | None
+    ) -> Array:
         """Average the loss over a batch.
 
         **Arguments:**

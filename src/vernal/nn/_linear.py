@@ -56,7 +56,9 @@ class Linear(eqx.Module):
         self.out_features = out_features
         self.use_bias = use_bias
         dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
-        self.weight, self.bias = _draw(self._in, self._out, use_bias, weight_init, bias_init, dtype, key)
+        self.weight, self.bias = _draw(
+            self._in, self._out, use_bias, weight_init, bias_init, dtype, key
+        )
 
     @property
     def _in(self) -> int:
