@@ -1,0 +1,389 @@
+"""Examples to batches: every one once an epoch, in an order that (key, epoch) alone decides."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import vernal
+from vernal import _data, losses
+from vernal._data import as_source
+
+KEY = jax.random.key(11)
+sizes = st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
+
+
+def examples(n):
+    """Make examples that can be told apart, and targets that show which x they belong to."""
+    x = np.arange(2 * n, dtype=np.float32).reshape(n, 2)
+    return x, 10 * x[:, :1]
+
+
+def assert_equal(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    for leaf, expected in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(leaf, expected)
+
+
+def order_of(batches):
+    """The numbers of the examples that are in some batches of `examples`."""
+    return (np.concatenate([x[:, 0] for x, _ in batches]) // 2).astype(int)
+
+
+# ----- vernal.batches
+
+
+@given(sizes, st.integers(0, 5), st.booleans())
+def test_every_example_is_in_an_epoch_once(n_and_size, epoch, shuffle):
+    n, size = n_and_size
+    batches = list(vernal.batches(examples(n), size, shuffle=shuffle, epoch=epoch, key=KEY))
+    assert sorted(order_of(batches)) == list(range(n))
+    tail = [n % size] if n % size else []
+    assert [len(x) for x, _ in batches] == [size] * (n // size) + tail
+    for x, y in batches:
+        np.testing.assert_array_equal(y, 10 * x[:, :1])
+
+
+@given(sizes, st.integers(0, 5))
+def test_the_order_is_the_key_and_epochs_alone(n_and_size, epoch):
+    n, size = n_and_size
+    data = examples(n)
+    first = list(vernal.batches(data, size, epoch=epoch, key=KEY))
+    for other in range(3):  # what is made in between changes nothing
+        list(vernal.batches(data, size, epoch=other, key=jax.random.key(other)))
+    for batch, again in zip(first, vernal.batches(data, size, epoch=epoch, key=KEY), strict=True):
+        assert_equal(batch, again)
+    if size < n:  # and how it is cut, neither
+        one_by_one = vernal.batches(data, 1, epoch=epoch, key=KEY)
+        np.testing.assert_array_equal(order_of(first), order_of(one_by_one))
+
+
+def test_epochs_and_keys_have_orders_of_their_own():
+    data = examples(50)
+    orders = {
+        tuple(order_of(vernal.batches(data, 10, epoch=epoch, key=jax.random.key(seed))))
+        for epoch in range(10)
+        for seed in range(3)
+    }
+    assert len(orders) == 30
+    assert tuple(range(50)) not in orders
+    # Every example comes first at some time: no place is left as it is.
+    firsts = {order_of(vernal.batches(data, 10, epoch=epoch))[0] for epoch in range(400)}
+    assert firsts == set(range(50))
+
+
+@given(sizes, st.integers(0, 5))
+def test_unshuffled_examples_stay_in_order(n_and_size, epoch):
+    n, size = n_and_size
+    batches = vernal.batches(examples(n), size, shuffle=False, epoch=epoch, key=KEY)
+    np.testing.assert_array_equal(order_of(batches), np.arange(n))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("size", [None, 12])
+def test_the_full_batch_is_the_data_as_it_is(size, shuffle):
+    data = examples(12)
+    [batch] = vernal.batches(data, size, shuffle=shuffle, epoch=3, key=KEY)
+    assert_equal(batch, data)
+
+
+def test_no_key_is_the_key_0_and_old_keys_are_keys_too():
+    data = examples(30)
+    expected = list(vernal.batches(data, 10, key=jax.random.key(0)))
+    for batches in (vernal.batches(data, 10), vernal.batches(data, 10, key=jax.random.PRNGKey(0))):
+        for batch, other in zip(batches, expected, strict=True):
+            assert_equal(batch, other)
+
+
+# ----- what counts as an array
+
+
+def as_frames(x, y):
+    index = pd.Index(range(100, 100 + len(x)))  # its labels are not the rows' numbers
+    return pd.DataFrame(x, columns=["a", "b"], index=index), pd.Series(y[:, 0], index=index)
+
+
+KINDS = {
+    "numpy": lambda x, y: (x, y),
+    "jax": lambda x, y: (jnp.asarray(x), jnp.asarray(y)),
+    "lists": lambda x, y: (x.tolist(), y.tolist()),
+    "frame and series": as_frames,
+    "frame of several types": lambda x, y: (
+        pd.DataFrame({"a": x[:, 0], "b": x[:, 1].astype(int)}),
+        y,
+    ),
+    "integers": lambda x, y: (x.astype(np.int64), y.astype(np.uint16)),
+    "not contiguous": lambda x, y: (x.T.copy().T, np.repeat(y, 2, axis=0)[::2]),
+    "read-only": lambda x, y: (np.frombuffer(x.tobytes(), np.float32).reshape(x.shape), y),
+    "numpy and jax": lambda x, y: (jnp.asarray(x), y),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [5, None], ids=["batches", "full batch"])
+def test_what_counts_as_an_array(kind, size):
+    data = KINDS[kind](*examples(12))
+    expected = vernal.batches(examples(12), size, key=KEY)
+    for (x, y), (expected_x, expected_y) in zip(
+        vernal.batches(data, size, key=KEY), expected, strict=True
+    ):
+        np.testing.assert_array_equal(x, expected_x)
+        np.testing.assert_array_equal(np.reshape(y, (-1, 1)), expected_y)
+
+
+def test_arrays_on_disk_are_batches_like_others(tmp_path):
+    x, y = examples(12)
+    x.tofile(tmp_path / "x")
+    on_disk = np.memmap(tmp_path / "x", np.float32, "r", shape=x.shape)
+    for batch, expected in zip(
+        vernal.batches((on_disk, y), 5), vernal.batches((x, y), 5), strict=True
+    ):
+        assert_equal(batch, expected)
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "x", np.float32), x.ravel())
+
+
+def test_any_tree_of_arrays_is_data():
+    x, y = examples(12)
+    data = {"image": x, "about": {"label": y[:, 0].tolist(), "weight": jnp.arange(12)}}
+    for batch in vernal.batches(data, 5, key=KEY):
+        assert set(batch) == {"image", "about"}
+        np.testing.assert_array_equal(batch["about"]["label"], 10 * batch["image"][:, 0])
+        np.testing.assert_array_equal(batch["about"]["weight"], batch["image"][:, 0] / 2)
+
+
+# ----- stacks: what the compiled loop slices
+
+
+def at(arrays, row):
+    return jax.tree.map(lambda leaf: np.asarray(leaf[row]), arrays)
+
+
+def unrolled(stacks):
+    """The batches of stacks, one by one, cut as the loop cuts them."""
+    for stack in stacks:
+        if stack.repeats:
+            yield jax.tree.map(np.asarray, stack.batches)
+            return
+        assert stack.first < stack.end
+        lengths = stack.sizes(stack.first, stack.end)
+        for place, length in zip(range(stack.first, stack.end), lengths, strict=True):
+            epoch, j = divmod(place, stack.length)
+            full = stack.length - (stack.tails is not None)
+            if j < full:
+                batch = at(stack.batches, epoch * full + j - stack.origin)
+            else:
+                batch = at(stack.tails, epoch)
+            assert {len(leaf) for leaf in jax.tree.leaves(batch)} == {length}
+            yield batch
+
+
+def take(batches, number):
+    return [batch for batch, _ in zip(batches, range(number), strict=False)]
+
+
+@pytest.mark.parametrize("stack_bytes", [None, 1, 24, 60, 10**6])
+@pytest.mark.parametrize("shuffle", [True, False], ids=["shuffled", "in order"])
+@pytest.mark.parametrize("n, size", [(12, 4), (13, 4), (15, 4), (7, 6), (5, 1)], ids=str)
+def test_stacks_hold_the_batches_of_epoch_after_epoch(n, size, shuffle, stack_bytes, monkeypatch):
+    if stack_bytes is not None:  # so that an epoch is taken in parts, of one batch or of more
+        monkeypatch.setattr(_data, "_STACK_BYTES", stack_bytes)
+        monkeypatch.setattr(_data, "_SHARED_BYTES", stack_bytes)
+    data = examples(n)
+    make = lambda: as_source(data, size, endless=True, shuffle=shuffle, key=KEY)
+    length = -(-n // size)
+    expected = [
+        batch
+        for epoch in range(4)
+        for batch in vernal.batches(data, size, shuffle=shuffle, epoch=epoch, key=KEY)
+    ]
+    assert make().length == length
+    assert len(expected) == 4 * length
+    for start in range(2 * length + 1):
+        # A place may be given from the start of any epoch before it.
+        for epoch, batch in {(0, start), divmod(start, length)}:
+            batches = take(unrolled(make().stacks(epoch, batch)), 4 * length - start)
+            for result, wanted in zip(batches, expected[start:], strict=True):
+                assert_equal(result, wanted)
+
+
+def test_small_epochs_share_a_stack_and_large_ones_are_taken_in_parts(monkeypatch):
+    data = examples(1000)  # of 12 bytes each
+    stack = next(as_source(data, 100, endless=True, key=KEY).stacks(0, 0))
+    assert stack.end > 2 * stack.length
+    monkeypatch.setattr(_data, "_STACK_BYTES", 4000)
+    for stack in take(as_source(data, 100, endless=True, key=KEY).stacks(0, 0), 5):
+        assert sum(leaf.nbytes for leaf in jax.tree.leaves(stack.batches)) <= 4000
+        assert stack.end - stack.first <= 3
+
+
+def test_the_full_batch_is_there_once_and_repeats():
+    data = examples(6)
+    [stack] = as_source(data, None, endless=True, shuffle=True, key=KEY).stacks(4, 0)
+    assert stack.repeats
+    assert stack.epoch == 4
+    assert_equal(jax.tree.map(np.asarray, stack.batches), data)
+
+
+@pytest.mark.parametrize("size", [4, 5, 1, 12, 100, None])
+@pytest.mark.parametrize("stack_bytes", [2**26, 60])
+def test_one_pass_is_one_epoch_in_order(size, stack_bytes, monkeypatch):
+    monkeypatch.setattr(_data, "_STACK_BYTES", stack_bytes)
+    data = examples(12)
+    # To measure, a batch size beyond what there is will do.
+    results = list(unrolled(as_source(data, size).one_pass()))
+    expected = vernal.batches(data, min(size or 12, 12), shuffle=False)
+    for result, wanted in zip(results, expected, strict=True):
+        assert_equal(result, wanted)
+    loader = Loader(cut(data, [5, 5, 2]))
+    results = list(unrolled(as_source(loader, None).one_pass()))
+    for result, wanted in zip(results, loader.batches, strict=True):
+        assert_equal(result, wanted)
+
+
+# ----- loaders
+
+
+class Loader:
+    """Re-iterable, of no known length."""
+
+    def __init__(self, batches):
+        self.batches = batches
+        self.times_read = 0
+
+    def __iter__(self):
+        self.times_read += 1
+        return iter(self.batches)
+
+
+class SizedLoader(Loader):
+    def __len__(self):
+        return len(self.batches)
+
+
+def cut(data, sizes):
+    ends = np.cumsum(sizes)
+    return [
+        jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], data)
+        for a, b in zip([0, *ends], ends, strict=False)
+    ]
+
+
+LOADERS = {"list": list, "loader": Loader, "sized loader": SizedLoader}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("stack_bytes", [2**26, 100])
+@pytest.mark.parametrize(
+    "cuts", [[4, 4, 4], [4, 4, 3], [1], [2, 5, 5, 1, 4, 4, 4, 2], [3, 2, 3, 2]], ids=str
+)
+def test_stacks_hold_a_loaders_batches_in_its_order(kind, cuts, stack_bytes, monkeypatch):
+    monkeypatch.setattr(_data, "_STACK_BYTES", stack_bytes)
+    batches = cut(examples(sum(cuts)), cuts)
+    make = lambda: as_source(LOADERS[kind](batches), None, endless=True, shuffle=True, key=KEY)
+    expected = batches * 3
+    for start in range(2 * len(cuts)):
+        for epoch, batch in {(0, start), divmod(start, len(cuts))}:
+            results = take(unrolled(make().stacks(epoch, batch)), len(expected) - start)
+            for result, wanted in zip(results, expected[start:], strict=True):
+                assert_equal(result, wanted)
+
+
+def test_a_loaders_batches_may_be_trees_and_lists_and_jax_arrays():
+    x, y = examples(8)
+    batches = [
+        {"x": x[:4].tolist(), "y": jnp.asarray(y[:4])},
+        {"x": pd.DataFrame(x[4:]), "y": y[4:]},
+    ]
+    results = take(unrolled(as_source(Loader(batches), None).stacks(0, 0)), 2)
+    for result, rows in zip(results, (slice(4), slice(4, None)), strict=True):
+        assert_equal(result, {"x": x[rows], "y": y[rows]})
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("cuts", [[4, 4, 4], [5, 5, 2], [2, 5, 1, 4]], ids=str)
+def test_a_loader_trains_as_a_loop_by_hand(kind, cuts):
+    """On each batch, in its order, an epoch after the other; NumPy does the same updates."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 2)).astype(np.float32), rng.normal(size=12).astype(np.float32)
+    batches = cut((x, y), cuts)
+
+    class Dot(eqx.Module):
+        w: jax.Array
+
+        def __call__(self, x):
+            return jnp.dot(self.w, x)
+
+    trainer = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError())
+    state, history = trainer.fit(Dot(jnp.zeros(2)), LOADERS[kind](batches), epochs=3)
+    w, values = np.zeros(2), []
+    for a, b in batches * 3:
+        values.append(np.mean((a @ w - b) ** 2))
+        w = w - 0.1 * 2 * (a @ w - b) @ a / len(b)
+    np.testing.assert_allclose(history.steps["loss"], values, rtol=1e-4)
+    np.testing.assert_allclose(state.model.w, w, rtol=1e-4)
+    assert int(state.epoch) == 3
+
+
+def test_a_loader_is_read_anew_each_epoch():
+    """So one that shuffles by itself, or augments, is asked each time."""
+
+    class Counting(Loader):
+        def __iter__(self):
+            self.times_read += 1
+            return iter([(np.full((2, 1), float(self.times_read), np.float32),) for _ in range(3)])
+
+    loader = Counting([])
+    loss = lambda model, batch, key: jnp.mean(batch[0]) + 0 * jnp.sum(model)
+    _, history = vernal.Trainer(optax.sgd(0.1), loss).fit(jnp.zeros(1), loader, epochs=4)
+    values = history.steps["loss"].reshape(4, 3)
+    np.testing.assert_array_equal(values[:, 0], values[:, 2])
+    np.testing.assert_array_equal(np.diff(values[:, 0]), np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("make", "called"),
+    [
+        (lambda batches: (batch for batch in batches), "generator"),
+        (lambda batches: iter(batches), "list_iterator"),
+        (lambda batches: map(lambda batch: batch, batches), "map"),
+        (lambda batches: zip(*[iter(batches)] * 2, strict=False), "zip"),
+    ],
+)
+def test_what_can_be_read_only_once_is_an_error_that_says_how(make, called):
+    batches = make(cut(examples(8), [4, 4]))
+    with pytest.raises(vernal.DataError) as caught:
+        as_source(batches, None)
+    message = str(caught.value)
+    assert f"a {called}, which can be read only once" in message
+    assert "a list" in message
+    assert "__iter__" in message
+    assert len(list(batches)) > 0  # nothing was taken from it
+
+
+def test_a_loader_that_is_empty_when_read_again_is_an_error():
+    class Once(Loader):
+        def __iter__(self):
+            self.times_read += 1
+            return iter(self.batches if self.times_read <= 2 else [])
+
+    trainer = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError())
+    loader = Once(cut((np.ones((4, 2), np.float32), np.ones(4, np.float32)), [2, 2]))
+    model = eqx.nn.Linear(2, "scalar", key=KEY)
+    with pytest.raises(vernal.DataError, match="no batches when it was read again"):
+        trainer.fit(model, loader, epochs=5)
+
+
+@pytest.mark.parametrize("batches", [[], Loader([]), SizedLoader([])], ids=LOADERS)
+def test_a_loader_without_batches_is_an_error(batches):
+    with pytest.raises(vernal.DataError, match="without a single batch"):
+        as_source(batches, None)
+
+
+def test_a_batch_size_is_not_for_a_loader():
+    with pytest.raises(vernal.ArgumentError, match="batch_size=2 was given with a loader"):
+        as_source(Loader(cut(examples(8), [4, 4])), 2)
