@@ -1,9 +1,20 @@
 """Pictures of data and training, with matplotlib."""
 
-import numpy as np
+from collections.abc import Mapping
 
-from vernal._errors import MissingExtraError
+import numpy as np
+from jaxtyping import ArrayLike, PyTree
+
+from vernal._data import as_arrays
+from vernal._errors import MissingExtraError, ShapeError
 from vernal._history import History
+from vernal._jit import pack
+from vernal._shapes import preflight
+from vernal._state import TrainState
+from vernal._update import compiled_apply
+
+# Where predictions are drawn: enough that a curve is smooth at any size of picture.
+_POINTS = 500
 
 
 def _axes(ax):
@@ -17,10 +28,13 @@ def _axes(ax):
     return plt.subplots()[1] if ax is None else ax
 
 
-def history(record: History, *, ax=None):
+def history(record: History, *, ax=None, label: str | None = None):
     """Draw the loss curve: an epoch's average each, validation's too.
 
-    **Arguments:** `ax`: matplotlib's axes to draw on; `None` makes new ones.
+    **Arguments:**
+
+    - `ax`: matplotlib's axes to draw on; `None` makes new ones.
+    - `label`: what to call the run, where one picture shows several.
 
     **Returns:** the axes.
     """
@@ -28,11 +42,66 @@ def history(record: History, *, ax=None):
     curves = {n: v for n, v in record.epochs.items() if n in ("loss", "val_loss")}
     for name, values in (curves or {"loss": record.steps.get("loss", np.empty(0))}).items():
         known = np.isfinite(values)
-        ax.plot(np.arange(1, len(values) + 1)[known], values[known], label=name)
+        named = name if label is None else label if name == "loss" else f"{label}: {name}"
+        ax.plot(np.arange(1, len(values) + 1)[known], values[known], label=named)
     values = np.concatenate([*curves.values(), [1.0]])
     if np.all(values[np.isfinite(values)] > 0):
         ax.set_yscale("log")
     ax.set_xlabel("epoch" if curves else "update")
     ax.set_ylabel("loss")
+    if len(ax.lines) > 1:
+        ax.legend()
+    return ax
+
+
+def predictions(
+    models: PyTree | TrainState | Mapping[str, PyTree | TrainState],
+    data: tuple[ArrayLike, ArrayLike],
+    *,
+    ax=None,
+):
+    """Draw data as points, and what models of one number make of it as lines.
+
+    **Arguments:**
+
+    - `models`: a model or state, or a dict of several, by the names to show.
+    - `data`: `(x, y)`, each of shape `(n,)` or `(n, 1)`: as the models are trained on.
+    - `ax`: matplotlib's axes to draw on; `None` makes new ones.
+
+    **Returns:** the axes.
+
+    **Raises:** `ShapeError` if an example's x, y or prediction is more than one number.
+    """
+    x, y = map(np.asarray, as_arrays(tuple(data)))
+    _check_one_number("x", x)
+    _check_one_number("y", y)
+    named = models if isinstance(models, Mapping) else {"model": models}
+    dtype = x.dtype if np.issubdtype(x.dtype, np.inexact) else float
+    grid = np.linspace(x.min(), x.max(), _POINTS, dtype=dtype).reshape(-1, *x.shape[1:])
+    curves = {name: _predict(model, grid) for name, model in named.items()}
+    for curve in curves.values():
+        _check_one_number("predictions", curve)
+
+    ax = _axes(ax)
+    ax.scatter(x, y, s=12, color="0.6", label="data")
+    for name, curve in curves.items():
+        ax.plot(grid.ravel(), curve.ravel(), label=name)
+    ax.set_xlabel("x")
+    ax.set_ylabel("y")
     ax.legend()
     return ax
+
+
+def _predict(model: PyTree | TrainState, x: np.ndarray) -> np.ndarray:
+    model = model.model if isinstance(model, TrainState) else model
+    packed = pack(model)
+    preflight(compiled_apply, packed, model, x)
+    return np.asarray(compiled_apply(packed, x))
+
+
+def _check_one_number(name: str, array: np.ndarray) -> None:
+    if array.shape not in [(len(array),), (len(array), 1)]:
+        raise ShapeError(
+            f"plot.predictions needs {name} of shape (n,) or (n, 1), one number an example, to "
+            f"draw a line; {name} has shape {array.shape}."
+        )

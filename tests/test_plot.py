@@ -1,0 +1,105 @@
+"""Pictures show the numbers they are made of."""
+
+import sys
+
+import equinox as eqx
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+import pytest
+
+import vernal
+from vernal import losses, nn, plot
+
+KEY = jax.random.key(0)
+X = np.random.default_rng(0).uniform(-1, 3, (20, 1)).astype(np.float32)
+Y = 3 * X + 1
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def line(slope, intercept, size=1):
+    model = nn.Linear(size, size, key=KEY)
+    arrays = np.full((1, 1), slope, np.float32), np.full(1, intercept, np.float32)
+    return eqx.tree_at(lambda m: (m.weight, m.bias), model, arrays)
+
+
+def points(curve):
+    return np.asarray(curve.get_xydata()).T
+
+
+def names(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_predictions_are_drawn_over_the_whole_of_x():
+    trainer = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError())
+    models = {"right": line(3.0, 1.0), "wrong": trainer.init(line(-1.0, 0.0))}
+    ax = plot.predictions(models, (X, Y))
+    np.testing.assert_array_equal(np.asarray(ax.collections[0].get_offsets()), np.hstack([X, Y]))
+    drawn = {curve.get_label(): points(curve) for curve in ax.lines}
+    assert list(drawn) == ["right", "wrong"]
+    for (x, y), (slope, intercept) in zip(drawn.values(), [(3, 1), (-1, 0)], strict=True):
+        assert (x.min(), x.max()) == (X.min(), X.max())
+        assert np.all(np.diff(x) > 0)
+        np.testing.assert_allclose(y, slope * x + intercept, atol=1e-5)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("x", "y")
+    assert names(ax) == ["data", "right", "wrong"]
+
+
+def test_predictions_take_one_model_flat_data_and_the_callers_axes():
+    _, ax = plt.subplots()
+    model = nn.Linear("scalar", "scalar", key=KEY)
+    assert plot.predictions(model, (X[:, 0].tolist(), Y[:, 0]), ax=ax) is ax
+    x, y = points(ax.lines[0])
+    np.testing.assert_allclose(y, jax.vmap(model)(x.astype(np.float32)), rtol=1e-5)
+
+
+def test_predictions_leave_dropout_out():
+    model = eqx.nn.Sequential([line(3.0, 1.0), eqx.nn.Dropout(0.5)])
+    x, y = points(plot.predictions(model, (X, Y)).lines[0])
+    np.testing.assert_allclose(y, 3 * x + 1, atol=1e-5)
+
+
+def test_predictions_of_more_than_one_number_are_refused():
+    with pytest.raises(vernal.ShapeError, match=r"needs x of shape .* x has shape \(20, 2\)"):
+        plot.predictions(nn.Linear(2, 1, key=KEY), (np.hstack([X, X]), Y))
+    with pytest.raises(vernal.ShapeError, match=r"needs y of shape .* y has shape \(20, 2\)"):
+        plot.predictions(line(1.0, 0.0), (X, np.hstack([Y, Y])))
+    with pytest.raises(vernal.ShapeError, match=r"needs predictions of shape .* \(500, 3\)"):
+        plot.predictions(nn.Linear(1, 3, key=KEY), (X, Y))
+    with pytest.raises(vernal.ShapeError, match=r"Try x\[:, None\]"):
+        plot.predictions(nn.Linear(1, 1, key=KEY), (X[:, 0], Y[:, 0]))
+    assert plt.get_fignums() == []  # nothing half drawn is left behind
+
+
+def test_history_draws_each_epochs_loss():
+    trainer = vernal.Trainer(optax.sgd(0.01), losses.MeanSquaredError())
+    _, record = trainer.fit(line(0.0, 0.0), (X, Y), epochs=7, batch_size=8)
+    ax = record.plot()
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), np.arange(1, 8))
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), record.epochs["loss"])
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_yscale()) == ("epoch", "loss", "log")
+
+
+def test_history_names_runs_and_validation():
+    trainer = vernal.Trainer(optax.sgd(0.01), losses.MeanSquaredError())
+    fit = lambda **options: trainer.fit(line(0.0, 0.0), (X, Y), epochs=4, **options)[1]
+    every_second = fit(validation_data=(X + 1, Y), validate_every=2)
+    ax = plot.history(every_second)
+    assert [curve.get_label() for curve in ax.lines] == ["loss", "val_loss"]
+    np.testing.assert_array_equal(ax.lines[1].get_xdata(), [2, 4])
+    plot.history(fit(), ax=ax, label="second")
+    plot.history(every_second, ax=ax, label="third")
+    assert names(ax) == ["loss", "val_loss", "second", "third", "third: val_loss"]
+
+
+def test_plots_without_matplotlib_name_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(vernal.MissingExtraError, match=r"pip install 'vernal\[plot\]'"):
+        plot.predictions(line(1.0, 0.0), (X, Y))
