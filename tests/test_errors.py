@@ -1,0 +1,641 @@
+"""What goes wrong is said before anything compiles, in a few lines, and breaks nothing."""
+
+import functools
+import re
+import sys
+from types import SimpleNamespace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+from jax.nn.initializers import constant
+
+import vernal
+from vernal import ArgumentError, DataError, ShapeError, Trainer, losses, nn
+
+KEY = jax.random.key(2)
+N = 6
+ADAM = optax.adam(1e-2)
+MSE = losses.MeanSquaredError()
+TRAINER = Trainer(ADAM, MSE)
+CLASSIFIER = Trainer(ADAM, losses.CrossEntropy())
+BINARY = Trainer(ADAM, losses.BinaryCrossEntropy())
+
+
+class Outer(eqx.Module):
+    """Vernal's layers further in."""
+
+    net: nn.MLP
+
+    def __call__(self, x):
+        return self.net(x)
+
+
+@pytest.fixture(scope="module")
+def states():
+    """Made before anything goes wrong: making a state compiles the optimizer's."""
+    mlp = functools.partial(nn.MLP, width_size=4, depth=1, weight_init=constant(0.3), key=KEY)
+    models = {
+        "two": mlp(2, 1),  # takes two features to one
+        "one": mlp(1, 1),
+        "scalar": mlp("scalar", "scalar"),
+        "classes": mlp(2, 3),
+        "outer": Outer(mlp(2, 1)),
+        "theirs": eqx.nn.MLP(2, 1, 4, 1, key=KEY),
+    }
+    return {name: TRAINER.init(model, key=KEY) for name, model in models.items()}
+
+
+def good_world(states):
+    """Good data, and the states."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(N, 2)).astype(np.float32)
+    y = rng.normal(size=(N, 1)).astype(np.float32)
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    return SimpleNamespace(x=x, y=y, w=np.ones(N, np.float32), labels=labels, **states)
+
+
+@pytest.fixture
+def world(states):
+    return good_world(states)
+
+
+def fit(w, data, state=None, **options):
+    return TRAINER.fit(w.two if state is None else state, data, **({"epochs": 2} | options))
+
+
+def validate(w, data, **options):
+    return fit(w, (w.x, w.y), validation_data=data, **options)
+
+
+def put(array, where, value):
+    array = array.copy()
+    array[where] = value
+    return array
+
+
+def ones(*shape):
+    return np.ones(shape, np.float32)
+
+
+# What each mistake is, and what the message about it has to say, between the bars. `w` is a world.
+ARGUMENTS = {
+    **{
+        f"batch_size={size!r}": (
+            lambda w, size=size: fit(w, (w.x, w.y), batch_size=size),
+            f"batch_size | whole number from 1 to 6 | it is {size!r} | None is the full batch",
+        )
+        for size in (0, -1, 1.5, 2.0, True, "2", 7, np.int64(10))
+    },
+    **{
+        f"epochs={epochs!r}": (
+            lambda w, epochs=epochs: fit(w, (w.x, w.y), epochs=epochs),
+            f"epochs | whole number from 0 | it is {epochs!r}",
+        )
+        for epochs in (-1, 1.5, 3.0, "3", None, True)
+    },
+    **{
+        f"validate_every={every!r}": (
+            lambda w, every=every: validate(w, (w.x, w.y), validate_every=every),
+            f"validate_every | whole number from 1 | it is {every!r}",
+        )
+        for every in (0, -1, 0.5, None)
+    },
+    "no batch of size 0 to measure": (
+        lambda w: TRAINER.evaluate(w.two, (w.x, w.y), batch_size=0),
+        "batch_size | whole number from 1 | it is 0",
+    ),
+    "no batch of size 0 to predict": (
+        lambda w: TRAINER.predict(w.two, w.x, batch_size=0),
+        "batch_size | whole number from 1 | it is 0",
+    ),
+    "no batch of size 0 in vernal.batches": (
+        lambda w: list(vernal.batches((w.x, w.y), 0)),
+        "batch_size | whole number from 1 to 6 | it is 0",
+    ),
+    "batch_size with a loader": (
+        lambda w: fit(w, [(w.x, w.y)], batch_size=3),
+        "batch_size=3 | loader | Leave batch_size out",
+    ),
+    "loss as a class": (
+        lambda w: Trainer(ADAM, losses.Huber),
+        "the class Huber | Try losses.Huber()",
+    ),
+    "loss as in Keras": (
+        lambda w: Trainer(ADAM, "mse"),
+        "'mse' | loss(model, batch, key) | losses.MeanSquaredError()",
+    ),
+    "no loss": (lambda w: Trainer(ADAM, None), "None | loss(model, batch, key)"),
+    "Optax's loss": (
+        lambda w: Trainer(ADAM, optax.losses.squared_error),
+        "squared_error | loss(model, batch, key) | losses.Supervised(squared_error)",
+    ),
+    "Optax's loss of three arguments": (
+        lambda w: Trainer(ADAM, optax.losses.huber_loss),
+        "huber_loss | losses.Supervised(huber_loss)",
+    ),
+    "a loss of two arguments": (
+        lambda w: Trainer(ADAM, lambda prediction, target: 0.0),
+        "loss(model, batch, key) | losses.Supervised",
+    ),
+    "optimizer as in Keras": (
+        lambda w: Trainer("adam", MSE),
+        "'adam' | Optax optimizer | optax.adam(1e-3)",
+    ),
+    "optimizer as a function": (
+        lambda w: Trainer(optax.adam, MSE),
+        "the function adam | Optax optimizer | adam(...)",
+    ),
+    "optimizer as a class": (
+        lambda w: Trainer(optax.GradientTransformation, MSE),
+        "the class GradientTransformation | Optax optimizer | optax.adam(1e-3)",
+    ),
+    "learning rate as optimizer": (
+        lambda w: Trainer(1e-3, MSE),
+        "0.001 | Optax optimizer | optax.adam(1e-3)",
+    ),
+    "loss and optimizer swapped": (
+        lambda w: Trainer(MSE, ADAM),
+        "MeanSquaredError | Optax optimizer",
+    ),
+    "a model's class": (lambda w: fit(w, (w.x, w.y), state=nn.MLP), "the class MLP | instance"),
+    "a model's class in init": (lambda w: TRAINER.init(nn.MLP), "the class MLP | instance"),
+    "a model's class in epochs": (
+        lambda w: TRAINER.epochs(nn.MLP, (w.x, w.y)),
+        "the class MLP | instance",
+    ),
+    "a model without parameters": (
+        lambda w: fit(w, (w.x, w.y), state=eqx.nn.Identity()),
+        "Identity | train",
+    ),
+    "a function as a model": (lambda w: fit(w, (w.x, w.y), state=jnp.sin), "train"),
+    "no model": (lambda w: fit(w, (w.x, w.y), state=eqx.nn.Lambda(None)), "train"),
+    "nothing is trainable": (
+        lambda w: Trainer(ADAM, MSE, trainable=False).init(w.two.model),
+        "MLP | trainable",
+    ),
+    "a model without a state in step": (
+        lambda w: TRAINER.step(w.two.model, (w.x, w.y)),
+        "MLP | trainer.init",
+    ),
+    "a class to measure": (
+        lambda w: TRAINER.evaluate(nn.MLP, (w.x, w.y)),
+        "the class MLP | instance",
+    ),
+    "a class to predict": (lambda w: TRAINER.predict(nn.MLP, w.x), "the class MLP | instance"),
+}
+
+DATA = {
+    "fewer targets": (lambda w: fit(w, (w.x, w.y[:-1])), "x has 6 | y has 5"),
+    "fewer weights": (lambda w: fit(w, (w.x, w.y, w.w[:-1])), "x has 6 | sample_weight has 5"),
+    "unequal lengths of a dict": (
+        lambda w: fit(w, {"a": w.x, "b": w.y[:2]}),
+        "['a'] has 6 | ['b'] has 2",
+    ),
+    "unequal lengths in step": (lambda w: TRAINER.step(w.two, (w.x, w.y[:-1])), "6 | 5"),
+    "unequal lengths to measure": (
+        lambda w: TRAINER.evaluate(w.two, (w.x, w.y[:-1])),
+        "x has 6 | y has 5",
+    ),
+    "x transposed": (lambda w: fit(w, (w.x.T, w.y)), "x has 2 | y has 6"),
+    "no examples": (lambda w: fit(w, (w.x[:0], w.y[:0])), "no examples | (0, 2)"),
+    "no examples to predict": (lambda w: TRAINER.predict(w.two, w.x[:0]), "no examples | (0, 2)"),
+    "nothing at all": (lambda w: fit(w, ()), "no arrays"),
+    "None": (lambda w: fit(w, None), "None | (x, y)"),
+    "a number": (lambda w: fit(w, 3.0), "single number"),
+    "two numbers": (lambda w: fit(w, (1.0, 2.0)), "x | single number"),
+    "a file's name": (lambda w: fit(w, "data.csv"), "data.csv | numbers"),
+    "strings": (lambda w: fit(w, (np.array([["a", "b"]] * N), w.y)), "x needs numbers | 'a'"),
+    "strings as labels": (
+        lambda w: fit(w, (w.x, ["cat", "dog", "cow"] * 2)),
+        "y needs numbers | 'cat'",
+    ),
+    "a column of strings": (
+        lambda w: fit(w, (pd.DataFrame({"a": list("uvwxyz"), "b": range(N)}), w.y)),
+        "x needs numbers | 'u'",
+    ),
+    "objects": (lambda w: fit(w, (w.x, np.array([{}] * N))), "y needs numbers | object"),
+    "dates": (
+        lambda w: fit(w, (np.array(["2020-01-01"] * N, "M8[D]"), w.y)),
+        "x needs numbers | datetime64",
+    ),
+    "lists of several lengths": (lambda w: fit(w, ([[1.0, 2.0], [3.0]], w.y)), "x | array"),
+    "no targets": (lambda w: fit(w, (w.x, None)), "y | None"),
+    "a generator": (lambda w: fit(w, ((w.x, w.y) for _ in range(3))), "generator | once | list"),
+    "a spent generator": (lambda w: fit(w, iter([])), "list_iterator | once | list"),
+    "a generator to measure": (
+        lambda w: TRAINER.evaluate(w.two, iter([(w.x, w.y)])),
+        "list_iterator | once",
+    ),
+    "an empty list": (lambda w: fit(w, []), "list | without a single batch"),
+    "a list of x and y": (lambda w: fit(w, [w.x, w.y]), "(x, y) | (6, 2)"),
+    "x alone": (lambda w: fit(w, w.x), "(x, y) | (6, 2)"),
+    "x alone in a tuple": (lambda w: fit(w, (w.x,)), "(x, y) | a tuple of 1"),
+    "four arrays": (lambda w: fit(w, (w.x, w.y, w.w, w.w)), "(x, y, sample_weight) | a tuple of 4"),
+    "a dict": (lambda w: fit(w, {"x": w.x, "y": w.y}), "(x, y) | a dict | loss(model, batch, key)"),
+    "a batch of several lengths": (lambda w: fit(w, [(w.x, w.y[:-1])]), "6 | 5"),
+    "a single example to predict": (lambda w: TRAINER.predict(w.two, 1.0), "x is a single number"),
+}
+
+NOT_FINITE = {
+    "NaN in x": (
+        lambda w: fit(w, (put(w.x, (4, 1), np.nan), w.y)),
+        "x has 1 value | x[4, 1] | nan",
+    ),
+    "inf in x": (
+        lambda w: fit(w, (put(w.x, (0, 0), np.inf), w.y)),
+        "x has 1 value | x[0, 0] | inf",
+    ),
+    "NaNs in x": (
+        lambda w: fit(w, (put(w.x, (slice(2, 5), 1), np.nan), w.y)),
+        "x has 3 values | of 12 | x[2, 1] | nan",
+    ),
+    "NaN in y": (
+        lambda w: fit(w, (w.x, put(w.y, (3, 0), np.nan))),
+        "y has 1 value | of 6 | y[3, 0]",
+    ),
+    "-inf in y": (
+        lambda w: fit(w, (w.x, put(w.y, (3, 0), -np.inf))),
+        "y has 1 value | y[3, 0] | -inf",
+    ),
+    "inf and -inf": (
+        lambda w: fit(w, (w.x, put(w.y, ([1, 3], 0), [[np.inf, -np.inf]]))),
+        "y has 2 values | y[1, 0] | inf",
+    ),
+    "NaN weight": (
+        lambda w: fit(w, (w.x, w.y, put(w.w, 2, np.nan))),
+        "sample_weight has 1 value | sample_weight[2] | nan",
+    ),
+    "NaN in double precision": (
+        lambda w: fit(w, (put(w.x.astype(float), (4, 1), np.nan), w.y)),
+        "x has 1 value | x[4, 1]",
+    ),
+    "NaN in half precision": (
+        lambda w: fit(w, (put(w.x.astype(np.float16), (4, 1), np.nan), w.y)),
+        "x has 1 value | x[4, 1]",
+    ),
+    "NaN in bfloat16": (
+        lambda w: fit(w, (put(w.x.astype(jnp.bfloat16), (4, 1), np.nan), w.y)),
+        "x has 1 value | x[4, 1]",
+    ),
+    "a gap in a frame": (
+        lambda w: fit(w, (pd.DataFrame({"a": [1, 2, None, 4, 5, 6], "b": range(N)}), w.y)),
+        "x has 1 value | x[2, 0]",
+    ),
+    "NaN in a dict": (
+        lambda w: fit(w, {"a": put(w.x, (4, 1), np.nan)}),
+        "['a'] has 1 value | [4, 1]",
+    ),
+    "NaN to predict": (
+        lambda w: TRAINER.predict(w.two, put(w.x, (4, 1), np.nan)),
+        "x has 1 value | x[4, 1]",
+    ),
+    "NaN to measure": (
+        lambda w: TRAINER.evaluate(w.two, (w.x, put(w.y, (4, 0), np.nan))),
+        "y has 1 value | y[4, 0]",
+    ),
+    "NaN to validate": (
+        lambda w: validate(w, (w.x, put(w.y, (4, 0), np.nan))),
+        "validation_data | 1 value | [4, 0]",
+    ),
+}
+
+VALIDATION = {
+    "unequal lengths to validate": (
+        lambda w: validate(w, (w.x, w.y[:3])),
+        "validation_data | 6 | 3",
+    ),
+    "a generator to validate": (
+        lambda w: validate(w, iter([(w.x, w.y)])),
+        "validation_data | list_iterator | once",
+    ),
+    "an empty list to validate": (lambda w: validate(w, []), "validation_data | list | batch"),
+    "x alone to validate": (lambda w: validate(w, w.x), "(x, y) | (6, 2)"),
+    "no examples to validate": (
+        lambda w: validate(w, (w.x[:0], w.y[:0])),
+        "validation_data | no examples",
+    ),
+}
+
+SHAPES = {
+    "x lacks an axis": (
+        lambda w: fit(w, (w.x[:, 0], w.y), w.one),
+        "x has shape (6,) | MLP.layers[0] (Linear) needs (1,) | Try x[:, None], which has shape (6",
+    ),
+    "y lacks an axis": (
+        lambda w: fit(w, (w.x, w.y[:, 0])),
+        "(6, 1) | y has shape (6,) | Try y[:, None], which has shape (6, 1)",
+    ),
+    "both lack an axis": (
+        lambda w: fit(w, (w.x[:, 0], w.y[:, 0]), w.one),
+        "x has shape (6,) | (1,) | Try x[:, None] and y[:, None] | (6, 1) and (6, 1)",
+    ),
+    "y has an axis too many": (
+        lambda w: fit(w, (w.x[:, 0], w.y), w.scalar),
+        "(6,) | y has shape (6, 1) | Try y.squeeze(-1), which has shape (6,)",
+    ),
+    "both transposed": (lambda w: fit(w, (w.x.T, w.x.T), w.one), "x has shape (2, 6) | (1,)"),
+    "x transposed, as long as y": (
+        lambda w: fit(w, (ones(2, 6), ones(2, 1))),
+        "x has shape (2, 6) | its 2 examples | (6,) | needs (2,)",
+    ),
+    "x and y transposed": (
+        lambda w: fit(w, (ones(1, 6), ones(1, 6)), w.one),
+        "x has shape (1, 6) | needs (1,) | Try x.T and y.T | (6, 1) and (6, 1)",
+    ),
+    "another number of features": (
+        lambda w: fit(w, (ones(N, 3), w.y)),
+        "x has shape (6, 3) | its 6 examples is of shape (3,) | MLP.layers[0] (Linear) needs (2,)",
+    ),
+    "of a model further in": (
+        lambda w: fit(w, (ones(N, 3), w.y), w.outer),
+        "x has shape (6, 3) | Outer.net.layers[0] (Linear) needs (2,)",
+    ),
+    "of Equinox's model": (
+        lambda w: fit(w, (ones(N, 3), w.y), w.theirs),
+        "x has shape (6, 3) | MLP",
+    ),
+    "integers": (
+        lambda w: fit(w, (w.x.astype(int), w.y)),
+        "int | MLP.layers[0] (Linear) needs floats | Try x.astype(float)",
+    ),
+    "integers and an axis missing": (
+        lambda w: fit(w, (np.arange(N), w.y), w.one),
+        "int | MLP.layers[0] (Linear) needs floats",
+    ),
+    "targets of another width": (
+        lambda w: fit(w, (w.x, ones(N, 2))),
+        "MeanSquaredError | (6, 1) | y has shape (6, 2)",
+    ),
+    "a column of weights": (
+        lambda w: fit(w, (w.x, w.y, ones(N, 1))),
+        "sample_weight needs shape (6,) | it has shape (6, 1)",
+    ),
+    "float labels": (
+        lambda w: CLASSIFIER.fit(w.classes, (w.x, w.labels.astype(np.float32)), epochs=2),
+        "CrossEntropy needs integer labels | float32 | Try y.astype(int)",
+    ),
+    "one-hot labels": (
+        lambda w: CLASSIFIER.fit(w.classes, (w.x, np.eye(3)[w.labels]), epochs=2),
+        "CrossEntropy | (6,) | y has shape (6, 3) | Try y.argmax(-1)",
+    ),
+    "one-hot integer labels": (
+        lambda w: CLASSIFIER.fit(w.classes, (w.x, np.eye(3, dtype=int)[w.labels]), epochs=2),
+        "CrossEntropy | (6,) | y has shape (6, 3) | Try y.argmax(-1)",
+    ),
+    "a column of labels": (
+        lambda w: CLASSIFIER.fit(w.classes, (w.x, w.labels[:, None]), epochs=2),
+        "CrossEntropy | (6,) | y has shape (6, 1) | Try y.squeeze(-1)",
+    ),
+    "binary labels without an axis": (
+        lambda w: BINARY.fit(w.two, (w.x, w.labels > 0), epochs=2),
+        "BinaryCrossEntropy | (6, 1) | y has shape (6,) | Try y[:, None]",
+    ),
+    "a batch of a loader": (
+        lambda w: fit(w, [(w.x, w.y[:, 0])]),
+        "y has shape (6,) | Try y[:, None]",
+    ),
+    "to predict": (lambda w: TRAINER.predict(w.two, ones(N, 3)), "x has shape (6, 3) | needs (2,)"),
+    "to predict, an axis missing": (
+        lambda w: TRAINER.predict(w.one, w.x[:, 0]),
+        "x has shape (6,) | needs (1,) | Try x[:, None], which has shape (6, 1)",
+    ),
+    "to predict, transposed": (
+        lambda w: TRAINER.predict(w.two, w.x.T),
+        "x has shape (2, 6) | Try x.T",
+    ),
+    "to predict, one example": (
+        lambda w: TRAINER.predict(w.two, w.x[0]),
+        "x has shape (2,) | needs (2,)",
+    ),
+    "to predict, with y": (lambda w: TRAINER.predict(w.two, (w.x, w.y)), "needs | tuple"),
+    "to measure": (
+        lambda w: TRAINER.evaluate(w.two, (w.x, w.y[:, 0])),
+        "y has shape (6,) | Try y[:, None]",
+    ),
+    "in a step": (
+        lambda w: TRAINER.step(w.two, (w.x, w.y[:, 0])),
+        "y has shape (6,) | Try y[:, None]",
+    ),
+    "in a step, x": (
+        lambda w: TRAINER.step(w.two, (ones(N, 3), w.y)),
+        "x has shape (6, 3) | needs (2,)",
+    ),
+    "of epochs": (
+        lambda w: TRAINER.epochs(w.two, (w.x, w.y[:, 0])),
+        "y has shape (6,) | Try y[:, None]",
+    ),
+    "to validate": (
+        lambda w: validate(w, (w.x, w.y[:, 0])),
+        "validation_data | y has shape (6,) | Try y[:, None]",
+    ),
+    "to validate, x": (
+        lambda w: validate(w, (ones(4, 3), ones(4, 1))),
+        "validation_data | x has shape (4, 3) | needs (2,)",
+    ),
+}
+
+
+def own(returns):
+    """A run with a loss of one's own, that returns something of the model's errors."""
+
+    def loss(model, batch, key):
+        x, y = batch
+        return returns(jax.vmap(model)(x) - y)
+
+    return lambda w: Trainer(ADAM, loss).fit(w.two, (w.x, w.y), epochs=2)
+
+
+LOSSES = {
+    "a vector": (own(lambda e: e[:, 0] ** 2), "one number | loss has shape (6,) | jnp.mean"),
+    "a matrix": (own(lambda e: e**2), "one number | loss has shape (6, 1) | jnp.mean"),
+    "a vector of one": (own(lambda e: jnp.mean(e**2, axis=0)), "one number | loss has shape (1,)"),
+    "a vector as a metric": (
+        own(lambda e: (jnp.mean(e**2), {"mae": jnp.abs(e)})),
+        "one number | mae has shape (6, 1)",
+    ),
+    "three values": (own(lambda e: (jnp.mean(e**2), {}, 1)), "scalar | dict | tuple | int"),
+    "two numbers returned": (own(lambda e: (jnp.mean(e**2), jnp.mean(e))), "scalar | dict | tuple"),
+    "metrics first": (own(lambda e: ({}, jnp.mean(e**2))), "scalar | dict | tuple"),
+    "a metric called loss": (
+        own(lambda e: (jnp.mean(e**2), {"loss": jnp.mean(e)})),
+        'dict | "loss"',
+    ),
+    "an integer": (own(lambda e: jnp.sum(e > 0)), "real number | int32"),
+    "a complex number": (own(lambda e: jnp.mean(e) * 1j), "real number | complex64"),
+    "no loss at all": (own(lambda e: None), "None"),
+    "a mistake": (own(lambda e: {}["weight"]), "loss | KeyError | weight"),
+    "a string": (own(lambda e: "mse"), "loss | str"),
+}
+
+TABLES = [
+    (ArgumentError, ARGUMENTS),
+    (DataError, DATA),
+    (DataError, NOT_FINITE),
+    (DataError, VALIDATION),
+    (ShapeError, SHAPES),
+    (ShapeError, LOSSES),
+]
+CASES = [
+    pytest.param(error, mistake, says.split(" | "), id=name)
+    for error, table in TABLES
+    for name, (mistake, says) in table.items()
+]
+
+
+def copies(tree):
+    """The values of every array, the user's own and the states'."""
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+    is_key = lambda array: jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return [np.array(jax.random.key_data(a) if is_key(a) else a) for a in arrays]
+
+
+@pytest.fixture(scope="module")
+def expected(states):
+    """What a run with good data gives; no part of it compiles again."""
+    return good_run(good_world(states))
+
+
+def good_run(w):
+    return fit(w, (w.x, w.y), epochs=3)[1].steps["loss"]
+
+
+@pytest.mark.parametrize(("error", "mistake", "says"), CASES)
+def test_a_mistake_is_explained_before_anything_compiles(
+    error, mistake, says, world, expected, compiled
+):
+    before = copies(vars(world))
+    compiled.clear()
+    with pytest.raises(vernal.VernalError) as caught:
+        mistake(world)
+    assert compiled == []
+    assert type(caught.value) is error
+    message = str(caught.value)
+    for part in says:
+        assert part in message
+    assert_readable(message)
+    # And nothing is broken: what was passed in trains as it does without, and stays as it is.
+    np.testing.assert_array_equal(good_run(world), expected)
+    assert compiled == []
+    for array, copy in zip(copies(vars(world)), before, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+def assert_readable(message):
+    lines = message.splitlines()
+    assert len(lines) <= 6
+    assert max(map(len, lines)) <= 100
+    assert "Tracer" not in message
+    assert "0x" not in message  # no addresses
+
+
+@pytest.mark.parametrize(
+    ("error", "families"),
+    [
+        (ArgumentError, (ValueError,)),
+        (DataError, (ValueError,)),
+        (ShapeError, (ValueError,)),
+        (vernal.MissingExtraError, (ImportError,)),
+    ],
+)
+def test_errors_belong_to_pythons_families(error, families):
+    for family in (vernal.VernalError, *families):
+        assert issubclass(error, family)
+
+
+def test_values_on_the_device_are_looked_at_too(world):
+    """This takes a compiled sum, of which nothing is left to compile the second time."""
+    for make in (jnp.asarray, lambda a: jnp.asarray(a, jnp.bfloat16)):
+        x = make(put(world.x, (4, 1), np.nan))
+        with pytest.raises(DataError, match=r"x has 1 value .* x\[4, 1\]"):
+            fit(world, (x, world.y))
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # as an error inside of JAX, it ends the process
+def test_what_single_precision_cannot_hold_is_not_finite(world):
+    """It would train on inf: JAX rounds double precision on the way to the device."""
+    for value in (1e39, -1e300):
+        with pytest.raises(DataError, match=r"x has 1 value .* x\[4, 1\]"):
+            fit(world, (put(world.x.astype(float), (4, 1), value), world.y))
+
+
+def test_large_values_are_finite(world):
+    """Their sum is not, but they are."""
+    x = np.full((N, 2), 3e38, np.float32)
+    loss = lambda model, batch, key: jnp.mean(model.layers[0].weight ** 2)
+    _, history = Trainer(ADAM, loss).fit(world.two, (x, world.y), epochs=1)
+    assert np.isfinite(history.steps["loss"]).all()
+
+
+def test_integers_and_bools_have_no_nan(world):
+    data = (world.x, world.labels, world.labels > 0)
+    assert len(list(vernal.batches(data, 2))) == 3
+
+
+# ----- suggestions
+
+
+SUGGESTIONS = {
+    "x lacks an axis": (TRAINER, "one", lambda w: (w.x[:, 0], w.y)),
+    "y lacks an axis": (TRAINER, "two", lambda w: (w.x, w.y[:, 0])),
+    "both lack an axis": (TRAINER, "one", lambda w: (w.x[:, 0], w.y[:, 0])),
+    "both lack an axis, weighted": (TRAINER, "one", lambda w: (w.x[:, 0], w.y[:, 0], w.w)),
+    "y has an axis too many": (TRAINER, "scalar", lambda w: (w.x[:, 0], w.y)),
+    "x and y transposed": (TRAINER, "one", lambda w: (w.x[:, :1].T, w.y.T)),
+    "integers": (TRAINER, "two", lambda w: (w.x.astype(int), w.y)),
+    "an axis in the middle": (TRAINER, "two", lambda w: (w.x[:, None], w.y)),
+    "of Equinox's model": (TRAINER, "theirs", lambda w: (w.x, w.y[:, 0])),
+    "float labels": (CLASSIFIER, "classes", lambda w: (w.x, w.labels.astype(float))),
+    "one-hot labels": (CLASSIFIER, "classes", lambda w: (w.x, np.eye(3)[w.labels])),
+    "a column of labels": (CLASSIFIER, "classes", lambda w: (w.x, w.labels[:, None])),
+    "binary labels": (BINARY, "two", lambda w: (w.x, w.labels > 0)),
+    "NaN in x": (TRAINER, "two", lambda w: (put(w.x, (4, 1), np.nan), w.y)),
+    "inf in y": (TRAINER, "two", lambda w: (w.x, put(w.y, 4, np.inf))),
+    "NaN weight": (TRAINER, "two", lambda w: (w.x, w.y, put(w.w, 2, np.nan))),
+}
+
+
+@pytest.mark.parametrize("name", SUGGESTIONS)
+def test_a_suggested_line_does_it(name, world):
+    """Every line of code that a message suggests is run on the data; then the data is good."""
+    trainer, state, make = SUGGESTIONS[name]
+    data = dict(zip(("x", "y", "sample_weight"), make(world), strict=False))
+    with pytest.raises(vernal.VernalError) as caught:
+        trainer.fit(getattr(world, state), tuple(data.values()), epochs=1)
+    suggestion = re.search(
+        r"(?:Try|fill them in as with) (.+?)(?:, which .*)?\.$", str(caught.value)
+    )
+    assert suggestion, str(caught.value)
+    shapes = re.search(r", which (?:has shape|have shapes) (.+)\.$", str(caught.value))
+    mended = {}
+    for code in suggestion[1].split(" and "):
+        [name] = [name for name in data if re.search(rf"\b{name}\b", code)]
+        mended[name] = eval(code, {"np": np}, data)
+    if shapes:
+        assert shapes[1] == " and ".join(str(array.shape) for array in mended.values())
+    measured = trainer.evaluate(getattr(world, state), tuple((data | mended).values()))
+    assert np.isfinite(measured["loss"])
+
+
+@pytest.mark.parametrize("loss", [losses.Huber, optax.losses.squared_error, "mse"], ids=str)
+def test_a_suggested_loss_does_it(loss, world):
+    with pytest.raises(ArgumentError) as caught:
+        Trainer(ADAM, loss)
+    code = re.search(r"Try (losses\.\w+\(\w*\))", str(caught.value))[1]
+    suggested = eval(code, {"losses": losses, getattr(loss, "__name__", ""): loss})
+    measured = Trainer(ADAM, suggested).evaluate(world.two, (world.x, world.y))
+    assert np.isfinite(measured["loss"])
+
+
+def test_a_missing_extra_names_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(vernal.MissingExtraError) as caught:
+        vernal.History().plot()
+    assert type(caught.value) is vernal.MissingExtraError
+    assert "pip install 'vernal[plot]'" in str(caught.value)
+    assert_readable(str(caught.value))
