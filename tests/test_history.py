@@ -1,0 +1,289 @@
+"""The record of a run against averages by hand, and what can be made of it."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+
+import vernal
+from vernal import History, losses
+
+KEY = jax.random.key(4)
+N = 13
+
+
+class Dot(eqx.Module):
+    """A linear model, small enough for NumPy to follow."""
+
+    w: jax.Array
+
+    def __call__(self, x):
+        return jnp.dot(self.w, x)
+
+
+def with_metrics(model, batch, key):
+    """A loss of one's own: the squared error, with the absolute one beside it."""
+    x, y = batch[:2]
+    error = jax.vmap(model)(x) - y
+    return jnp.mean(error**2), {"mae": jnp.mean(jnp.abs(error)), "above": jnp.mean(error > 0)}
+
+
+MSE = losses.MeanSquaredError()
+TRAINER = vernal.Trainer(optax.sgd(0.05), MSE)
+CUSTOM = vernal.Trainer(optax.sgd(0.05), with_metrics)
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(3)
+    return rng.normal(size=(N, 2)).astype(np.float32), rng.normal(size=N).astype(np.float32)
+
+
+@pytest.fixture
+def weight():
+    return np.random.default_rng(4).uniform(0.1, 3, N).astype(np.float32)
+
+
+def start():
+    return TRAINER.init(Dot(jnp.array([0.5, -1.0])), key=KEY)
+
+
+def by_hand(state, batches):
+    """Gradient descent in NumPy: each update's loss, and its batch's weight."""
+    w = np.asarray(state.model.w, float)
+    values, weights = [], []
+    for x, y, *given in batches:
+        weight = given[0].astype(float) if given else np.ones(len(y))
+        error = x @ w - y
+        values.append(np.sum(weight * error**2) / np.sum(weight))
+        weights.append(np.sum(weight))
+        w = w - 0.05 * 2 * (weight * error) @ x / np.sum(weight)
+    return np.array(values), np.array(weights)
+
+
+def averages(values, weights, ends):
+    """The weighted average of each part, given where the parts end."""
+    parts = zip(np.split(values, ends)[:-1], np.split(weights, ends)[:-1], strict=True)
+    return [np.sum(v * w) / np.sum(w) for v, w in parts]
+
+
+def batches_of(data, size, epochs):
+    for epoch in range(epochs):
+        yield from vernal.batches(data, size, epoch=epoch, key=KEY)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("size", [None, 13, 5, 4, 12, 1], ids=str)
+def test_an_epochs_loss_is_the_average_over_its_examples(size, weighted, data, weight):
+    data = (*data, weight) if weighted else data
+    state, history = TRAINER.fit(start(), data, epochs=4, batch_size=size)
+    values, weights = by_hand(start(), batches_of(data, size, 4))
+    length = 1 if size is None else -(-N // size)
+    assert history.steps["loss"].shape == (4 * length,)
+    assert history.epochs["loss"].shape == (4,)
+    np.testing.assert_allclose(history.steps["loss"], values, rtol=1e-4)
+    ends = length * np.arange(1, 5)
+    np.testing.assert_allclose(history.epochs["loss"], averages(values, weights, ends), rtol=1e-4)
+    # To the last digits, from the record itself.
+    expected = averages(history.steps["loss"].astype(float), weights, ends)
+    np.testing.assert_allclose(history.epochs["loss"], expected, rtol=1e-6)
+    assert (int(state.step), int(state.epoch), int(state.batch)) == (4 * length, 4, 0)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("made", [1, 2, 4, 5])
+def test_a_run_from_the_middle_of_an_epoch_averages_what_is_left(made, weighted, data, weight):
+    data = (*data, weight) if weighted else data
+    state = start()
+    everything = list(batches_of(data, 4, 4))  # four updates an epoch, the last on one example
+    for batch in everything[:made]:
+        state, _ = TRAINER.step(state, batch)
+    _, history = TRAINER.fit(state, data, epochs=2, batch_size=4)
+    end = 4 * (made // 4 + 2)
+    values, weights = by_hand(start(), everything[:end])
+    np.testing.assert_allclose(history.steps["loss"], values[made:], rtol=1e-4)
+    ends = np.array([end - 4, end]) - made
+    expected = averages(values[made:], weights[made:], ends)
+    np.testing.assert_allclose(history.epochs["loss"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("cuts", [[5, 5, 3], [6, 7], [2, 5, 1, 5], [13]], ids=str)
+def test_a_loaders_epochs_are_averaged_by_their_examples(cuts, weighted, data, weight):
+    data = (*data, weight) if weighted else data
+    ends = np.cumsum(cuts)
+    loader = [tuple(a[i:j] for a in data) for i, j in zip([0, *ends], ends, strict=False)]
+    _, history = TRAINER.fit(start(), loader, epochs=3)
+    values, weights = by_hand(start(), loader * 3)
+    np.testing.assert_allclose(history.steps["loss"], values, rtol=1e-4)
+    ends = len(cuts) * np.arange(1, 4)
+    np.testing.assert_allclose(history.epochs["loss"], averages(values, weights, ends), rtol=1e-4)
+
+
+def test_an_epoch_of_zero_weights_has_the_loss_0(data):
+    _, history = TRAINER.fit(start(), (*data, np.zeros(N)), epochs=2, batch_size=5)
+    np.testing.assert_array_equal(history.steps["loss"], np.zeros(6))
+    np.testing.assert_array_equal(history.epochs["loss"], np.zeros(2))
+
+
+@pytest.mark.parametrize("size", [None, 5])
+def test_a_losss_own_metrics_are_recorded_beside_it(size, data):
+    _, history = CUSTOM.fit(start(), data, epochs=3, batch_size=size, validation_data=data)
+    assert list(history.steps) == ["loss", "above", "mae"]  # the loss is first
+    assert set(history.epochs) == {f"{v}{n}" for v in ("", "val_") for n in history.steps}
+    assert next(iter(history.epochs)) == "loss"
+    sizes = np.array([13] * 3 if size is None else [5, 5, 3] * 3)
+    ends = len(sizes) // 3 * np.arange(1, 4)
+    for name, values in history.steps.items():
+        assert isinstance(values, np.ndarray)
+        np.testing.assert_allclose(
+            history.epochs[name], averages(values, sizes, ends), rtol=1e-5, atol=1e-7
+        )
+    # They are told apart: neither is the other under its name.
+    x, y = data if size is None else next(vernal.batches(data, size, key=KEY))
+    error = x @ np.array([0.5, -1.0]) - y
+    np.testing.assert_allclose(history.steps["loss"][0], np.mean(error**2), rtol=1e-5)
+    np.testing.assert_allclose(history.steps["mae"][0], np.mean(np.abs(error)), rtol=1e-5)
+
+
+def test_validation_is_one_value_an_epoch_and_nan_where_there_was_none(data):
+    x, y = data
+    validation = (x[:5], y[:5] + 1)
+    _, history = TRAINER.fit(
+        start(), data, epochs=5, batch_size=5, validation_data=validation, validate_every=2
+    )
+    assert list(history.epochs) == ["loss", "val_loss"]
+    known = np.isfinite(history.epochs["val_loss"])
+    np.testing.assert_array_equal(known, [False, True, False, True, False])
+    # Measured after the epoch, on the model that it made.
+    for epochs in (2, 4):
+        state, _ = TRAINER.fit(start(), data, epochs=epochs, batch_size=5)
+        w = np.asarray(state.model.w, float)
+        expected = np.mean((validation[0] @ w - validation[1]) ** 2)
+        np.testing.assert_allclose(history.epochs["val_loss"][epochs - 1], expected, rtol=1e-5)
+
+
+def test_epochs_and_fit_tell_the_same(data):
+    _, history = TRAINER.fit(start(), data, epochs=3, batch_size=5, validation_data=data)
+    seen = []
+    for epoch in TRAINER.epochs(start(), data, batch_size=5, validation_data=data):
+        seen.append(epoch.metrics)
+        if len(seen) == 3:
+            break
+    assert set(seen[0]) == {"loss", "val_loss"}
+    for name, values in history.epochs.items():
+        np.testing.assert_array_equal([metrics[name] for metrics in seen], values)
+
+
+def test_pandas_takes_the_record(data):
+    _, history = CUSTOM.fit(
+        start(), data, epochs=4, batch_size=5, validation_data=data, validate_every=3
+    )
+    frame = pd.DataFrame(history.epochs)
+    assert frame.shape == (4, 6)
+    assert list(frame.columns[:1]) == ["loss"]
+    np.testing.assert_array_equal(frame["loss"], history.epochs["loss"])
+    assert frame["val_loss"].isna().tolist() == [True, True, False, True]
+    assert pd.DataFrame(history.steps).shape == (12, 3)
+    assert pd.DataFrame(History().epochs).empty
+
+
+# ----- in words
+
+
+def record(steps, seconds=1.25, **epochs):
+    arrays = {name: np.array(values, float) for name, values in epochs.items()}
+    return History({"loss": np.array(steps, float)}, arrays, seconds)
+
+
+@pytest.mark.parametrize(
+    ("history", "says"),
+    [
+        (History(), "History(0 epochs, 0 updates, 0.00 s)"),
+        (
+            record([4, 2, 1], loss=[2, 0.5]),
+            "History(2 epochs, 3 updates, loss 2 → 0.5, 1.25 s)",
+        ),
+        (
+            record([0.123456], loss=[0.123456]),
+            "History(1 epoch, 1 update, loss 0.1235 → 0.1235, 1.25 s)",
+        ),
+        (
+            record([1] * 12000, loss=[3] * 6000, val_loss=[np.nan, 9, 7] * 2000),
+            "History(6,000 epochs, 12,000 updates, loss 3 → 3, val_loss 9 → 7, 1.25 s)",
+        ),
+        # Stopped in the first epoch: what there is are the updates.
+        (record([4, 2, 1]), "History(0 epochs, 3 updates, loss 4 → 1, 1.25 s)"),
+    ],
+)
+def test_a_history_says_how_the_run_went(history, says):
+    assert repr(history) == str(history) == says
+
+
+def test_a_history_does_not_hide_that_a_run_diverged():
+    assert "nan" in repr(record([1, np.nan, np.nan], loss=[1, np.nan, np.nan]))
+    assert "inf" in repr(record([1, np.inf], loss=[1, np.inf]))
+
+
+def test_a_real_run_in_words(data):
+    _, history = TRAINER.fit(start(), data, epochs=3, batch_size=5)
+    first, last = (f"{history.epochs['loss'][i]:.4g}" for i in (0, -1))
+    assert repr(history).startswith(f"History(3 epochs, 9 updates, loss {first} → {last}, ")
+    assert first != last
+
+
+# ----- in a picture
+
+
+@pytest.fixture
+def axes():
+    _, ax = plt.subplots()
+    yield ax
+    plt.close("all")
+
+
+def test_plot_draws_on_the_axes_it_is_given(axes):
+    ax = record([4, 3, 2, 1], loss=[4, 1], val_loss=[3, 2]).plot(axes)
+    assert ax is axes
+    assert len(plt.get_fignums()) == 1
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss")
+    curves = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert curves == {"loss": [[1, 4], [2, 1]], "val_loss": [[1, 3], [2, 2]]}
+    shown = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert shown == ["loss", "val_loss"]
+
+
+@pytest.mark.parametrize(
+    ("history", "label", "scale", "points"),
+    [
+        (record([4, 3, 2, 1], loss=[4, 1]), "epoch", "log", [[1, 4], [2, 1]]),
+        (record([4, 3, 2, 1]), "update", "log", [[1, 4], [2, 3], [3, 2], [4, 1]]),
+        (record([1, -1], loss=[1, -1]), "epoch", "linear", [[1, 1], [2, -1]]),
+        (record([1, 0], loss=[1, 0]), "epoch", "linear", [[1, 1], [2, 0]]),
+        (record([2, 0, -1]), "update", "linear", [[1, 2], [2, 0], [3, -1]]),
+        (record([1, 1], loss=[1, np.nan, 4]), "epoch", "log", [[1, 1], [3, 4]]),
+    ],
+)
+def test_plot_draws_all_there_is(history, label, scale, points, axes):
+    """On a logarithmic scale, where no value would be lost."""
+    history.plot(axes)
+    assert [line.get_xydata().tolist() for line in axes.lines] == [points]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()) == (label, "loss", scale)
+    axes.figure.canvas.draw()  # without a warning
+
+
+def test_an_empty_history_is_an_empty_picture(axes):
+    History().plot(axes)
+    assert [len(line.get_xdata()) for line in axes.lines] in ([], [0])
+    assert axes.get_ylabel() == "loss"
+    axes.figure.canvas.draw()
+
+
+def test_plot_makes_axes_of_its_own(axes):
+    history = record([4, 1], loss=[4, 1])
+    assert history.plot() is not axes
+    assert len(axes.lines) == 0
