@@ -36,13 +36,13 @@ def lowest_versions() -> list[str]:
 
 
 def find_python(version: str) -> str | None:
-    """Return the path of an installed Python such as "3.12", or None: here, in pyenv, or on the path."""
+    """Return the path of an installed Python such as "3.12": here, in pyenv, or on the path."""
     if version == f"{sys.version_info.major}.{sys.version_info.minor}":
         return sys.executable
     pyenv = Path(environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     for path in pyenv.glob(f"versions/{version}.*/bin/python"):
         return str(path)
-    # pyenv puts a shim for each of its versions on the path, and the shim of an inactive one only fails.
+    # pyenv puts a shim for each of its versions on the path; that of an inactive one only fails.
     paths = [p for p in environ["PATH"].split(pathsep) if Path(p) != pyenv / "shims"]
     return shutil.which(f"python{version}", path=pathsep.join(paths))
 
@@ -54,7 +54,7 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *session.posargs)
 
 
-# A Python that is not installed gets no environment (False): its session only says that it is missing.
+# A Python that is not installed gets no environment (False): its session only says so.
 @nox.session(reuse_venv=False)  # a kept environment would keep the JAX that was the newest once
 @nox.parametrize(
     "python, version, pins",
@@ -69,7 +69,7 @@ def tests(session: nox.Session) -> None:
     ],
 )
 def tests_matrix(session: nox.Session, version: str, pins: list[str]) -> None:
-    """Run the tests on each supported Python, and on the oldest with the lowest allowed versions."""
+    """Run the tests on each supported Python, and once with the lowest allowed versions."""
     if session.python is False:
         session.skip(f"Python {version} is missing on this machine")
     session.install("-e", ".[all]", *group("test"), *pins)
@@ -93,7 +93,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tutorials(session: nox.Session) -> None:
-    """Run every tutorial in order without a display, or those whose names begin as given: `-- 01 05`."""
+    """Run the tutorials without a display: all in order, or those named, as in `-- 01 05`."""
     scripts = sorted(ROOT.glob("tutorials/[0-9][0-9]_*.py"))
     names = tuple(session.posargs) or ("",)  # every name begins with ""
     for name in names:
@@ -108,7 +108,7 @@ def tutorials(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=False)  # clean, so that a requirement missing from the wheel shows
 def build(session: nox.Session) -> None:
-    """Build the wheel into dist/, install it alone, and compare the README's example with what it prints."""
+    """Build the wheel, install it alone, and run the README's example from it."""
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     if session.venv_backend == "uv":
         session.run("uv", "build", "--wheel", "--out-dir", "dist", external=True)
@@ -122,7 +122,7 @@ def build(session: nox.Session) -> None:
         session.error("README.md has no ```python block with a ```text block after it")
     code, expected = blocks.groups()
     with tempfile.TemporaryDirectory() as empty, session.chdir(empty):
-        # -I: only what is installed can be imported. stderr=None: a progress bar is not part of the output.
+        # -I: only what is installed can be imported. stderr=None: no progress bar in the output.
         printed = session.run("python", "-I", "-c", code, silent=True, stderr=None)
     if printed.strip() != expected.strip():
         session.error(f"README.md shows\n{expected}\nbut its example printed\n{printed}")

@@ -1,5 +1,6 @@
 """Examples to batches, in an order that (key, epoch) fixes."""
 
+import functools
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
@@ -82,9 +83,13 @@ class ArraySource:
         """What stands for a batch in the preflight: all of the data, so that messages name it."""
         return self.arrays
 
+    @functools.cached_property
+    def _on_device(self) -> PyTree[Array]:
+        return on_device(self.arrays)
+
     def stacks(self, epoch: int, batch: int) -> Iterator[Stack]:
         """The run's batches from a place on, without end."""
-        arrays = on_device(self.arrays)
+        arrays = self._on_device
         while True:
             skipped, batch = divmod(batch, self.length)
             epoch += skipped
@@ -292,7 +297,8 @@ def _as_array(name: str, leaf) -> np.ndarray | Array:
     if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
         first = f", the first of them {leaf.ravel()[0]!r}" if leaf.size else ""
         raise DataError(
-            f"{name} needs numbers; it holds {leaf.dtype} values{first}.\n  Encode them as numbers first."
+            f"{name} needs numbers; it holds {leaf.dtype} values{first}."
+            "\n  Encode them as numbers first."
         )
     if leaf.ndim == 0:
         raise DataError(f"{name} is a single number; it needs a leading axis, the examples.")
@@ -313,7 +319,7 @@ def _check_finite(name: str, array: np.ndarray | Array) -> None:
         value = np.asarray(array)[tuple(bad[0])]
         many = "1 value that is" if len(bad) == 1 else f"{len(bad)} values that are"
         raise DataError(
-            f"{name} has {many} not finite, of {array.size}; the first is {name}[{where}] = {value}."
+            f"{name} has {many} not finite, of {array.size}: the first is {name}[{where}], {value}."
             f"\n  Drop those examples, or fill them in as with np.nan_to_num({name})."
         )
 

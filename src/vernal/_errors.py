@@ -8,13 +8,19 @@ from typing import Any
 class VernalError(Exception):
     """Base of every error that Vernal raises on purpose."""
 
+    __module__ = "vernal"
+
 
 class ArgumentError(VernalError, ValueError):
     """A choice cannot be used: an optimizer that is a class, a negative number of epochs, ..."""
 
+    __module__ = "vernal"
+
 
 class DataError(VernalError, ValueError):
     """The data cannot be trained on: unequal lengths, no examples, strings, NaN, ..."""
+
+    __module__ = "vernal"
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class Mismatch:
 class ShapeError(VernalError, ValueError):
     """Model, data and loss disagree about a shape."""
 
+    __module__ = "vernal"
+
     def __init__(self, message: str, mismatch: Mismatch | None = None):
         super().__init__(message)
         self.mismatch = mismatch
@@ -37,6 +45,8 @@ class ShapeError(VernalError, ValueError):
 
 class MissingExtraError(VernalError, ImportError):
     """An optional dependency is not installed; the message has the command that installs it."""
+
+    __module__ = "vernal"
 
 
 def kind(thing) -> str:

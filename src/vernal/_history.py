@@ -24,11 +24,11 @@ class History:
     epochs: dict[str, np.ndarray] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def plot(self, ax=None):
+    def plot(self, ax=None, label: str | None = None):
         """Draw the loss curve; see `vernal.plot.history`. **Returns:** matplotlib's axes."""
         from vernal import plot
 
-        return plot.history(self, ax=ax)
+        return plot.history(self, ax=ax, label=label)
 
     def __repr__(self) -> str:
         losses = self.steps.get("loss", np.empty(0))
@@ -60,11 +60,6 @@ class Recorder:
     def updates(self) -> int:
         """Updates recorded."""
         return sum(len(part["loss"]) for part in self._steps)
-
-    @property
-    def validation(self) -> dict[str, float]:
-        """What validation measured last."""
-        return self._validations[max(self._validations)] if self._validations else {}
 
     @property
     def latest(self) -> dict[str, float]:

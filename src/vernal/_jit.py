@@ -2,10 +2,11 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
 
@@ -40,14 +41,8 @@ class Packed:
 def pack(tree: PyTree) -> Packed:
     """Split a PyTree into its arrays and the rest; undone by `unpack`."""
     leaves, treedef = jax.tree.flatten(tree)
-    arrays = [leaf for leaf in leaves if is_array(leaf)]
-    return Packed(arrays, (treedef, tuple(None if is_array(leaf) else leaf for leaf in leaves)))
-
-
-def is_array(leaf: Any) -> bool:
-    """Whether a leaf is data, JAX's or NumPy's, and not a choice such as a function."""
-    # Tracers are jax.Arrays, too: packing works the same inside a compiled function.
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
+    arrays = [leaf for leaf in leaves if eqx.is_array(leaf)]
+    return Packed(arrays, (treedef, tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)))
 
 
 def select(items: list, picks: tuple[bool, ...]) -> tuple[list, list]:
@@ -65,7 +60,8 @@ def merge(chosen: list, rest: list, picks: tuple[bool, ...]) -> list:
 def signature(arrays: PyTree) -> Hashable:
     """What decides whether a compiled function serves again: structure, shapes and dtypes."""
     leaves, treedef = jax.tree.flatten(arrays)
-    return treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    dtype = partial(jax.dtypes.canonicalize_dtype, allow_extended_dtype=True)  # as JAX will take it
+    return treedef, tuple((leaf.shape, dtype(leaf.dtype)) for leaf in leaves)
 
 
 def shapes_of(signature) -> PyTree[jax.ShapeDtypeStruct]:

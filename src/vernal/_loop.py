@@ -3,9 +3,11 @@
 import functools
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +15,9 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from vernal._data import Source, Stack, on_device
-from vernal._jit import Packed, is_array, merge, pack, select
+from vernal._jit import Packed, merge, pack, select
 from vernal._state import TrainState
-from vernal._update import Choices, trainable_leaves, update
+from vernal._update import Choices, update
 
 # A stack of one batch that repeats, the full batch, has room for so many updates a call: enough
 # that a call of the smallest model takes some 20 ms, so little that the buffer costs nothing.
@@ -56,39 +58,50 @@ def _run(
     """
     batches, tails, origin = stack
 
-    def one(i, batch, carry):
-        changing, values, weights = carry
-        arrays = merge(changing, fixed, program.changing)
-        state = replace(Packed(arrays, program.structure).unpack(), step=step + i)
-        state, info, weight = update(choices.unpack(), state, batch)
-        changing, _ = select(pack(state).arrays, program.changing)
-        put = lambda buffer, x: lax.dynamic_update_index_in_dim(buffer, x, i, 0)
-        return changing, jax.tree.map(put, values, info), jax.tree.map(put, weights, weight)
+    def updates(start, end, arrays, row, carry):
+        """Make the updates `start` to `end`, the first of them on the batch in a row of arrays."""
 
-    def at(arrays, row):
-        return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, row, keepdims=False), arrays)
+        def at(i):
+            if program.repeats:
+                return arrays
+            pick = lambda leaf: lax.dynamic_index_in_dim(leaf, row + i - start, keepdims=False)
+            return jax.tree.map(pick, arrays)
 
-    def epoch(carry):
+        # Two things keep every update rounded as it is in a program of its own. The next batch is
+        # carried from turn to turn: sliced where it is used, it would be fused with the arithmetic.
+        # And each turn scatters: XLA compiles a small loop without such an operation into a single
+        # kernel, faster, in which it contracts products and sums in another order.
+        def body(i, carry):
+            batch, changing, buffers, turns = carry
+            state = Packed(merge(changing, fixed, program.changing), program.structure).unpack()
+            state = replace(state, step=step + i)
+            state, *measured = update(choices.unpack(), state, batch)
+            changing, _ = select(pack(state).arrays, program.changing)
+            put = lambda buffer, number: lax.dynamic_update_index_in_dim(buffer, number, i, 0)
+            buffers = jax.tree.map(put, buffers, tuple(measured))
+            turns = turns.at[jnp.array([0, 1])].set(i, mode="promise_in_bounds")
+            return at(i + 1), changing, buffers, turns
+
+        return lax.fori_loop(start, end, body, (at(start), *carry))[1:]
+
+    def epoch(i_and_carry):
         """What is left of an epoch: its full batches, then its tail."""
-        i, carry = carry
-        epoch, j = jnp.divmod(place + i, program.length)
+        i, carry = i_and_carry
+        epoch, batch = jnp.divmod(place + i, program.length)
         full = program.length - 1
-        row = epoch * full + j - origin - i
-        tail = jnp.minimum(i + full - j, count)
-        carry = lax.fori_loop(i, tail, lambda i, c: one(i, at(batches, row + i), c), carry)
+        tail = jnp.minimum(i + full - batch, count)
         end = jnp.minimum(tail + 1, count)
-        carry = lax.fori_loop(tail, end, lambda i, c: one(i, at(tails, epoch), c), carry)
-        return end, carry
+        carry = updates(i, tail, batches, epoch * full + batch - origin, carry)
+        return end, updates(tail, end, tails, epoch, carry)
 
     buffer = lambda dtype: jnp.zeros(program.capacity, dtype)
     values = {name: buffer(dtype) for name, dtype in program.scalars}
-    carry = changing, values, buffer(jnp.float32) if program.weighted else None
-    if program.repeats:
-        return lax.fori_loop(0, count, lambda i, c: one(i, batches, c), carry)
+    weights = buffer(jnp.float32) if program.weighted else None
+    carry = changing, (values, weights), jnp.zeros(2, jnp.int32)
     if tails is None:
-        row = place - origin
-        return lax.fori_loop(0, count, lambda i, c: one(i, at(batches, row + i), c), carry)
-    return lax.while_loop(lambda c: c[0] < count, epoch, (jnp.int32(0), carry))[1]
+        return updates(0, count, batches, place - origin, carry)
+    more = lambda i_and_carry: i_and_carry[0] < count
+    return lax.while_loop(more, epoch, (jnp.int32(0), carry))[1]
 
 
 @jax.jit
@@ -142,10 +155,9 @@ class Loop:
         self._place = self._stack.first  # in the stack
         self._step = int(state.step)
         packed = pack(state)
-        trained = trainable_leaves(state.model, choices.trainable)
-        leaves = zip(jax.tree.leaves(state.model), trained, strict=True)
-        picks = [pick for leaf, pick in leaves if is_array(leaf)]
-        picks += [True] * sum(map(is_array, jax.tree.leaves(state.opt_state)))
+        leaves = zip(jax.tree.leaves(state.model), jax.tree.leaves(choices.trained), strict=True)
+        picks = [trained for leaf, trained in leaves if eqx.is_array(leaf)]
+        picks += [True] * sum(map(eqx.is_array, jax.tree.leaves(state.opt_state)))
         picks += [False] * (len(packed.arrays) - len(picks))
         changing, self._fixed = select(packed.arrays, tuple(picks))
         self._changing = _copy(changing)
@@ -186,18 +198,20 @@ class Loop:
         arrays[-4:-1] = on_device([np.int32(n) for n in (self._step, *self.place)])
         return Packed(arrays, self._program.structure).unpack()
 
-    def chunk(self, until_epoch: int) -> list[Records]:
-        """Queue updates for about `_SECONDS`, at most to the start of an epoch.
+    def chunks(
+        self, until_epoch: int, stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[list[Records]]:
+        """Train to the start of an epoch, or until it is stopped, in chunks of about `_SECONDS`.
 
-        **Returns:** the records of the chunk before, for which it waits: while that is looked at,
-        the device is busy with this one.
+        While the records of a chunk are looked at, the device is busy with the next one.
         """
-        before, queued, left = self._queued, [], self._updates
-        while left > 0 and self.place[0] < until_epoch:
-            queued.append(self._call(left, until_epoch))
-            left -= queued[-1].updates
-        self._queued = queued
-        return self._fetch(before)
+        while self.place[0] < until_epoch and not stopped():
+            before, self._queued, left = self._queued, [], self._updates
+            while left > 0 and self.place[0] < until_epoch:
+                self._queued.append(self._call(left, until_epoch))
+                left -= self._queued[-1].updates
+            yield self._fetch(before)
+        yield self.drain()
 
     def drain(self) -> list[Records]:
         """Wait for what is queued, and return its records."""
@@ -225,7 +239,7 @@ class Loop:
         program = self._program._replace(
             capacity=capacity, repeats=stack.repeats, length=stack.length if stack.tails else 0
         )
-        self._changing, values, weights = _run(
+        self._changing, (values, weights), _ = _run(
             program,
             self._changing,
             self._fixed,

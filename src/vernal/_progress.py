@@ -52,6 +52,7 @@ class Progress:
 
             self._bar = tqdm(total=total, unit=" updates", unit_scale=True, dynamic_ncols=True)
             self._since = time.perf_counter()
+            self._shown: dict[str, str] = {}
 
     def __enter__(self) -> "Progress":
         return self
@@ -60,20 +61,17 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def show(self, chunk: list[Records], validation: dict[str, float]) -> None:
-        """Move on by a chunk of updates."""
-        if self._bar is None or not chunk:
+    def show(self, chunk: list[Records], validation: dict[str, float] | None = None) -> None:
+        """Move on by a chunk of updates, and show what validation measured."""
+        if self._bar is None:
             return
-        now = time.perf_counter()
-        examples = sum(r.stack.sizes(r.place, r.place + r.updates).sum() for r in chunk)
-        rate, self._since = examples / (now - self._since), now
-        shown = {"loss": float(chunk[-1].values["loss"][-1]), **validation}
-        text = ", ".join(f"{name}={value:.4g}" for name, value in shown.items())
-        self._bar.set_postfix_str(f"{text}, {_short(rate)} examples/s", refresh=False)
-        self._bar.update(sum(records.updates for records in chunk))
-
-
-def _short(number: float) -> str:
-    from tqdm import tqdm
-
-    return tqdm.format_sizeof(number)
+        updates = sum(records.updates for records in chunk)
+        if updates:
+            now = time.perf_counter()
+            examples = sum(r.stack.sizes(r.place, r.place + r.updates).sum() for r in chunk)
+            rate, self._since = examples / (now - self._since), now
+            loss = chunk[-1].values["loss"][-1]
+            self._shown |= {"loss": f"{loss:.4g}", "examples/s": self._bar.format_sizeof(rate)}
+        self._shown |= {f"val_{name}": f"{x:.4g}" for name, x in (validation or {}).items()}
+        self._bar.set_postfix(self._shown, refresh=False)
+        self._bar.update(updates)

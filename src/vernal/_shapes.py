@@ -139,8 +139,8 @@ def _first_line(error: Exception) -> str:
 def _mends(name: str, value) -> Iterator[tuple[str, jax.ShapeDtypeStruct]]:
     """Lines that change one array, the likeliest first, and the shape that each makes of it."""
     lines = {
-        f"{name}[:, None]": lambda a: a[:, None],
         f"{name}.T": lambda a: a.T,
+        f"{name}[:, None]": lambda a: a[:, None],
         f"{name}.squeeze(-1)": lambda a: a.squeeze(-1),
         f"{name}.squeeze(1)": lambda a: a.squeeze(1),
         f"{name}.astype(float)": lambda a: a.astype(float),
@@ -149,7 +149,7 @@ def _mends(name: str, value) -> Iterator[tuple[str, jax.ShapeDtypeStruct]]:
     }
     for code, mend in lines.items():
         try:
-            mended = jax.eval_shape(mend, jax.ShapeDtypeStruct(value.shape, value.dtype))
+            mended = jax.eval_shape(mend, shapes_of(signature(value)))
         except Exception:
             continue  # not for this shape
         if (mended.shape, mended.dtype) != (value.shape, value.dtype):
@@ -157,7 +157,7 @@ def _mends(name: str, value) -> Iterator[tuple[str, jax.ShapeDtypeStruct]]:
 
 
 def _batch_mends(batch: PyTree) -> Iterator[tuple[str, PyTree]]:
-    """Lines that mend an array `x` or a batch `(x, y)`, in one array or both, and what each makes."""
+    """Lines that mend an array `x` or a batch `(x, y)`, and what each makes of it."""
     if hasattr(batch, "shape"):
         for code, mended in _mends("x", batch):
             yield f"{code}, which has shape {mended.shape}", mended

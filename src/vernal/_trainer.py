@@ -28,6 +28,7 @@ from vernal._update import (
     compiled_measure,
     compiled_predict,
     compiled_step,
+    trained_leaves,
 )
 from vernal.losses import AbstractSupervised
 
@@ -67,9 +68,8 @@ class Trainer:
         _check_optimizer(self.optimizer)
         _check_loss(self.loss)
 
-    @property
-    def _choices(self) -> Choices:
-        return Choices(self.optimizer, self.loss, self.trainable)
+    def _choices(self, model: PyTree) -> Choices:
+        return Choices(self.optimizer, self.loss, trained_leaves(model, self.trainable))
 
     def init(self, model: PyTree, *, key: PRNGKeyArray | None = None) -> TrainState:
         """Make the state that training starts from.
@@ -81,7 +81,13 @@ class Trainer:
 
         **Raises:** `ArgumentError` if the model has nothing to train.
         """
-        opt_state, zero, default_key = compiled_init(pack((self._choices, model)))
+        choices = self._choices(model)
+        if not any(jax.tree.leaves(choices.trained)):
+            raise ArgumentError(
+                f"model is {kind(model)}, without a float array to train."
+                "\n  Pass an instance of an eqx.Module, and see what `trainable` picks of it."
+            )
+        opt_state, zero, default_key = compiled_init(pack((choices, model)))
         key = default_key if key is None else key
         return TrainState(model, opt_state.unpack(), zero, zero, zero, key)
 
@@ -99,11 +105,11 @@ class Trainer:
         """
         batch = as_arrays(batch, finite=False)
         try:
-            new_state, info = compiled_step(pack((self._choices, state)), batch)
+            new, info = compiled_step(pack(self._choices(state.model)), pack(state), batch)
         except Exception:
             self._preflight(state, batch)  # only tracing can have failed: explain it
             raise
-        return new_state.unpack(), info
+        return new.unpack(), info
 
     def epochs(
         self,
@@ -130,9 +136,8 @@ class Trainer:
         while True:
             started = time.perf_counter()
             index = loop.place[0]
-            while loop.place[0] == index:
-                recorder.add(loop.chunk(index + 1))
-            recorder.add(loop.drain())
+            for chunk in loop.chunks(index + 1):
+                recorder.add(chunk)
             if validation:
                 recorder.add_validation(self._evaluate(loop.model(), validation))
             seconds = time.perf_counter() - started
@@ -188,17 +193,17 @@ class Trainer:
             while epoch < last and not stopped:
                 # 1. Train, to the next cut.
                 stop = min(last, (epoch // every + 1) * every)
-                while epoch < stop and not interrupt.requested:
-                    chunk = loop.chunk(stop)
+                for chunk in loop.chunks(stop, lambda: interrupt.requested):
                     recorder.add(chunk)
-                    bar.show(chunk, recorder.validation)
-                    epoch = loop.place[0]
-                recorder.add(loop.drain())
+                    bar.show(chunk)
+                epoch = loop.place[0]
                 if interrupt.requested:
                     break
                 # 2. Validate.
                 if validation and epoch % validate_every == 0:
-                    recorder.add_validation(self._evaluate(loop.model(), validation))
+                    results = self._evaluate(loop.model(), validation)
+                    recorder.add_validation(results)
+                    bar.show([], results)
                 # 3. Let the callbacks see the epoch, each of them; any may end the run.
                 if callbacks:
                     now = time.perf_counter()
@@ -278,7 +283,7 @@ class Trainer:
             size = None if is_loader(validation_data) else batch_size
             validation = as_source(validation_data, size, name="validation_data")
             self._preflight(state, validation.example)
-        return Loop(self._choices, state, source, info, weight is not None), validation
+        return Loop(self._choices(state.model), state, source, info, weight is not None), validation
 
     def _preflight(self, state: TrainState, batch: PyTree):
         return preflight(
@@ -292,7 +297,7 @@ class Trainer:
         for outputs, n, size in _each(apply, source):
             info, weights = jax.device_get(outputs)
             weights = np.full(n, float(size)) if weights is None else weights[:n].astype(np.float64)
-            total += weights.sum()
+            total += float(weights.sum())
             for name, values in info.items():
                 sums[name] += float(values[:n] @ weights)
         return {name: value / (total or 1.0) for name, value in sums.items()}
@@ -333,7 +338,8 @@ def _check_optimizer(optimizer) -> None:
 def _check_loss(loss) -> None:
     if isinstance(loss, type) and issubclass(loss, AbstractSupervised):
         raise ArgumentError(
-            f"loss is the class {loss.__name__}; an instance is needed.\n  Try losses.{loss.__name__}()."
+            f"loss is the class {loss.__name__}; an instance is needed."
+            f"\n  Try losses.{loss.__name__}()."
         )
     if isinstance(loss, type) or not callable(loss):
         raise ArgumentError(

@@ -11,40 +11,33 @@ import optax
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from vernal._errors import ArgumentError, ShapeError, kind
+from vernal._errors import ShapeError
 from vernal._jit import Packed, pack
 from vernal._state import TrainState
 from vernal.losses import AbstractSupervised, predictions
 
 
 class Choices(NamedTuple):
-    """What a `Trainer` holds, as a PyTree."""
+    """What a `Trainer` holds, made out for one model."""
 
     optimizer: optax.GradientTransformation
     loss: Callable
-    trainable: PyTree
+    trained: PyTree[bool]  # for each of the model's leaves
 
 
-def trainable_leaves(model: PyTree, trainable: PyTree) -> list[bool]:
+def trained_leaves(model: PyTree, trainable: PyTree) -> PyTree[bool]:
     """Which leaves of a model are trained: those that `trainable` picks, if they are float arrays.
 
     **Arguments:**
 
-    - `trainable`: a predicate of a leaf's shape and dtype, a bool, or a PyTree of these that is a
-      prefix of `model`.
+    - `trainable`: a predicate of a leaf, a bool, or a PyTree of these that is a prefix of `model`.
     """
 
-    def picks(choice, part) -> list[bool]:
+    def picks(choice, part):
         pick = choice if callable(choice) else lambda leaf: choice
-        return [eqx.is_inexact_array(leaf) and bool(pick(leaf)) for leaf in jax.tree.leaves(part)]
+        return jax.tree.map(lambda leaf: eqx.is_inexact_array(leaf) and bool(pick(leaf)), part)
 
-    return jax.tree.leaves(jax.tree.map(picks, trainable, model))
-
-
-def _split(model: PyTree, trainable: PyTree) -> tuple[PyTree, PyTree]:
-    """A model's trained parameters, `None` elsewhere, and the rest of it."""
-    picks = trainable_leaves(model, trainable)
-    return eqx.partition(model, jax.tree.structure(model).unflatten(picks))
+    return jax.tree.map(picks, trainable, model)
 
 
 def measure(loss, model: PyTree, batch: PyTree, key: PRNGKeyArray):
@@ -92,7 +85,7 @@ def update(
 
     **Returns:** the new state, and what `measure` returns for the old one.
     """
-    params, frozen = _split(state.model, choices.trainable)
+    params, frozen = eqx.partition(state.model, choices.trained)
     key = jax.random.fold_in(state.key, state.step)
 
     def objective(params):
@@ -117,20 +110,15 @@ def update(
 def compiled_init(choices_and_model: Packed) -> tuple[Packed, Array, PRNGKeyArray]:
     """An optimizer's state for a model, the step 0, and the default key."""
     choices, model = choices_and_model.unpack()
-    params, _ = _split(model, choices.trainable)
-    if not jax.tree.leaves(params):
-        raise ArgumentError(
-            f"model is {kind(model)}, without a float array to train."
-            "\n  Pass an instance of an eqx.Module, and see what `trainable` picks of it."
-        )
+    params = eqx.filter(model, choices.trained)
     return pack(choices.optimizer.init(params)), jnp.int32(0), jax.random.key(0)
 
 
 @jax.jit
-def compiled_step(choices_and_state: Packed, batch: PyTree) -> tuple[Packed, dict[str, Array]]:
+def compiled_step(choices: Packed, state: Packed, batch: PyTree) -> tuple[Packed, dict[str, Array]]:
     """One update by itself."""
-    state, info, _ = update(*choices_and_state.unpack(), batch)
-    return pack(state), info
+    new_state, info, _ = update(choices.unpack(), state.unpack(), batch)
+    return pack(new_state), info
 
 
 @jax.jit

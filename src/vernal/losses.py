@@ -109,7 +109,8 @@ def _unpack(batch, name: str):
     x, y, weight = (*batch, None)[:3]
     if weight is not None and weight.shape != y.shape[:1]:
         raise ShapeError(
-            f"sample_weight needs shape {y.shape[:1]}, one weight an example; it has shape {weight.shape}."
+            f"sample_weight needs shape {y.shape[:1]}, one weight an example; "
+            f"it has shape {weight.shape}."
         )
     return x, y, weight
 
