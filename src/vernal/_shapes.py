@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jaxtyping
-from beartype import beartype
 from jaxtyping import PyTree
 
 from vernal._errors import Mismatch, ShapeError, VernalError
@@ -23,13 +22,19 @@ def checked(method: Callable) -> Callable:
 
     **Raises:** `ShapeError`, with jaxtyping's own message as its `__cause__`.
     """
-    typechecked = jaxtyping.jaxtyped(typechecker=beartype)(method)
+
+    @functools.cache
+    def typechecked() -> Callable:
+        from beartype import beartype  # at the first call: it takes longer than the rest of Vernal
+
+        return jaxtyping.jaxtyped(typechecker=beartype)(method)
+
     name, parameter = list(inspect.signature(method).parameters.items())[1]
 
     @functools.wraps(method)
     def call(self, x):
         try:
-            return typechecked(self, x)
+            return typechecked()(self, x)
         except jaxtyping.TypeCheckError as error:
             raise _layer_error(self, name, x, parameter.annotation) from error
 
