@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from vernal._data import Source, Stack, on_device
+from vernal._data import Source, Stack
 from vernal._jit import Packed, merge, pack, select
 from vernal._state import TrainState
 from vernal._update import Choices, update
@@ -155,7 +155,7 @@ class Loop:
         self._place = self._stack.first  # in the stack
         self._step = int(state.step)
         packed = pack(state)
-        leaves = zip(jax.tree.leaves(state.model), jax.tree.leaves(choices.trained), strict=True)
+        leaves = zip(jax.tree.leaves(state.model), choices.trained, strict=True)
         picks = [trained for leaf, trained in leaves if eqx.is_array(leaf)]
         picks += [True] * sum(map(eqx.is_array, jax.tree.leaves(state.opt_state)))
         picks += [False] * (len(packed.arrays) - len(picks))
@@ -195,7 +195,7 @@ class Loop:
     def _state(self, changing: list) -> TrainState:
         arrays = merge(changing, self._fixed, self._program.changing)
         # The order of TrainState's fields; unpacking is much faster than making a module anew.
-        arrays[-4:-1] = on_device([np.int32(n) for n in (self._step, *self.place)])
+        arrays[-4:-1] = (np.array(count, np.int32) for count in (self._step, *self.place))
         return Packed(arrays, self._program.structure).unpack()
 
     def chunks(

@@ -11,7 +11,7 @@ class TrainState(eqx.Module):
 
     - `model`: the model as trained so far.
     - `opt_state`: the optimizer's state, as Optax keeps it.
-    - `step`: updates made, a scalar.
+    - `step`: updates made, a scalar; an array, JAX's or NumPy's, as the next two.
     - `epoch`, `batch`: the place in the data: epochs completed, and updates made since.
     - `key`: never changes. An update uses `fold_in(key, step)`, an epoch's order of the examples
       is drawn from `key` and `epoch`: so a resumed run is the same run.

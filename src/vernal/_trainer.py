@@ -68,9 +68,6 @@ class Trainer:
         _check_optimizer(self.optimizer)
         _check_loss(self.loss)
 
-    def _choices(self, model: PyTree) -> Choices:
-        return Choices(self.optimizer, self.loss, trained_leaves(model, self.trainable))
-
     def init(self, model: PyTree, *, key: PRNGKeyArray | None = None) -> TrainState:
         """Make the state that training starts from.
 
@@ -81,13 +78,19 @@ class Trainer:
 
         **Raises:** `ArgumentError` if the model has nothing to train.
         """
-        choices = self._choices(model)
-        if not any(jax.tree.leaves(choices.trained)):
+        return self._init(self._choices(model), model, key)
+
+    def _choices(self, model: PyTree) -> Choices:
+        return Choices(self.optimizer, self.loss, trained_leaves(model, self.trainable))
+
+    def _init(self, choices: Choices, model: PyTree, key: PRNGKeyArray | None) -> TrainState:
+        if not any(choices.trained):
             raise ArgumentError(
                 f"model is {kind(model)}, without a float array to train."
                 "\n  Pass an instance of an eqx.Module, and see what `trainable` picks of it."
             )
-        opt_state, zero, default_key = compiled_init(pack((choices, model)))
+        opt_state, default_key = compiled_init(pack((choices, model)))
+        zero = np.zeros((), np.int32)
         key = default_key if key is None else key
         return TrainState(model, opt_state.unpack(), zero, zero, zero, key)
 
@@ -274,8 +277,9 @@ class Trainer:
 
     def _start(self, model_or_state, data, batch_size, shuffle, validation_data):
         """Check everything, and make what a run needs: its loop, and its validation's source."""
+        choices = self._choices(_model(model_or_state))
         is_state = isinstance(model_or_state, TrainState)
-        state = model_or_state if is_state else self.init(model_or_state)
+        state = model_or_state if is_state else self._init(choices, model_or_state, None)
         source = as_source(data, batch_size, endless=True, shuffle=shuffle, key=state.key)
         info, weight = self._preflight(state, source.example)
         validation = None
@@ -283,7 +287,7 @@ class Trainer:
             size = None if is_loader(validation_data) else batch_size
             validation = as_source(validation_data, size, name="validation_data")
             self._preflight(state, validation.example)
-        return Loop(self._choices(state.model), state, source, info, weight is not None), validation
+        return Loop(choices, state, source, info, weight is not None), validation
 
     def _preflight(self, state: TrainState, batch: PyTree):
         return preflight(

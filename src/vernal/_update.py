@@ -22,10 +22,14 @@ class Choices(NamedTuple):
 
     optimizer: optax.GradientTransformation
     loss: Callable
-    trained: PyTree[bool]  # for each of the model's leaves
+    trained: tuple[bool, ...]  # for each of the model's leaves
+
+    def split(self, model: PyTree) -> tuple[PyTree, PyTree]:
+        """A model's trained parameters, `None` elsewhere, and the rest of it."""
+        return eqx.partition(model, jax.tree.structure(model).unflatten(self.trained))
 
 
-def trained_leaves(model: PyTree, trainable: PyTree) -> PyTree[bool]:
+def trained_leaves(model: PyTree, trainable: PyTree) -> tuple[bool, ...]:
     """Which leaves of a model are trained: those that `trainable` picks, if they are float arrays.
 
     **Arguments:**
@@ -33,11 +37,11 @@ def trained_leaves(model: PyTree, trainable: PyTree) -> PyTree[bool]:
     - `trainable`: a predicate of a leaf, a bool, or a PyTree of these that is a prefix of `model`.
     """
 
-    def picks(choice, part):
+    def picks(choice, part) -> list[bool]:
         pick = choice if callable(choice) else lambda leaf: choice
-        return jax.tree.map(lambda leaf: eqx.is_inexact_array(leaf) and bool(pick(leaf)), part)
+        return [eqx.is_inexact_array(leaf) and bool(pick(leaf)) for leaf in jax.tree.leaves(part)]
 
-    return jax.tree.map(picks, trainable, model)
+    return tuple(jax.tree.leaves(jax.tree.map(picks, trainable, model)))
 
 
 def measure(loss, model: PyTree, batch: PyTree, key: PRNGKeyArray):
@@ -85,7 +89,7 @@ def update(
 
     **Returns:** the new state, and what `measure` returns for the old one.
     """
-    params, frozen = eqx.partition(state.model, choices.trained)
+    params, frozen = choices.split(state.model)
     key = jax.random.fold_in(state.key, state.step)
 
     def objective(params):
@@ -107,11 +111,11 @@ def update(
 
 
 @jax.jit
-def compiled_init(choices_and_model: Packed) -> tuple[Packed, Array, PRNGKeyArray]:
-    """An optimizer's state for a model, the step 0, and the default key."""
+def compiled_init(choices_and_model: Packed) -> tuple[Packed, PRNGKeyArray]:
+    """An optimizer's state for a model, and the default key."""
     choices, model = choices_and_model.unpack()
-    params = eqx.filter(model, choices.trained)
-    return pack(choices.optimizer.init(params)), jnp.int32(0), jax.random.key(0)
+    params, _ = choices.split(model)
+    return pack(choices.optimizer.init(params)), jax.random.key(0)
 
 
 @jax.jit
