@@ -14,7 +14,7 @@ hypothesis.settings.load_profile("vernal")
 _compilations = []
 
 
-def _listen(event, duration, **_):
+def _listen(event: str, duration_secs: float, **_: str | int) -> None:
     if event == "/jax/core/compile/backend_compile_duration":
         _compilations.append(event)
 
