@@ -50,11 +50,14 @@ class MissingExtraError(VernalError, ImportError):
 
 
 def kind(thing) -> str:
-    """What a thing is, for a message: `the function adam`, `an instance of MLP`."""
+    """What a thing is, for a message: `the function adam`, `a tuple of 3`."""
     if isinstance(thing, type):
         return f"the class {thing.__name__}"
     if inspect.isroutine(thing):
         return f"the function {thing.__name__}"
-    return (
-        f"{thing!r}" if isinstance(thing, str | int | float | None) else f"a {type(thing).__name__}"
-    )
+    if isinstance(thing, str | int | float | None):
+        return repr(thing)
+    if hasattr(thing, "shape"):
+        return f"an array of shape {thing.shape}"
+    size = f" of {len(thing)}" if isinstance(thing, tuple | list) else ""
+    return f"a {type(thing).__name__}{size}"

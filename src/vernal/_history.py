@@ -35,7 +35,8 @@ class History:
         epochs = len(self.epochs.get("loss", ()))
         parts = [_many(epochs, "epoch"), _many(len(losses), "update")]
         for name, values in (self.epochs if epochs else self.steps).items():
-            values = values[np.isfinite(values)]
+            if name.startswith("val_"):  # nan where it was not measured
+                values = values[~np.isnan(values)]
             if len(values):
                 parts.append(f"{name} {values[0]:.4g} → {values[-1]:.4g}")
         return f"History({', '.join(parts)}, {self.seconds:.2f} s)"

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from vernal._errors import DataError, ShapeError
+from vernal._errors import DataError, ShapeError, kind
 from vernal._shapes import locating
 
 
@@ -90,8 +90,10 @@ class AbstractSupervised(eqx.Module):
     def _check(self, prediction, y):
         # Never a broadcast: (N,) against (N, 1) would train on N x N differences, in silence.
         name = type(self).__name__
-        if not isinstance(prediction, jax.Array):
-            raise ShapeError(f"{name} needs a model that returns one array, not {prediction!r}.")
+        if not eqx.is_array(prediction):
+            raise ShapeError(
+                f"{name} needs a model that returns one array; it returns {kind(prediction)}."
+            )
         needed = self.target_shape(prediction.shape)
         if y.shape != needed:
             raise ShapeError(
@@ -104,7 +106,7 @@ def _unpack(batch, name: str):
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         raise DataError(
             f"{name} needs batches (x, y) or (x, y, sample_weight); it is given "
-            f"{_kind(batch)}.\n  For other batches write a function loss(model, batch, key)."
+            f"{kind(batch)}.\n  For other batches write a function loss(model, batch, key)."
         )
     x, y, weight = (*batch, None)[:3]
     if weight is not None and weight.shape != y.shape[:1]:
@@ -113,13 +115,6 @@ def _unpack(batch, name: str):
             f"it has shape {weight.shape}."
         )
     return x, y, weight
-
-
-def _kind(batch) -> str:
-    if hasattr(batch, "shape"):
-        return f"a single array of shape {batch.shape}"
-    size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
-    return f"a {type(batch).__name__}{size}"
 
 
 class Supervised(AbstractSupervised):
@@ -154,7 +149,7 @@ class Huber(AbstractSupervised):
     delta: float = 1.0
 
     def of_example(self, prediction, target):
-        return optax.losses.huber_loss(prediction, target, self.delta)
+        return optax.losses.huber_loss(prediction, target, delta=self.delta)
 
 
 class BinaryCrossEntropy(AbstractSupervised):

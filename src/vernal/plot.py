@@ -40,12 +40,12 @@ def history(record: History, *, ax=None, label: str | None = None):
     """
     ax = _axes(ax)
     curves = {n: v for n, v in record.epochs.items() if n in ("loss", "val_loss")}
-    for name, values in (curves or {"loss": record.steps.get("loss", np.empty(0))}).items():
+    drawn = curves or {"loss": record.steps.get("loss", np.empty(0))}
+    for name, values in drawn.items():
         known = np.isfinite(values)
         named = name if label is None else label if name == "loss" else f"{label}: {name}"
         ax.plot(np.arange(1, len(values) + 1)[known], values[known], label=named)
-    values = np.concatenate([*curves.values(), [1.0]])
-    if np.all(values[np.isfinite(values)] > 0):
+    if all(np.all(values[np.isfinite(values)] > 0) for values in drawn.values()):
         ax.set_yscale("log")
     ax.set_xlabel("epoch" if curves else "update")
     ax.set_ylabel("loss")

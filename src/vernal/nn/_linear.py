@@ -92,7 +92,7 @@ class Linear(eqx.Module):
         # `x @ weight.T` and not `weight @ x`: under vmap the first becomes one product of the
         # whole batch in the layout it has, the second transposes the batch twice.
         y = x @ self.weight.T
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + jnp.broadcast_to(self.bias, y.shape)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
