@@ -154,7 +154,7 @@ class LoaderSource:
             )
         if isinstance(loader, Iterator):
             raise DataError(
-                f"data is a {type(loader).__name__}, which can be read only once; every epoch "
+                f"{name} is a {type(loader).__name__}, which can be read only once; every epoch "
                 "reads it again.\n  Pass what it was made from: a list, or an object whose "
                 "__iter__ starts afresh."
             )
@@ -163,7 +163,7 @@ class LoaderSource:
         self.length = len(loader) if hasattr(loader, "__len__") else sys.maxsize
         first = next(iter(loader), None)
         if first is None:
-            raise DataError(f"data is a {type(loader).__name__} without a single batch.")
+            raise DataError(f"{name} is a {type(loader).__name__} without a single batch.")
         self.example = as_arrays(first, finite=False)
 
     def stacks(self, epoch: int, batch: int) -> Iterator[Stack]:
@@ -173,7 +173,7 @@ class LoaderSource:
             skipped = sum(1 for _ in itertools.islice(batches, batch))
             if skipped < batch:  # the place was counted over several epochs
                 if skipped == 0:
-                    raise DataError("data had no batches when it was read again.")
+                    raise DataError(f"{self._name} had no batches when it was read again.")
                 more, batch = divmod(batch, skipped)
                 epoch += more
                 continue
@@ -188,8 +188,8 @@ class LoaderSource:
         pending = next(batches, None)
         if pending is None and batch == 0:
             raise DataError(
-                "data had no batches when it was read again.\n  Pass a list, or an object whose "
-                "__iter__ starts afresh."
+                f"{self._name} had no batches when it was read again."
+                "\n  Pass a list, or an object whose __iter__ starts afresh."
             )
         while pending is not None:
             shape = signature(pending)
@@ -302,6 +302,9 @@ def _as_array(name: str, leaf) -> np.ndarray | Array:
         )
     if leaf.ndim == 0:
         raise DataError(f"{name} is a single number; it needs a leading axis, the examples.")
+    if isinstance(leaf, np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact):
+        with np.errstate(over="ignore"):  # what single precision cannot hold is found below
+            leaf = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
     return leaf
 
 
@@ -320,7 +323,8 @@ def _check_finite(name: str, array: np.ndarray | Array) -> None:
         many = "1 value that is" if len(bad) == 1 else f"{len(bad)} values that are"
         raise DataError(
             f"{name} has {many} not finite, of {array.size}: the first is {name}[{where}], {value}."
-            f"\n  Drop those examples, or fill them in as with np.nan_to_num({name})."
+            "\n  Drop those examples, or fill them in as with "
+            f"np.where(np.isfinite({name}), {name}, 0)."
         )
 
 

@@ -58,6 +58,6 @@ def kind(thing) -> str:
     if isinstance(thing, str | int | float | None):
         return repr(thing)
     if hasattr(thing, "shape"):
-        return f"an array of shape {thing.shape}"
+        return f"a single array of shape {thing.shape}"
     size = f" of {len(thing)}" if isinstance(thing, tuple | list) else ""
     return f"a {type(thing).__name__}{size}"

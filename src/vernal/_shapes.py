@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -85,13 +86,17 @@ def locating(root) -> Iterator[None]:
         raise ShapeError(message, replace(error.mismatch, where=where)) from error.__cause__
 
 
-def preflight(objective: Callable, packed: Packed, model, batch: PyTree) -> PyTree:
+def preflight(
+    objective: Callable, packed: Packed, batch: PyTree, *, culprit: str, name: str = "data"
+) -> PyTree:
     """Trace a function on shapes alone, before anything compiles.
 
     **Arguments:**
 
     - `objective`: a jitted function, called as `objective(packed, batch)`.
-    - `model`, `batch`: what the message is about. Of `batch` only shapes and dtypes are used.
+    - `batch`: of which only shapes and dtypes are used.
+    - `culprit`: what an error of somebody else's is put down to: the model's name, or "the loss".
+    - `name`: the argument that the batch was taken from.
 
     **Returns:** what the objective returns, as shapes.
 
@@ -103,7 +108,8 @@ def preflight(objective: Callable, packed: Packed, model, batch: PyTree) -> PyTr
     except Exception as error:
         if isinstance(error, VernalError) and not isinstance(error, ShapeError):
             raise
-        message = _describe(error, model, batch)
+        where = "" if name == "data" else f"{name}: "
+        message = where + _describe(error, culprit, batch)
         for code, mended in _batch_mends(batch):
             if _succeeds(lambda mended=mended: _trace(objective, signature((packed, mended)))):
                 message += f"\n  Try {code}."
@@ -117,18 +123,20 @@ def _trace(objective: Callable, of) -> PyTree:
     return objective.eval_shape(*shapes_of(of))
 
 
-def _describe(error: Exception, model, batch) -> str:
+def _describe(error: Exception, culprit: str, batch: PyTree) -> str:
     """What went wrong, in terms of the data where one layer or the model is at odds with it."""
     if isinstance(error, ShapeError) and error.mismatch is None:
         return str(error)
+    if culprit == "the loss":
+        return f"the loss fails on a batch: {_first_line(error)}"
     x = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if not hasattr(x, "shape"):
-        return f"{type(model).__name__} failed on an example: {_first_line(error)}"
+        return f"{culprit} fails on an example: {_first_line(error)}"
     n, *example = x.shape
     each = f"of shape {tuple(example)}" if example else "a single number"
     data = f"x has shape {x.shape}: each of its {n} examples is {each}"
     if not isinstance(error, ShapeError):
-        return f"{data}, on which {type(model).__name__} fails: {_first_line(error)}"
+        return f"{data}, on which {culprit} fails: {_first_line(error)}"
     mismatch, where = error.mismatch, error.mismatch.where
     if mismatch.given == str(tuple(example)):
         return f"{data}, but {where} needs {mismatch.needed}."
@@ -138,7 +146,8 @@ def _describe(error: Exception, model, batch) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+    line = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+    return textwrap.shorten(line, 300, placeholder=" ...")
 
 
 def _mends(name: str, value) -> Iterator[tuple[str, jax.ShapeDtypeStruct]]:

@@ -106,11 +106,16 @@ class Trainer:
 
         **Raises:** `ShapeError` or `DataError`, before compiling.
         """
+        if not isinstance(state, TrainState):
+            raise ArgumentError(
+                f"step needs a TrainState; it is given {kind(state)}."
+                "\n  Try trainer.step(trainer.init(model), batch)."
+            )
         batch = as_arrays(batch, finite=False)
         try:
             new, info = compiled_step(pack(self._choices(state.model)), pack(state), batch)
         except Exception:
-            self._preflight(state, batch)  # only tracing can have failed: explain it
+            self._preflight(state.model, batch)  # only tracing can have failed: explain it
             raise
         return new.unpack(), info
 
@@ -241,8 +246,7 @@ class Trainer:
         """
         model = _model(model_or_state)
         source = as_source(data, batch_size)
-        packed = pack((self.loss, model, jax.random.key(0)))
-        preflight(compiled_measure, packed, model, source.example)
+        self._preflight(model, source.example)
         return self._evaluate(model, source)
 
     def predict(
@@ -267,7 +271,7 @@ class Trainer:
         model = _model(model_or_state)
         source = as_source(np.asarray(x) if isinstance(x, list) else x, batch_size, name="x")
         packed = pack(model)
-        preflight(compiled_apply, packed, model, source.example)
+        preflight(compiled_apply, packed, source.example, culprit=type(model).__name__)
         apply = lambda batches, single: compiled_predict(packed, batches, single=single)
         parts = [
             jax.tree.map(lambda leaf, n=n: leaf[:n].reshape(-1, *leaf.shape[2:]), outputs)
@@ -281,18 +285,19 @@ class Trainer:
         is_state = isinstance(model_or_state, TrainState)
         state = model_or_state if is_state else self._init(choices, model_or_state, None)
         source = as_source(data, batch_size, endless=True, shuffle=shuffle, key=state.key)
-        info, weight = self._preflight(state, source.example)
+        info, weight = self._preflight(state.model, source.example)
         validation = None
         if validation_data is not None:
             size = None if is_loader(validation_data) else batch_size
             validation = as_source(validation_data, size, name="validation_data")
-            self._preflight(state, validation.example)
+            self._preflight(state.model, validation.example, "validation_data")
         return Loop(choices, state, source, info, weight is not None), validation
 
-    def _preflight(self, state: TrainState, batch: PyTree):
-        return preflight(
-            compiled_measure, pack((self.loss, state.model, state.key)), state.model, batch
-        )
+    def _preflight(self, model: PyTree, batch: PyTree, name: str = "data"):
+        packed = pack((self.loss, model, jax.random.key(0)))
+        supervised = isinstance(self.loss, AbstractSupervised)
+        culprit = type(model).__name__ if supervised else "the loss"
+        return preflight(compiled_measure, packed, batch, culprit=culprit, name=name)
 
     def _evaluate(self, model: PyTree, source: Source) -> dict[str, float]:
         packed = pack((self.loss, model))
@@ -323,7 +328,13 @@ def _each(function: Callable, source: Source) -> Iterator[tuple[PyTree, int, int
 
 
 def _model(model_or_state: PyTree | TrainState) -> PyTree:
-    return model_or_state.model if isinstance(model_or_state, TrainState) else model_or_state
+    is_state = isinstance(model_or_state, TrainState)
+    model = model_or_state.model if is_state else model_or_state
+    if isinstance(model, type):
+        raise ArgumentError(
+            f"model is {kind(model)}; an instance of an eqx.Module is needed, or a TrainState."
+        )
+    return model
 
 
 def _check_optimizer(optimizer) -> None:

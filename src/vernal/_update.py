@@ -53,13 +53,18 @@ def measure(loss, model: PyTree, batch: PyTree, key: PRNGKeyArray):
     **Raises:** `ShapeError` if the loss or a metric is not a scalar.
     """
     value, metrics = _with_metrics(loss(model, batch, key))
-    info = {"loss": jnp.asarray(value), **metrics}
+    info = {"loss": value, **metrics}
     for name, scalar in info.items():
+        if not eqx.is_array_like(scalar):
+            raise ShapeError(
+                f"a loss needs to return one number; {name} is a {type(scalar).__name__}."
+            )
         if jnp.shape(scalar) != ():
             raise ShapeError(
                 f"a loss needs to return one number; {name} has shape {jnp.shape(scalar)}."
                 "\n  Average it, as with jnp.mean(...)."
             )
+    info = jax.tree.map(jnp.asarray, info)
     if not jnp.issubdtype(info["loss"].dtype, jnp.floating):
         raise ShapeError(f"a loss needs to return a real number; it is {info['loss'].dtype}.")
     return info, loss.weight_of(batch) if isinstance(loss, AbstractSupervised) else None
@@ -69,9 +74,11 @@ def _with_metrics(result) -> tuple[Array, dict[str, Array]]:
     if isinstance(result, tuple):
         if len(result) == 2 and isinstance(result[1], dict) and "loss" not in result[1]:
             return result
+        parts = ", ".join("array" if eqx.is_array(p) else type(p).__name__ for p in result)
         raise ShapeError(
-            "a loss needs to return a scalar, or (scalar, dict of scalar metrics without "
-            f'"loss"); it returned a tuple ({", ".join(type(part).__name__ for part in result)}).'
+            "a loss needs to return a scalar, or (scalar, dict of metrics); "
+            f"it returns a tuple ({parts})."
+            '\n  No metric may be called "loss".'
         )
     return result, {}
 

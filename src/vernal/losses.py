@@ -109,6 +109,8 @@ def _unpack(batch, name: str):
             f"{kind(batch)}.\n  For other batches write a function loss(model, batch, key)."
         )
     x, y, weight = (*batch, None)[:3]
+    if y is None:
+        raise DataError(f"{name} needs targets; y is None.")
     if weight is not None and weight.shape != y.shape[:1]:
         raise ShapeError(
             f"sample_weight needs shape {y.shape[:1]}, one weight an example; "

@@ -95,7 +95,7 @@ def predictions(
 def _predict(model: PyTree | TrainState, x: np.ndarray) -> np.ndarray:
     model = model.model if isinstance(model, TrainState) else model
     packed = pack(model)
-    preflight(compiled_apply, packed, model, x)
+    preflight(compiled_apply, packed, x, culprit=type(model).__name__)
     return np.asarray(compiled_apply(packed, x))
 
 
