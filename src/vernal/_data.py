@@ -3,7 +3,7 @@
 import functools
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,8 @@ class ArraySource:
         self.length = self._full + (self._tail > 0)
         # The full batch has no order: shuffled or not, it is the same sum.
         self._shuffle = shuffle and self.length > 1
-        self._seed = np.ravel(jax.random.key_data(key)).tolist() if self._shuffle else []
+        words = jax.random.key_data(key) if self._shuffle and key is not None else ()
+        self._seed = np.ravel(words).tolist()
         epoch_bytes = max(1, _nbytes(self.arrays))
         shared = min(_STACK_UPDATES // self.length, _SHARED_BYTES // epoch_bytes)
         self._epochs = max(1, shared) if endless else 1  # in a stack
@@ -160,7 +161,7 @@ class LoaderSource:
             )
         self._loader = loader
         self._capacities: dict[Any, int] = {}
-        self.length = len(loader) if hasattr(loader, "__len__") else sys.maxsize
+        self.length = len(loader) if isinstance(loader, Sized) else sys.maxsize
         first = next(iter(loader), None)
         if first is None:
             raise DataError(f"{name} is a {type(loader).__name__} without a single batch.")

@@ -5,14 +5,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from vernal._data import Source, Stack
 from vernal._jit import Packed, merge, pack, select
@@ -116,8 +116,8 @@ class Records:
     stack: Stack
     place: int  # the first update's place in the stack
     updates: int
-    values: dict[str, Array]  # name -> one value an update
-    weights: Array | None  # each batch's weight, if it is not its number of examples
+    values: dict[str, Any]  # name -> one value an update, JAX's and then NumPy's
+    weights: Any  # each batch's weight, if it is not its number of examples
 
     def fetched(self) -> "Records":
         """The same as NumPy arrays, cut to the updates that were made."""

@@ -65,7 +65,7 @@ def _layer_error(layer, name: str, value: Any, annotation: Any) -> ShapeError:
 def _last_axis(layer, annotation: Any) -> int:
     """The size of the last axis in an annotation such as `"*batch {self.in_features}"`."""
     dims = getattr(annotation, "__args__", (annotation,))[0].dim_str
-    return getattr(layer, re.fullmatch(r"\*batch \{self\.(\w+)\}", dims)[1])
+    return getattr(layer, re.sub(r"\*batch \{self\.(\w+)\}", r"\1", dims))
 
 
 @contextlib.contextmanager
@@ -118,26 +118,27 @@ def preflight(
 
 
 @functools.lru_cache(maxsize=256)
-def _trace(objective: Callable, of) -> PyTree:
+def _trace(objective: Any, of) -> PyTree:
     # Tracing takes milliseconds; a trace that went well is not made again for the same program.
     return objective.eval_shape(*shapes_of(of))
 
 
 def _describe(error: Exception, culprit: str, batch: PyTree) -> str:
     """What went wrong, in terms of the data where one layer or the model is at odds with it."""
-    if isinstance(error, ShapeError) and error.mismatch is None:
+    mismatch = error.mismatch if isinstance(error, ShapeError) else None
+    if isinstance(error, ShapeError) and mismatch is None:
         return str(error)
-    if culprit == "the loss":
+    if mismatch is None and culprit == "the loss":
         return f"the loss fails on a batch: {_first_line(error)}"
-    x = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    x: Any = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if not hasattr(x, "shape"):
         return f"{culprit} fails on an example: {_first_line(error)}"
     n, *example = x.shape
     each = f"of shape {tuple(example)}" if example else "a single number"
     data = f"x has shape {x.shape}: each of its {n} examples is {each}"
-    if not isinstance(error, ShapeError):
+    if mismatch is None:
         return f"{data}, on which {culprit} fails: {_first_line(error)}"
-    mismatch, where = error.mismatch, error.mismatch.where
+    where = mismatch.where
     if mismatch.given == str(tuple(example)):
         return f"{data}, but {where} needs {mismatch.needed}."
     if mismatch.given == str(x.dtype):

@@ -1,6 +1,7 @@
 from typing import Any
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 
@@ -19,7 +20,7 @@ class TrainState(eqx.Module):
 
     model: PyTree
     opt_state: Any
-    step: Int[Array, ""]
-    epoch: Int[Array, ""]
-    batch: Int[Array, ""]
+    step: Int[Array | np.ndarray, ""]
+    epoch: Int[Array | np.ndarray, ""]
+    batch: Int[Array | np.ndarray, ""]
     key: PRNGKeyArray

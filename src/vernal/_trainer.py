@@ -301,7 +301,8 @@ class Trainer:
 
     def _evaluate(self, model: PyTree, source: Source) -> dict[str, float]:
         packed = pack((self.loss, model))
-        sums, total = collections.Counter(), 0.0
+        sums: dict[str, float] = collections.defaultdict(float)
+        total = 0.0
         apply = lambda batches, single: compiled_evaluate(packed, batches, single=single)
         for outputs, n, size in _each(apply, source):
             info, weights = jax.device_get(outputs)

@@ -82,8 +82,8 @@ class Linear(eqx.Module):
         """
         if self.in_features == "scalar":
             x = jnp.asarray(x)[..., None]
-        x = self._affine(x)
-        return x[..., 0] if self.out_features == "scalar" else x
+        y = self._affine(x)
+        return y[..., 0] if self.out_features == "scalar" else y
 
     @checked
     def _affine(
@@ -91,7 +91,7 @@ class Linear(eqx.Module):
     ) -> Float[Array, "*batch {self._out}"]:
         # `x @ weight.T` and not `weight @ x`: under vmap the first becomes one product of the
         # whole batch in the layout it has, the second transposes the batch twice.
-        y = x @ self.weight.T
+        y = jnp.asarray(x) @ self.weight.T
         return y if self.bias is None else y + jnp.broadcast_to(self.bias, y.shape)
 
 
