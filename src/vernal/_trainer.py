@@ -1,5 +1,4 @@
 import collections
-import inspect
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from vernal._checks import check_loss, check_optimizer, whole_number
 from vernal._data import Source, as_arrays, as_source, is_loader
 from vernal._errors import ArgumentError, kind
 from vernal._history import History, Recorder
@@ -65,8 +65,8 @@ class Trainer:
     trainable: PyTree = eqx.is_inexact_array
 
     def __post_init__(self):
-        _check_optimizer(self.optimizer)
-        _check_loss(self.loss)
+        check_optimizer(self.optimizer)
+        check_loss(self.loss)
 
     def init(self, model: PyTree, *, key: PRNGKeyArray | None = None) -> TrainState:
         """Make the state that training starts from.
@@ -187,8 +187,8 @@ class Trainer:
 
         **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling.
         """
-        epochs = _whole_number("epochs", epochs, at_least=0)
-        validate_every = _whole_number("validate_every", validate_every, at_least=1)
+        epochs = whole_number("epochs", epochs, at_least=0)
+        validate_every = whole_number("validate_every", validate_every, at_least=1)
         started = epoch_started = time.perf_counter()
         loop, validation = self._start(model_or_state, data, batch_size, shuffle, validation_data)
         recorder = Recorder()
@@ -336,52 +336,3 @@ def _model(model_or_state: PyTree | TrainState) -> PyTree:
             f"model is {kind(model)}; an instance of an eqx.Module is needed, or a TrainState."
         )
     return model
-
-
-def _check_optimizer(optimizer) -> None:
-    is_one = callable(getattr(optimizer, "init", None)) and callable(
-        getattr(optimizer, "update", None)
-    )
-    if isinstance(optimizer, type) or not is_one:
-        name = getattr(optimizer, "__name__", None)
-        call = f"{name}(...)" if callable(optimizer) and name else "optax.adam(1e-3)"
-        raise ArgumentError(
-            f"optimizer is {kind(optimizer)}; an Optax optimizer is needed."
-            f"\n  Try Trainer({call}, ...), as in optax.adam(1e-3)."
-        )
-
-
-def _check_loss(loss) -> None:
-    if isinstance(loss, type) and issubclass(loss, AbstractSupervised):
-        raise ArgumentError(
-            f"loss is the class {loss.__name__}; an instance is needed."
-            f"\n  Try losses.{loss.__name__}()."
-        )
-    if isinstance(loss, type) or not callable(loss):
-        raise ArgumentError(
-            f"loss is {kind(loss)}; a callable loss(model, batch, key) is needed."
-            "\n  Try losses.MeanSquaredError(), or another of vernal.losses."
-        )
-    if not _accepts_three(loss) or getattr(loss, "__module__", "").startswith("optax"):
-        name = getattr(loss, "__name__", type(loss).__name__)
-        raise ArgumentError(
-            f"loss is called as loss(model, batch, key), which {name} is not made for."
-            f"\n  Try losses.Supervised({name}) if it takes one example's prediction and target."
-        )
-
-
-def _accepts_three(function: Callable) -> bool:
-    try:
-        inspect.signature(function).bind("model", "batch", "key")
-    except TypeError:
-        return False
-    except ValueError:  # no signature to be had, as for some built-in callables
-        return True
-    return True
-
-
-def _whole_number(name: str, value, *, at_least: int) -> int:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < at_least:
-        raise ArgumentError(f"{name} needs to be a whole number from {at_least}; it is {value!r}.")
-    return int(value)
