@@ -362,17 +362,32 @@ def test_what_can_be_read_only_once_is_an_error_that_says_how(make, called):
     assert len(list(batches)) > 0  # nothing was taken from it
 
 
-def test_a_loader_that_is_empty_when_read_again_is_an_error():
-    class Once(Loader):
-        def __iter__(self):
-            self.times_read += 1
-            return iter(self.batches if self.times_read <= 2 else [])
+class Spent(Loader):
+    """Gives its batches so many times, and then no more."""
 
-    trainer = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError())
-    loader = Once(cut((np.ones((4, 2), np.float32), np.ones(4, np.float32)), [2, 2]))
+    def __init__(self, batches, times):
+        super().__init__(batches)
+        self.times = times
+
+    def __iter__(self):
+        self.times_read += 1
+        return iter(self.batches if self.times_read <= self.times else [])
+
+
+def test_a_loader_that_is_empty_when_read_again_is_an_error():
+    batches = cut((np.ones((4, 2), np.float32), np.ones(4, np.float32)), [2, 2])
     model = eqx.nn.Linear(2, "scalar", key=KEY)
     with pytest.raises(vernal.DataError, match="no batches when it was read again"):
-        trainer.fit(model, loader, epochs=5)
+        # Once for the first look, once to train an epoch.
+        trainer = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError())
+        trainer.fit(model, Spent(batches, 2), epochs=5)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 5)])
+def test_so_it_is_wherever_a_run_starts(place):
+    source = as_source(Spent(cut(examples(4), [2, 2]), 1), None)
+    with pytest.raises(vernal.DataError, match="no batches when it was read again"):
+        next(source.stacks(*place))
 
 
 @pytest.mark.parametrize("batches", [[], Loader([]), SizedLoader([])], ids=LOADERS)

@@ -138,8 +138,8 @@ ARGUMENTS = {
         "squared_error | loss(model, batch, key) | losses.Supervised(squared_error)",
     ),
     "Optax's loss of three arguments": (
-        lambda w: MADE(ADAM, optax.losses.huber_loss),
-        "huber_loss | losses.Supervised(huber_loss)",
+        lambda w: MADE(ADAM, optax.losses.cosine_distance),
+        "cosine_distance | losses.Supervised(cosine_distance)",
     ),
     "a loss of two arguments": (
         lambda w: MADE(ADAM, lambda prediction, target: 0.0),
