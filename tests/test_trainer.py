@@ -102,6 +102,20 @@ def test_fit_epochs_step_and_a_loop_by_hand_agree_to_the_bit(make, optimizer, da
     np.testing.assert_array_equal(history.steps["loss"], hand_values)
 
 
+@pytest.mark.parametrize("features", [1, 3])
+@pytest.mark.parametrize("examples", [3, 10])
+def test_a_handful_of_numbers_rounds_alike_too(examples, features):
+    # XLA may make one kernel of a loop this small, and round in another way in it.
+    x = np.random.default_rng(examples).normal(size=(examples, features)).astype(np.float32)
+    data = x, np.sin(x.sum(axis=1, keepdims=True))
+    model, optimizer = nn.Linear(features, 1, key=KEY), optax.adam(1e-3)
+    trainer = vernal.Trainer(optimizer, losses.MeanSquaredError())
+    fitted, history = trainer.fit(model, data, epochs=300)
+    expected, values = by_hand(model, optimizer, [data] * 300)
+    assert_same_bits(fitted.model, expected)
+    np.testing.assert_array_equal(history.steps["loss"], values)
+
+
 @pytest.mark.parametrize("size", [None, 10, 53])
 def test_chunks_of_1_7_and_1000_make_the_same_bits(size, data, monkeypatch):
     trainer = vernal.Trainer(optax.adam(1e-3), losses.MeanSquaredError())

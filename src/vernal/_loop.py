@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +15,7 @@ from jaxtyping import PyTree
 
 from vernal._data import Source, Stack
 from vernal._jit import Packed, merge, pack, select
-from vernal._state import TrainState
+from vernal._state import TrainState, counts, put_counts
 from vernal._update import Choices, update
 
 # A stack of one batch that repeats, the full batch, has room for so many updates a call: enough
@@ -41,7 +40,12 @@ class _Program(NamedTuple):
     length: int = 0  # batches in an epoch, the tail included, if there are tails
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+# XLA's CPU compiler would make a single kernel of a loop of few numbers: faster, but it contracts
+# products and sums in another order there than in an update by itself.
+_OPTIONS = {"xla_disable_hlo_passes": "small-while-loop-hoisting"}
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1, compiler_options=_OPTIONS)
 def _run(
     program: _Program,
     changing: list,
@@ -67,20 +71,17 @@ def _run(
             pick = lambda leaf: lax.dynamic_index_in_dim(leaf, row + i - start, keepdims=False)
             return jax.tree.map(pick, arrays)
 
-        # Two things keep every update rounded as it is in a program of its own. The next batch is
-        # carried from turn to turn: sliced where it is used, it would be fused with the arithmetic.
-        # And each turn scatters: XLA compiles a small loop without such an operation into a single
-        # kernel, faster, in which it contracts products and sums in another order.
+        # The next batch is carried from turn to turn: sliced where it is used, it would be fused
+        # with the arithmetic, and that be rounded in another way than in an update by itself.
         def body(i, carry):
-            batch, changing, buffers, turns = carry
+            batch, changing, buffers = carry
             state = Packed(merge(changing, fixed, program.changing), program.structure).unpack()
             state = replace(state, step=step + i)
             state, *measured = update(choices.unpack(), state, batch)
             changing, _ = select(pack(state).arrays, program.changing)
             put = lambda buffer, number: lax.dynamic_update_index_in_dim(buffer, number, i, 0)
             buffers = jax.tree.map(put, buffers, tuple(measured))
-            turns = turns.at[jnp.array([0, 1])].set(i, mode="promise_in_bounds")
-            return at(i + 1), changing, buffers, turns
+            return at(i + 1), changing, buffers
 
         return lax.fori_loop(start, end, body, (at(start), *carry))[1:]
 
@@ -97,7 +98,7 @@ def _run(
     buffer = lambda dtype: jnp.zeros(program.capacity, dtype)
     values = {name: buffer(dtype) for name, dtype in program.scalars}
     weights = buffer(jnp.float32) if program.weighted else None
-    carry = changing, (values, weights), jnp.zeros(2, jnp.int32)
+    carry = changing, (values, weights)
     if tails is None:
         return updates(0, count, batches, place - origin, carry)
     more = lambda i_and_carry: i_and_carry[0] < count
@@ -142,28 +143,37 @@ def _first_guess(changing: list, stack: Stack) -> int:
 class Loop:
     """A run in progress: what changes, in buffers that each call gives away and gets anew.
 
-    The arrays of the state that it is made from stay the caller's, and so do those that `state`
-    returns.
+    **Arguments:**
+
+    - `state`: a packed `TrainState`.
+    - `info`, `weighted`: what an update measures, and whether batches have weights.
+    - `owned`: whether its arrays may be given away; else they are copied and stay the caller's.
     """
 
     def __init__(
-        self, choices: Choices, state: TrainState, source: Source, info: dict, weighted: bool
+        self,
+        choices: Choices,
+        state: Packed,
+        source: Source,
+        info: dict,
+        weighted: bool,
+        *,
+        owned: bool,
     ):
+        self._step, epoch, batch = counts(state.arrays)
         self._source = source
-        self._stacks = source.stacks(int(state.epoch), int(state.batch))
+        self._stacks = source.stacks(epoch, batch)
         self._stack = next(self._stacks)
         self._place = self._stack.first  # in the stack
-        self._step = int(state.step)
-        packed = pack(state)
-        leaves = zip(jax.tree.leaves(state.model), choices.trained, strict=True)
-        picks = [trained for leaf, trained in leaves if eqx.is_array(leaf)]
-        picks += [True] * sum(map(eqx.is_array, jax.tree.leaves(state.opt_state)))
-        picks += [False] * (len(packed.arrays) - len(picks))
-        changing, self._fixed = select(packed.arrays, tuple(picks))
-        self._changing = _copy(changing)
+        # The model's leaves come first, then the optimizer's, and then three counts and the key.
+        leaves = zip(choices.trained, state.structure[1], strict=False)
+        picks = [trained for trained, static in leaves if static is None]
+        picks += [True] * (len(state.arrays) - 4 - len(picks)) + [False] * 4
+        changing, self._fixed = select(state.arrays, tuple(picks))
+        self._changing = changing if owned else _copy(changing)
         self._choices = pack(choices)
         scalars = tuple((name, np.dtype(info[name].dtype)) for name in sorted(info))
-        self._program = _Program(packed.structure, tuple(picks), scalars, weighted)
+        self._program = _Program(state.structure, tuple(picks), scalars, weighted)
         self._queued: list[Records] = []  # the chunk under way
         self._updates = _first_guess(changing, self._stack)  # to make in the next one
         self._fetched_at = time.perf_counter()
@@ -194,8 +204,8 @@ class Loop:
 
     def _state(self, changing: list) -> TrainState:
         arrays = merge(changing, self._fixed, self._program.changing)
-        # The order of TrainState's fields; unpacking is much faster than making a module anew.
-        arrays[-4:-1] = (np.array(count, np.int32) for count in (self._step, *self.place))
+        put_counts(arrays, self._step, *self.place)
+        # Unpacking is much faster than making a module anew.
         return Packed(arrays, self._program.structure).unpack()
 
     def chunks(
@@ -239,7 +249,7 @@ class Loop:
         program = self._program._replace(
             capacity=capacity, repeats=stack.repeats, length=stack.length if stack.tails else 0
         )
-        self._changing, (values, weights), _ = _run(
+        self._changing, (values, weights) = _run(
             program,
             self._changing,
             self._fixed,

@@ -24,3 +24,14 @@ class TrainState(eqx.Module):
     epoch: Int[Array | np.ndarray, ""]
     batch: Int[Array | np.ndarray, ""]
     key: PRNGKeyArray
+
+
+def put_counts(arrays: list, step: int, epoch: int, batch: int) -> None:
+    """Set the counts among a packed state's arrays: on the host, where reading does not wait."""
+    arrays[-4:-1] = (np.array(count, np.int32) for count in (step, epoch, batch))
+
+
+def counts(arrays: list) -> tuple[int, int, int]:
+    """The step, epoch and batch among a packed state's arrays."""
+    step, epoch, batch = map(int, arrays[-4:-1])
+    return step, epoch, batch

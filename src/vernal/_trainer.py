@@ -15,11 +15,11 @@ from vernal._checks import check_loss, check_optimizer, whole_number
 from vernal._data import Source, as_arrays, as_source, is_loader
 from vernal._errors import ArgumentError, kind
 from vernal._history import History, Recorder
-from vernal._jit import pack
+from vernal._jit import Packed, pack
 from vernal._loop import Loop
 from vernal._progress import Interrupt, Progress
 from vernal._shapes import preflight
-from vernal._state import TrainState
+from vernal._state import TrainState, put_counts
 from vernal._update import (
     Choices,
     compiled_apply,
@@ -78,21 +78,20 @@ class Trainer:
 
         **Raises:** `ArgumentError` if the model has nothing to train.
         """
-        return self._init(self._choices(model), model, key)
+        return self._init(self._choices(model), model, key).unpack()
 
     def _choices(self, model: PyTree) -> Choices:
         return Choices(self.optimizer, self.loss, trained_leaves(model, self.trainable))
 
-    def _init(self, choices: Choices, model: PyTree, key: PRNGKeyArray | None) -> TrainState:
+    def _init(self, choices: Choices, model: PyTree, key: PRNGKeyArray | None) -> Packed:
         if not any(choices.trained):
             raise ArgumentError(
                 f"model is {kind(model)}, without a float array to train."
                 "\n  Pass an instance of an eqx.Module, and see what `trainable` picks of it."
             )
-        opt_state, default_key = compiled_init(pack((choices, model)))
-        zero = np.zeros((), np.int32)
-        key = default_key if key is None else key
-        return TrainState(model, opt_state.unpack(), zero, zero, zero, key)
+        packed = compiled_init(pack((choices, model)), key)
+        put_counts(packed.arrays, 0, 0, 0)
+        return packed
 
     def step(self, state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
         """Make one update: pure, and compiled once for each shape of batch.
@@ -281,20 +280,23 @@ class Trainer:
 
     def _start(self, model_or_state, data, batch_size, shuffle, validation_data):
         """Check everything, and make what a run needs: its loop, and its validation's source."""
-        choices = self._choices(_model(model_or_state))
-        is_state = isinstance(model_or_state, TrainState)
-        state = model_or_state if is_state else self._init(choices, model_or_state, None)
-        source = as_source(data, batch_size, endless=True, shuffle=shuffle, key=state.key)
-        info, weight = self._preflight(state.model, source.example)
+        model = _model(model_or_state)
+        choices = self._choices(model)
+        fresh = not isinstance(model_or_state, TrainState)
+        state = self._init(choices, model, None) if fresh else pack(model_or_state)
+        key = state.arrays[-1]
+        source = as_source(data, batch_size, endless=True, shuffle=shuffle, key=key)
+        info, weight = self._preflight(model, source.example)
         validation = None
         if validation_data is not None:
             size = None if is_loader(validation_data) else batch_size
             validation = as_source(validation_data, size, name="validation_data")
-            self._preflight(state.model, validation.example, "validation_data")
-        return Loop(choices, state, source, info, weight is not None), validation
+            self._preflight(model, validation.example, "validation_data")
+        loop = Loop(choices, state, source, info, weight is not None, owned=fresh)
+        return loop, validation
 
     def _preflight(self, model: PyTree, batch: PyTree, name: str = "data"):
-        packed = pack((self.loss, model, jax.random.key(0)))
+        packed = pack((self.loss, model))
         supervised = isinstance(self.loss, AbstractSupervised)
         culprit = type(model).__name__ if supervised else "the loss"
         return preflight(compiled_measure, packed, batch, culprit=culprit, name=name)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree
@@ -118,11 +119,17 @@ def update(
 
 
 @jax.jit
-def compiled_init(choices_and_model: Packed) -> tuple[Packed, PRNGKeyArray]:
-    """An optimizer's state for a model, and the default key."""
+def compiled_init(choices_and_model: Packed, key: PRNGKeyArray | None) -> Packed:
+    """The state that training starts from, with copies of what will change."""
     choices, model = choices_and_model.unpack()
-    params, _ = choices.split(model)
-    return pack(choices.optimizer.init(params)), jax.random.key(0)
+    params, frozen = choices.split(model)
+    # Each by itself: an optimizer may keep the very parameters in its state, too.
+    copies = lambda tree: jax.tree.map(
+        lambda leaf: jnp.array(leaf, copy=True) if eqx.is_array(leaf) else leaf, tree
+    )
+    params, opt_state = copies(params), copies(choices.optimizer.init(params))
+    key = jax.random.key(0) if key is None else key
+    return pack(TrainState(eqx.combine(params, frozen), opt_state, *[np.int32(0)] * 3, key))
 
 
 @jax.jit
@@ -134,11 +141,11 @@ def compiled_step(choices: Packed, state: Packed, batch: PyTree) -> tuple[Packed
 
 @jax.jit
 def compiled_measure(
-    loss_model_key: Packed, batch: PyTree
+    loss_and_model: Packed, batch: PyTree
 ) -> tuple[dict[str, Array], Array | None]:
-    """One batch's loss and metrics."""
-    loss, model, key = loss_model_key.unpack()
-    return measure(loss, model, batch, key)
+    """One batch's loss and metrics, as in training: used for their shapes."""
+    loss, model = loss_and_model.unpack()
+    return measure(loss, model, batch, jax.random.key(0))
 
 
 @functools.partial(jax.jit, static_argnames="single")
