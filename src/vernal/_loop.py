@@ -143,11 +143,8 @@ def _first_guess(changing: list, stack: Stack) -> int:
 class Loop:
     """A run in progress: what changes, in buffers that each call gives away and gets anew.
 
-    **Arguments:**
-
-    - `state`: a packed `TrainState`.
-    - `info`, `weighted`: what an update measures, and whether batches have weights.
-    - `owned`: whether its arrays may be given away; else they are copied and stay the caller's.
+    The arrays of the packed state that it is made from stay the caller's, and so do those that
+    `state` returns. `info` and `weighted` say what an update measures.
     """
 
     def __init__(
@@ -157,8 +154,6 @@ class Loop:
         source: Source,
         info: dict,
         weighted: bool,
-        *,
-        owned: bool,
     ):
         self._step, epoch, batch = counts(state.arrays)
         self._source = source
@@ -170,7 +165,7 @@ class Loop:
         picks = [trained for trained, static in leaves if static is None]
         picks += [True] * (len(state.arrays) - 4 - len(picks)) + [False] * 4
         changing, self._fixed = select(state.arrays, tuple(picks))
-        self._changing = changing if owned else _copy(changing)
+        self._changing = _copy(changing)
         self._choices = pack(choices)
         scalars = tuple((name, np.dtype(info[name].dtype)) for name in sorted(info))
         self._program = _Program(state.structure, tuple(picks), scalars, weighted)

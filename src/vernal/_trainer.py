@@ -292,8 +292,7 @@ class Trainer:
             size = None if is_loader(validation_data) else batch_size
             validation = as_source(validation_data, size, name="validation_data")
             self._preflight(model, validation.example, "validation_data")
-        loop = Loop(choices, state, source, info, weight is not None, owned=fresh)
-        return loop, validation
+        return Loop(choices, state, source, info, weight is not None), validation
 
     def _preflight(self, model: PyTree, batch: PyTree, name: str = "data"):
         packed = pack((self.loss, model))

@@ -120,16 +120,12 @@ def update(
 
 @jax.jit
 def compiled_init(choices_and_model: Packed, key: PRNGKeyArray | None) -> Packed:
-    """The state that training starts from, with copies of what will change."""
+    """The state that training starts from."""
     choices, model = choices_and_model.unpack()
-    params, frozen = choices.split(model)
-    # Each by itself: an optimizer may keep the very parameters in its state, too.
-    copies = lambda tree: jax.tree.map(
-        lambda leaf: jnp.array(leaf, copy=True) if eqx.is_array(leaf) else leaf, tree
-    )
-    params, opt_state = copies(params), copies(choices.optimizer.init(params))
+    params, _ = choices.split(model)
     key = jax.random.key(0) if key is None else key
-    return pack(TrainState(eqx.combine(params, frozen), opt_state, *[np.int32(0)] * 3, key))
+    zero = np.zeros((), np.int32)
+    return pack(TrainState(model, choices.optimizer.init(params), zero, zero, zero, key))
 
 
 @jax.jit
