@@ -2,18 +2,28 @@
 
 from vernal import losses, nn, plot
 from vernal._data import batches
-from vernal._errors import ArgumentError, DataError, MissingExtraError, ShapeError, VernalError
+from vernal._errors import (
+    ArgumentError,
+    DataError,
+    ExamplesError,
+    MissingExtraError,
+    ShapeError,
+    VernalError,
+)
 from vernal._history import History
 from vernal._state import TrainState
 from vernal._trainer import Epoch, Trainer
+from vernal.summary import Summary, summary
 
 __all__ = [
     "ArgumentError",
     "DataError",
     "Epoch",
+    "ExamplesError",
     "History",
     "MissingExtraError",
     "ShapeError",
+    "Summary",
     "TrainState",
     "Trainer",
     "VernalError",
@@ -21,4 +31,5 @@ __all__ = [
     "losses",
     "nn",
     "plot",
+    "summary",
 ]

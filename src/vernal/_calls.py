@@ -1,9 +1,9 @@
 """Which of a model's modules are called, and with what: seen from outside, while it is traced."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import CodeType, FrameType, TracebackType
+from types import CodeType, FrameType
 from typing import Any
 
 import equinox as eqx
@@ -60,16 +60,25 @@ class Calls:
         sys.setprofile(self._see)
         return self
 
-    def __exit__(self, kind, error, traceback: TracebackType | None) -> None:
+    def __exit__(self, kind, error: BaseException | None, traceback) -> None:
         sys.setprofile(None)
         if hasattr(self._previous, "enable"):  # a cProfile.Profile, which sets itself
             self._previous.enable()
         else:
             sys.setprofile(self._previous)
-        while traceback is not None:
-            self.failed = self._frames.get(traceback.tb_frame, self.failed)
-            traceback = traceback.tb_next
+        failed = {id(call) for call in self._went_through(error)}
+        self.failed = next((call for call in reversed(self.made) if id(call) in failed), None)
         self._frames.clear()  # they keep all their variables
+
+    def _went_through(self, error: BaseException | None) -> Iterator[Call]:
+        """The calls that an exception left, or one that it was raised in place of."""
+        while error is not None:
+            traceback = error.__traceback__
+            while traceback is not None:
+                if traceback.tb_frame in self._frames:
+                    yield self._frames[traceback.tb_frame]
+                traceback = traceback.tb_next
+            error = error.__context__
 
     def _see(self, frame: FrameType, event: str, result: Any) -> None:
         code = frame.f_code

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from vernal._errors import ArgumentError, DataError
+from vernal._errors import ArgumentError, DataError, ExamplesError
 from vernal._jit import signature
 
 # How much is gathered at once. Small epochs share a stack until it has so many updates, or takes so
@@ -161,6 +161,7 @@ class LoaderSource:
             )
         self._loader = loader
         self._capacities: dict[Any, int] = {}
+        self.check: Callable[[PyTree], Any] = lambda batch: None  # the first batch of each shape
         self.length = len(loader) if isinstance(loader, Sized) else sys.maxsize
         first = next(iter(loader), None)
         if first is None:
@@ -194,6 +195,8 @@ class LoaderSource:
             )
         while pending is not None:
             shape = signature(pending)
+            if shape not in self._capacities:
+                self.check(pending)
             room = self._capacities.get(shape) or max(1, min(256, _STACK_BYTES // _nbytes(pending)))
             items = [pending]
             while (pending := next(batches, None)) is not None:
@@ -277,16 +280,22 @@ def as_arrays(data: PyTree, *, name: str = "data", finite: bool = True) -> PyTre
         raise DataError(f"{name} has no arrays in it: {data!r}.\n  Pass (x, y).")
     names = [_name(name, data, path) for path, _ in flat]
     arrays = [_as_array(name, leaf) for name, (_, leaf) in zip(names, flat, strict=True)]
+    tree = jax.tree.unflatten(treedef, arrays)
+    for name_, array in zip(names, arrays, strict=True):
+        if array.ndim == 0:
+            raise ExamplesError(
+                f"{name_} is a single number; it needs a leading axis, the examples.", tree
+            )
     lengths = [len(array) for array in arrays]
     if len(set(lengths)) > 1:
         listed = ", ".join(f"{name} has {n}" for name, n in zip(names, lengths, strict=True))
-        raise DataError(f"{name} needs as many examples of each: {listed}.")
+        raise ExamplesError(f"{name} needs as many examples of each: {listed}.", tree)
     if lengths[0] == 0:
-        raise DataError(f"{names[0]} has no examples: its shape is {arrays[0].shape}.")
+        raise ExamplesError(f"{names[0]} has no examples: its shape is {arrays[0].shape}.", tree)
     if finite:
         for name, array in zip(names, arrays, strict=True):
             _check_finite(name, array)
-    return jax.tree.unflatten(treedef, arrays)
+    return tree
 
 
 def _as_array(name: str, leaf) -> np.ndarray | Array:
@@ -301,8 +310,6 @@ def _as_array(name: str, leaf) -> np.ndarray | Array:
             f"{name} needs numbers; it holds {leaf.dtype} values{first}."
             "\n  Encode them as numbers first."
         )
-    if leaf.ndim == 0:
-        raise DataError(f"{name} is a single number; it needs a leading axis, the examples.")
     if isinstance(leaf, np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact):
         with np.errstate(over="ignore"):  # what single precision cannot hold is found below
             leaf = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)

@@ -1,7 +1,9 @@
 """The errors Vernal raises: what was given, what was needed, the line that mends it."""
 
 import inspect
+import textwrap
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 
@@ -9,6 +11,11 @@ class VernalError(Exception):
     """Base of every error that Vernal raises on purpose."""
 
     __module__ = "vernal"
+
+    def __init__(self, message: str):
+        wrap = partial(textwrap.wrap, subsequent_indent="  ", width=100, break_long_words=False)
+        lines = message.splitlines()
+        super().__init__("\n".join(part for line in lines for part in wrap(line) or [line]))
 
 
 class ArgumentError(VernalError, ValueError):
@@ -24,13 +31,18 @@ class DataError(VernalError, ValueError):
 
 
 @dataclass(frozen=True)
-class Mismatch:
-    """One layer's disagreement with its input: what a `ShapeError` is about, for programs."""
+class At:
+    """Which layer a `ShapeError` is about: a model that it is part of can say where it is."""
 
-    layer: Any  # the module that was called
-    where: str  # its path, as far out as is known, and its type: "MLP.layers[0] (Linear)"
-    given: str  # shape, or dtype, or type
-    needed: str
+    layer: Any
+    given: str  # "x has shape (100,),"
+    where: str  # the layer's path, as far out as is known, and its type: "MLP.layers[0] (Linear)"
+    needed: str  # "needs (*batch, 1)."
+
+    @property
+    def message(self) -> str:
+        """The error's message."""
+        return joined(self.given, f"but {self.where} {self.needed}")
 
 
 class ShapeError(VernalError, ValueError):
@@ -38,15 +50,40 @@ class ShapeError(VernalError, ValueError):
 
     __module__ = "vernal"
 
-    def __init__(self, message: str, mismatch: Mismatch | None = None):
+    def __init__(self, message: str, at: At | None = None):
         super().__init__(message)
-        self.mismatch = mismatch
+        self.at = at
+
+
+class ExamplesError(ShapeError, DataError):
+    """The data's arrays cannot be examples: not as many of each, none, labels out of range.
+
+    **Attributes:** `arrays`, the data, where a line that mends it may be found.
+    """
+
+    __module__ = "vernal"
+
+    def __init__(self, message: str, arrays: Any = None):
+        super().__init__(message)
+        self.arrays = arrays
 
 
 class MissingExtraError(VernalError, ImportError):
     """An optional dependency is not installed; the message has the command that installs it."""
 
     __module__ = "vernal"
+
+
+def joined(first: str, second: str) -> str:
+    """Two parts of a sentence: on one line if they fit, else broken where they meet."""
+    return f"{first} {second}" if len(first) + len(second) < 100 else f"{first}\n  {second}"
+
+
+def first_line(error: Exception) -> str:
+    """An error of somebody else's, in one line of at most 200 characters."""
+    text = " ".join(str(part) for part in error.args)
+    line = f"{type(error).__name__}: {text}".partition("\n")[0]
+    return textwrap.shorten(line, 200, placeholder=" ...")
 
 
 def kind(thing) -> str:

@@ -3,6 +3,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,25 +14,22 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal._checks import check_loss, check_optimizer, whole_number
-from vernal._data import Source, as_arrays, as_source, is_loader
-from vernal._errors import ArgumentError, kind
+from vernal._data import LoaderSource, Source, as_arrays, as_source, is_loader
+from vernal._errors import ArgumentError, ExamplesError, kind
 from vernal._history import History, Recorder
 from vernal._jit import Packed, pack
 from vernal._loop import Loop
+from vernal._preflight import check_labels, examples_error, preflight
 from vernal._progress import Interrupt, Progress
-from vernal._shapes import preflight
 from vernal._state import TrainState, put_counts
 from vernal._update import (
     Choices,
-    compiled_apply,
     compiled_evaluate,
     compiled_init,
-    compiled_measure,
     compiled_predict,
     compiled_step,
     trained_leaves,
 )
-from vernal.losses import AbstractSupervised
 
 
 @dataclass(frozen=True)
@@ -110,11 +109,14 @@ class Trainer:
                 f"step needs a TrainState; it is given {kind(state)}."
                 "\n  Try trainer.step(trainer.init(model), batch)."
             )
-        batch = as_arrays(batch, finite=False)
+        try:
+            batch = as_arrays(batch, finite=False)
+        except ExamplesError as error:
+            raise examples_error(error, self.loss, state.model) from None
         try:
             new, info = compiled_step(pack(self._choices(state.model)), pack(state), batch)
         except Exception:
-            self._preflight(state.model, batch)  # only tracing can have failed: explain it
+            preflight(self.loss, state.model, batch)  # only tracing can have failed: explain it
             raise
         return new.unpack(), info
 
@@ -244,8 +246,7 @@ class Trainer:
         **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling.
         """
         model = _model(model_or_state)
-        source = as_source(data, batch_size)
-        self._preflight(model, source.example)
+        source, _ = _checked(self.loss, model, data, batch_size)
         return self._evaluate(model, source)
 
     def predict(
@@ -268,9 +269,9 @@ class Trainer:
         **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling.
         """
         model = _model(model_or_state)
-        source = as_source(np.asarray(x) if isinstance(x, list) else x, batch_size, name="x")
+        x = np.asarray(x) if isinstance(x, list) else x
+        source, _ = _checked(None, eqx.nn.inference_mode(model), x, batch_size, name="x")
         packed = pack(model)
-        preflight(compiled_apply, packed, source.example, culprit=type(model).__name__)
         apply = lambda batches, single: compiled_predict(packed, batches, single=single)
         parts = [
             jax.tree.map(lambda leaf, n=n: leaf[:n].reshape(-1, *leaf.shape[2:]), outputs)
@@ -284,21 +285,14 @@ class Trainer:
         choices = self._choices(model)
         fresh = not isinstance(model_or_state, TrainState)
         state = self._init(choices, model, None) if fresh else pack(model_or_state)
-        key = state.arrays[-1]
-        source = as_source(data, batch_size, endless=True, shuffle=shuffle, key=key)
-        info, weight = self._preflight(model, source.example)
+        order = {"endless": True, "shuffle": shuffle, "key": state.arrays[-1]}
+        source, (info, weight) = _checked(self.loss, model, data, batch_size, **order)
         validation = None
         if validation_data is not None:
             size = None if is_loader(validation_data) else batch_size
-            validation = as_source(validation_data, size, name="validation_data")
-            self._preflight(model, validation.example, "validation_data")
+            name = "validation_data"
+            validation, _ = _checked(self.loss, model, validation_data, size, name=name)
         return Loop(choices, state, source, info, weight is not None), validation
-
-    def _preflight(self, model: PyTree, batch: PyTree, name: str = "data"):
-        packed = pack((self.loss, model))
-        supervised = isinstance(self.loss, AbstractSupervised)
-        culprit = type(model).__name__ if supervised else "the loss"
-        return preflight(compiled_measure, packed, batch, culprit=culprit, name=name)
 
     def _evaluate(self, model: PyTree, source: Source) -> dict[str, float]:
         packed = pack((self.loss, model))
@@ -312,6 +306,21 @@ class Trainer:
             for name, values in info.items():
                 sums[name] += float(values[:n] @ weights)
         return {name: value / (total or 1.0) for name, value in sums.items()}
+
+
+def _checked(
+    loss: Callable | None, model: PyTree, data, batch_size, *, name: str = "data", **order
+) -> tuple[Source, Any]:
+    """Data as a source, checked against the model and the loss, and what the check returns."""
+    try:
+        source = as_source(data, batch_size, name=name, **order)
+    except ExamplesError as error:
+        raise examples_error(error, loss, model) from None
+    shapes = preflight(loss, model, source.example, name=name)
+    check_labels(loss, model, source.example)
+    if isinstance(source, LoaderSource):
+        source.check = partial(preflight, loss, model, name=name)
+    return source, shapes
 
 
 def _each(function: Callable, source: Source) -> Iterator[tuple[PyTree, int, int]]:

@@ -135,15 +135,6 @@ def compiled_step(choices: Packed, state: Packed, batch: PyTree) -> tuple[Packed
     return pack(new_state), info
 
 
-@jax.jit
-def compiled_measure(
-    loss_and_model: Packed, batch: PyTree
-) -> tuple[dict[str, Array], Array | None]:
-    """One batch's loss and metrics, as in training: used for their shapes."""
-    loss, model = loss_and_model.unpack()
-    return measure(loss, model, batch, jax.random.key(0))
-
-
 @functools.partial(jax.jit, static_argnames="single")
 def compiled_evaluate(loss_and_model: Packed, batches: PyTree, *, single: bool):
     """Each batch's loss and metrics, with dropout and the like switched off."""

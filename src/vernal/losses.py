@@ -11,11 +11,11 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from vernal._errors import DataError, ShapeError, kind
-from vernal._shapes import locating
+from vernal._errors import DataError, ExamplesError, ShapeError, joined, kind
 
 
 def predictions(model: Callable, x: PyTree[Array], key: PRNGKeyArray | None = None) -> Array:
@@ -29,11 +29,10 @@ def predictions(model: Callable, x: PyTree[Array], key: PRNGKeyArray | None = No
 
     **Returns:** the outputs, with the examples along the leading axis.
     """
-    with locating(model):
-        if key is None or not _takes_key(model):
-            return jax.vmap(lambda example: model(example))(x)
-        keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
-        return jax.vmap(lambda example, key: model(example, key=key))(x, keys)
+    if key is None or not _takes_key(model):
+        return jax.vmap(lambda example: model(example))(x)
+    keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
+    return jax.vmap(lambda example, key: model(example, key=key))(x, keys)
 
 
 def _takes_key(model: Callable) -> bool:
@@ -73,8 +72,11 @@ class AbstractSupervised(eqx.Module):
         batch is not such a tuple.
         """
         x, y, weight = _unpack(batch, type(self).__name__)
-        prediction = predictions(model, x, key)
-        self._check(prediction, y)
+        return self.average(predictions(model, x, key), y, weight)
+
+    def average(self, prediction: Array, y: Array, weight: Array | None = None) -> Array:
+        """Average the loss over a batch of predictions, already made, and their targets."""
+        self._check(prediction, y, weight)
         losses = jax.vmap(self.of_example)(prediction, y)
         if weight is None:
             return jnp.mean(losses)
@@ -87,18 +89,26 @@ class AbstractSupervised(eqx.Module):
         weight = _unpack(batch, type(self).__name__)[2]
         return None if weight is None else jnp.sum(weight)
 
-    def _check(self, prediction, y):
+    def _check(self, prediction, y, weight):
         # Never a broadcast: (N,) against (N, 1) would train on N x N differences, in silence.
         name = type(self).__name__
-        if not eqx.is_array(prediction):
-            raise ShapeError(
-                f"{name} needs a model that returns one array; it returns {kind(prediction)}."
-            )
+        for what, array in {"predictions are": prediction, "y is": y}.items():
+            if not eqx.is_array(array):
+                raise ShapeError(f"{what} {kind(array)}, but {name} needs one array.")
         needed = self.target_shape(prediction.shape)
         if y.shape != needed:
             raise ShapeError(
-                f"{name} needs a target of shape {needed} for predictions of shape "
-                f"{prediction.shape}; y has shape {y.shape}."
+                joined(
+                    f"y has shape {y.shape},",
+                    f"but {name} needs {needed} for predictions of shape {prediction.shape}.",
+                )
+            )
+        if weight is not None and weight.shape != y.shape[:1]:
+            raise ShapeError(
+                joined(
+                    f"sample_weight has shape {weight.shape},",
+                    f"but {name} needs {y.shape[:1]}, one weight an example.",
+                )
             )
 
 
@@ -111,11 +121,6 @@ def _unpack(batch, name: str):
     x, y, weight = (*batch, None)[:3]
     if y is None:
         raise DataError(f"{name} needs targets; y is None.")
-    if weight is not None and weight.shape != y.shape[:1]:
-        raise ShapeError(
-            f"sample_weight needs shape {y.shape[:1]}, one weight an example; "
-            f"it has shape {weight.shape}."
-        )
     return x, y, weight
 
 
@@ -160,6 +165,10 @@ class BinaryCrossEntropy(AbstractSupervised):
     `optax.losses.sigmoid_binary_cross_entropy`: the model has no sigmoid of its own.
     """
 
+    def check_labels(self, y: Array, prediction_shape: tuple[int, ...]) -> None:
+        """Raise `ExamplesError` if not all labels are from 0 to 1."""
+        _check_range("BinaryCrossEntropy", y, 0, 1, "")
+
     def of_example(self, prediction, target):
         label = jnp.asarray(target, prediction.dtype)
         return optax.losses.sigmoid_binary_cross_entropy(prediction, label)
@@ -174,7 +183,29 @@ class CrossEntropy(AbstractSupervised):
     def target_shape(self, prediction_shape):
         return prediction_shape[:-1]
 
+    def check_labels(self, y: Array, prediction_shape: tuple[int, ...]) -> None:
+        """Raise `ExamplesError` if there is a label without a logit."""
+        last = prediction_shape[-1] - 1
+        _check_range("CrossEntropy", y, 0, last, f" for predictions of shape {prediction_shape}")
+
     def of_example(self, prediction, target):
         if not jnp.issubdtype(target.dtype, jnp.integer):
-            raise ShapeError(f"CrossEntropy needs integer labels; y is {target.dtype}.")
+            raise ShapeError(f"y is {target.dtype}, but CrossEntropy needs integer labels.")
         return optax.losses.softmax_cross_entropy_with_integer_labels(prediction, target)
+
+
+def _check_range(name: str, y: Array, least: int, most: int, why: str) -> None:
+    labels = np.asarray(y)
+    bad = np.argwhere((labels < least) | (labels > most))
+    if not len(bad):
+        return
+    where = ", ".join(map(str, bad[0].tolist()))
+    tries = {"y - 1": labels - 1.0, "y + 1": labels + 1.0, "(y + 1) / 2": (labels + 1) / 2}
+    fits = [line for line, y in tries.items() if least <= y.min() and y.max() <= most]
+    hint = f"\n  Try {fits[0]}." if fits else ""
+    raise ExamplesError(
+        joined(
+            f"y[{where}] is {labels[tuple(bad[0])]},", f"but {name} needs {least} to {most}{why}."
+        )
+        + hint
+    )

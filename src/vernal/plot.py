@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike, PyTree
 
@@ -9,7 +10,7 @@ from vernal._data import as_arrays
 from vernal._errors import MissingExtraError, ShapeError
 from vernal._history import History
 from vernal._jit import pack
-from vernal._shapes import preflight
+from vernal._preflight import preflight
 from vernal._state import TrainState
 from vernal._update import compiled_apply
 
@@ -94,9 +95,8 @@ def predictions(
 
 def _predict(model: PyTree | TrainState, x: np.ndarray) -> np.ndarray:
     model = model.model if isinstance(model, TrainState) else model
-    packed = pack(model)
-    preflight(compiled_apply, packed, x, culprit=type(model).__name__)
-    return np.asarray(compiled_apply(packed, x))
+    preflight(None, eqx.nn.inference_mode(model), x)
+    return np.asarray(compiled_apply(pack(model), x))
 
 
 def _check_one_number(name: str, array: np.ndarray) -> None:

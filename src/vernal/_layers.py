@@ -1,0 +1,101 @@
+"""What shapes Equinox's layers, and ours, take: they do not say so themselves, or unreadably."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from vernal._calls import Call
+
+_SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+
+
+@dataclass(frozen=True)
+class Needed:
+    """What one argument of a layer's call needs to be."""
+
+    shape: tuple[int | str, ...]  # a name stands for any size; a last "..." for any more axes
+    dtype: type = jnp.number
+    batched: bool = False  # any leading axes are taken, too
+
+    def __str__(self) -> str:
+        names = ", ".join(map(str, self.shape))
+        shape = f"({names},)" if len(self.shape) == 1 else f"({names})"
+        return "an integer" if (self.shape, self.dtype) == ((), jnp.integer) else shape
+
+    def takes_shape(self, shape: tuple[int, ...], *, leading: bool = True) -> bool:
+        """Whether an argument may have this shape: with leading axes, if those are taken."""
+        needed = self.shape
+        if needed[-1:] == ("...",):
+            needed, shape = needed[:-1], shape[: len(needed) - 1]
+        if self.batched and leading:
+            shape = shape[len(shape) - len(needed) :] if len(shape) >= len(needed) else shape
+        sizes = zip(needed, shape, strict=False)
+        return len(needed) == len(shape) and all(n in (size, str(n)) for n, size in sizes)
+
+
+def needs(layer: Any) -> dict[str, Needed]:
+    """What each argument of a call of this layer needs to be, as far as that is known."""
+    floats = jnp.inexact
+    match type(layer).__name__, layer:
+        case "Linear", eqx.Module(in_features=size):
+            batched = not isinstance(layer, eqx.nn.Linear)
+            dtype = floats if batched else jnp.number
+            return {"x": Needed(() if size == "scalar" else (size,), dtype, batched)}
+        case _, eqx.nn.Conv() | eqx.nn.ConvTranspose():
+            return {"x": Needed((layer.in_channels, *_SPATIAL[layer.num_spatial_dims]), floats)}
+        case _, eqx.nn.Pool():
+            return {"x": Needed(("channels", *_SPATIAL[layer.num_spatial_dims]))}
+        case _, eqx.nn.AdaptivePool():
+            return {"x": Needed(("channels", *_SPATIAL[len(layer.target_shape)]))}
+        case _, eqx.nn.LayerNorm() | eqx.nn.RMSNorm():
+            return {"x": Needed(tuple(layer.shape))}
+        case _, eqx.nn.GroupNorm(channels=int(channels)):
+            return {"x": Needed((channels, "..."))}
+        case _, eqx.nn.BatchNorm():
+            return {"x": Needed((layer.input_size, "..."))}
+        case _, eqx.nn.Embedding():
+            return {"x": Needed((), jnp.integer)}
+        case _, eqx.nn.RotaryPositionalEmbedding():
+            return {"x": Needed(("length", layer.embedding_size))}
+        case _, eqx.nn.GRUCell() | eqx.nn.LSTMCell():
+            hidden = Needed((layer.hidden_size,))
+            return {"input": Needed((layer.input_size,)), "hidden": hidden}
+        case _, eqx.nn.MultiheadAttention():
+            return {
+                "query": Needed(("length", layer.query_size)),
+                "key_": Needed(("length", layer.key_size)),
+                "value": Needed(("length", layer.value_size)),
+            }
+        case _, eqx.nn.WeightNorm():
+            return needs(layer.layer)
+    return {}
+
+
+@dataclass(frozen=True)
+class Unmet:
+    """An argument that is not as a layer needs it."""
+
+    call: Call
+    argument: str
+    given: Any  # a shape, or a dtype
+    needed: str
+    alone: bool  # it is the only argument that the layer is particular about
+
+
+def unmet(call: Call) -> Unmet | None:
+    """The first argument of a call that is not as its layer needs it, if there is one."""
+    needed = needs(call.module)
+    alone = len(needed) == 1
+    for name, need in needed.items():
+        for value in jax.tree.leaves(call.arguments.get(name)):
+            if not hasattr(value, "shape"):
+                continue
+            if not need.takes_shape(value.shape):
+                return Unmet(call, name, value.shape, str(need), alone)
+            if not jnp.issubdtype(value.dtype, need.dtype):
+                kind = "integers" if need.dtype is jnp.integer else "floats"
+                return Unmet(call, name, value.dtype, kind, alone)
+    return None
