@@ -11,12 +11,14 @@ from vernal._errors import (
     VernalError,
 )
 from vernal._history import History
+from vernal._inspect import Cost, update_cost, update_jaxpr
 from vernal._state import TrainState
 from vernal._trainer import Epoch, Trainer
 from vernal.summary import Summary, summary
 
 __all__ = [
     "ArgumentError",
+    "Cost",
     "DataError",
     "Epoch",
     "ExamplesError",
@@ -32,4 +34,6 @@ __all__ = [
     "nn",
     "plot",
     "summary",
+    "update_cost",
+    "update_jaxpr",
 ]

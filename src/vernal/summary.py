@@ -1,0 +1,270 @@
+"""A model's table: its modules, what goes through them, what they hold, and what they cost."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from vernal import _table
+from vernal._data import as_arrays
+from vernal._flops import counted_calls
+from vernal._preflight import preflight
+from vernal._trainer import _model
+from vernal._update import trained_leaves
+
+_HEADER = ("path", "layer", "input", "output", "trainable", "frozen", "bytes", "FLOPs")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module of a model, by itself: without what its own modules hold and do.
+
+    **Attributes:**
+
+    - `path`: where it is, such as `MLP.layers[0]`.
+    - `layer`: its type's name; "array" for a shared array.
+    - `inputs`, `outputs`: the arrays of its first call, without a batch's axis.
+    - `trainable`, `frozen`: numbers in the arrays that it holds.
+    - `bytes`: what these take.
+    - `calls`: how often it is called for one example; `None` if that is not known beforehand.
+    - `flops`: of all these calls, for one example; `None` if XLA cannot say.
+    - `shared_with`: the path where this is counted, if it is the same thing as there.
+    """
+
+    path: str
+    layer: str
+    inputs: tuple[jax.ShapeDtypeStruct, ...] = ()
+    outputs: tuple[jax.ShapeDtypeStruct, ...] = ()
+    trainable: int = 0
+    frozen: int = 0
+    bytes: int = 0
+    calls: int | None = 0
+    flops: int | None = 0
+    shared_with: str | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class Summary:
+    """What `summary` found: a table when printed, `rows` for programs.
+
+    The totals are the sums of the columns.
+    """
+
+    rows: tuple[Row, ...]
+
+    @property
+    def trainable(self) -> int:
+        """Numbers that training changes."""
+        return sum(row.trainable for row in self.rows)
+
+    @property
+    def frozen(self) -> int:
+        """Numbers that training leaves alone."""
+        return sum(row.frozen for row in self.rows)
+
+    @property
+    def bytes(self) -> int:
+        """What all arrays take, each counted once."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def flops(self) -> int | None:
+        """Floating-point operations of the forward pass of one example; `None` if not known."""
+        flops = [row.flops for row in self.rows if row.flops is not None]
+        return sum(flops) if len(flops) == len(self.rows) else None
+
+    def __str__(self) -> str:
+        return f"{_table.as_text(_HEADER, self._cells())}\n{self._caption()}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return _table.as_html(_HEADER, self._cells(), self._caption())
+
+    def _caption(self) -> str:
+        count = self.trainable + self.frozen
+        size = _table.size(self.bytes).text.replace(" B", " bytes")
+        return (
+            f"{count:,} parameter{'s' * (count != 1)}, {size}. "
+            "Shapes and FLOPs are those of one example."
+        )
+
+    def _cells(self) -> list[list[_table.Cell]]:
+        total = Row("total", "", (), (), self.trainable, self.frozen, self.bytes, 1, self.flops)
+        held = lambda count, cell, row: cell(count) if count or row is total else ""
+        return [
+            [
+                row.path,
+                row.layer + {0: "", 1: "", None: " ×?"}.get(row.calls, f" ×{row.calls}"),
+                *_arrays(row),
+                held(row.trainable, _table.number, row),
+                held(row.frozen, _table.number, row),
+                held(row.bytes, _table.size, row),
+                _flops(row),
+            ]
+            for row in (*self.rows, total)
+        ]
+
+
+def _arrays(row: Row) -> tuple[_table.Cell, _table.Cell]:
+    if row.shared_with:
+        return f"shared with {row.shared_with}", None
+    return _table.shapes(row.inputs), _table.shapes(row.outputs)
+
+
+def _flops(row: Row) -> _table.Cell:
+    if row.calls == 0:
+        return ""
+    return "–" if row.flops is None else _table.number(row.flops)
+
+
+def summary(model: PyTree, x: PyTree, *, trainable: PyTree = eqx.is_inexact_array) -> Summary:
+    """Make a table of a model's layers, without running or compiling it.
+
+    A row has what a module holds and does by itself, without what stands in other rows, so that
+    each column adds up to its total. Modules that do neither are left out. What stands at two
+    places, as the same object or in `eqx.nn.Shared`, is counted at the first.
+
+    The model is taken in inference mode, without dropout. FLOPs are floating-point operations as
+    XLA's cost analysis counts them, before it optimises: a product and a sum are two, an
+    exponential or `tanh` is none. A loop counts as often as it goes round. "–" means that they
+    cannot be counted beforehand, as in a loop that ends on a condition.
+
+    **Arguments:**
+
+    - `model`: a model of one example, or a `TrainState` with one.
+    - `x`: as in `Trainer.fit`, an array or a PyTree of arrays with the examples along the leading
+      axis; a `jax.ShapeDtypeStruct` will do for an array.
+    - `trainable`: as in `Trainer`. Every other array is frozen.
+
+    **Returns:** a `Summary`: print it, or read its `rows`.
+
+    **Raises:** `ArgumentError`, `DataError` or `ShapeError`.
+    """
+    model = _model(model)
+    x = np.asarray(x) if isinstance(x, list) else jax.tree.map(_stand_in, x)
+    x = as_arrays(x, name="x", finite=False)
+    inferring = eqx.nn.inference_mode(model)
+    preflight(None, inferring, x, name="x")
+    example = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], x), x)
+    outputs, calls, tally = counted_calls(inferring, example)
+
+    parts, aliases = _parts(model, trainable)
+    of_part: dict[str, list[int]] = defaultdict(list)
+    for i, call in enumerate(calls):
+        of_part[_first_path(call.path, aliases)].append(i)
+    rows = []
+    for path, row in parts.items():
+        made = of_part[path]
+        if path == "":
+            flops = _sum(tally.flops, [-1, *made])
+            row = replace(row, inputs=_shapes(example), outputs=_shapes(outputs), calls=1)
+            row = replace(row, flops=flops)
+        elif made and not isinstance(calls[made[0]].module, eqx.nn.Shared):
+            first = calls[made[0]]
+            inputs = [value for name, value in first.arguments.items() if name != "key"]
+            row = replace(row, inputs=_shapes(inputs), outputs=_shapes(first.result))
+            # A call without operations is in no loop that is known.
+            times = _sum(tally.runs, made) if any(i in tally.runs for i in made) else len(made)
+            row = replace(row, calls=times, flops=_sum(tally.flops, made))
+        elif not (row.bytes or row.shared_with):
+            continue
+        rows.append(row)
+    return Summary(tuple(rows))
+
+
+def _stand_in(leaf: Any) -> Any:
+    """For a shape an array that takes no memory."""
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    return np.broadcast_to(np.zeros((), jax.dtypes.canonicalize_dtype(leaf.dtype)), leaf.shape)
+
+
+def _shapes(tree: PyTree) -> tuple[jax.ShapeDtypeStruct, ...]:
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+    return tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays)
+
+
+def _sum(counts: dict[int, float], calls: list[int]) -> int | None:
+    total = sum(counts.get(i, 0) for i in calls)
+    return None if math.isnan(total) else round(total)
+
+
+def _first_path(path: str, aliases: dict[str, str]) -> str:
+    """The path at which a module is counted: what it is in may be shared."""
+    for end in [*(i for i, char in enumerate(path) if char in ".[" and i), len(path)]:
+        if path[:end] in aliases:
+            return _first_path(aliases[path[:end]] + path[end:], aliases)
+    return path
+
+
+def _parts(model: PyTree, trainable: PyTree) -> tuple[dict[str, Row], dict[str, str]]:
+    """What each module holds by itself, by its path; and the paths of what was met before.
+
+    Shared arrays, which are no modules, are among the parts.
+    """
+    picks = zip(jax.tree.leaves(model), trained_leaves(model, trainable), strict=True)
+    trained = {id(leaf) for leaf, pick in picks if pick}
+    root = type(model).__name__
+    parts: dict[str, Row] = {}
+    aliases: dict[str, str] = {}
+    first: dict[int, str] = {}
+
+    def share(path: str, thing: Any, earlier: str) -> None:
+        aliases[path] = earlier
+        layer = type(thing).__name__ if isinstance(thing, eqx.Module) else "array"
+        parts[path] = Row(root + path, layer, shared_with=root + earlier)
+
+    def visit(node: PyTree, path: str) -> None:
+        first[id(node)] = path
+        parts[path] = Row(root + path, type(node).__name__)
+        inside = lambda part: part is not node and isinstance(part, eqx.Module)
+        for keys, part in jax.tree_util.tree_flatten_with_path(node, is_leaf=inside)[0]:
+            place = path + jax.tree_util.keystr(keys)
+            is_module = isinstance(part, eqx.Module)
+            if not (is_module or eqx.is_array(part)):
+                continue
+            if id(part) in first:
+                share(place, part, first[id(part)])
+            elif is_module:
+                visit(part, place)
+            else:
+                first[id(part)] = place
+                own, picked = parts[path], part.size * (id(part) in trained)
+                parts[path] = replace(
+                    own,
+                    trainable=own.trainable + picked,
+                    frozen=own.frozen + part.size - picked,
+                    bytes=own.bytes + part.nbytes,
+                )
+        if isinstance(node, eqx.nn.Shared):
+            for place, source in _ties(node):
+                share(f"{path}.pytree{place}", None, f"{path}.pytree{source}")
+
+    visit(model, "")
+    return parts, aliases
+
+
+def _ties(shared: eqx.nn.Shared) -> Iterator[tuple[str, str]]:
+    """The paths in a `Shared`'s PyTree that were emptied, and those of what belongs there."""
+    found: list[Any] = []
+    # The functions may compute, as in a transpose; traced, they only look.
+    look = lambda: found.extend([shared.where(shared.pytree), shared.get(shared.pytree)])
+    eqx.filter_eval_shape(look)
+    several = isinstance(found[0], tuple | list)
+    for emptied, source in zip(*found, strict=True) if several else [found]:
+        places = _places(shared.pytree, source)
+        for place in _places(shared.pytree, emptied):
+            yield place, places[0] if places else ""
+
+
+def _places(tree: PyTree, node: Any) -> list[str]:
+    """The paths of a node in a PyTree."""
+    found = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda part: part is node)[0]
+    return [jax.tree_util.keystr(keys) for keys, part in found if part is node]
