@@ -331,8 +331,7 @@ def _check_finite(name: str, array: np.ndarray | Array) -> None:
         many = "1 value that is" if len(bad) == 1 else f"{len(bad)} values that are"
         raise DataError(
             f"{name} has {many} not finite, of {array.size}: the first is {name}[{where}], {value}."
-            "\n  Drop those examples, or fill them in as with "
-            f"np.where(np.isfinite({name}), {name}, 0)."
+            f"\n  Drop those examples, or try np.where(np.isfinite({name}), {name}, 0)."
         )
 
 

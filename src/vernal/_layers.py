@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 
 from vernal._calls import Call
+from vernal._errors import kind
 
 _SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
@@ -80,7 +80,7 @@ class Unmet:
 
     call: Call
     argument: str
-    given: Any  # a shape, or a dtype
+    given: Any  # a shape, or a dtype, or what it is in place of an array
     needed: str
     alone: bool  # it is the only argument that the layer is particular about
 
@@ -90,12 +90,14 @@ def unmet(call: Call) -> Unmet | None:
     needed = needs(call.module)
     alone = len(needed) == 1
     for name, need in needed.items():
-        for value in jax.tree.leaves(call.arguments.get(name)):
-            if not hasattr(value, "shape"):
-                continue
-            if not need.takes_shape(value.shape):
-                return Unmet(call, name, value.shape, str(need), alone)
-            if not jnp.issubdtype(value.dtype, need.dtype):
-                kind = "integers" if need.dtype is jnp.integer else "floats"
-                return Unmet(call, name, value.dtype, kind, alone)
+        value = call.arguments.get(name)
+        cells = isinstance(call.module, eqx.nn.LSTMCell) and name == "hidden"
+        for array in value if cells and isinstance(value, tuple) else (value,):
+            if not hasattr(array, "shape"):
+                return Unmet(call, name, kind(array), str(need), alone)
+            if not need.takes_shape(array.shape):
+                return Unmet(call, name, array.shape, str(need), alone)
+            if not jnp.issubdtype(array.dtype, need.dtype):
+                whole = "integers" if need.dtype is jnp.integer else "floats"
+                return Unmet(call, name, array.dtype, whole, alone)
     return None

@@ -122,16 +122,15 @@ def _blamed(calls: Calls) -> Unmet | None:
 
 def _is_of_data(blamed: Unmet, calls: Calls, x: Any) -> bool:
     """Whether the layer was given the examples themselves, and not what another made of them."""
-    given = (x.shape[1:], x.dtype) if hasattr(x, "shape") else ()
+    given = (x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype)) if hasattr(x, "shape") else ()
     return blamed.given in given and all(call.result is None for call in calls.made)
 
 
 def _at_odds(blamed: Unmet, calls: Calls, model: PyTree, x: Any) -> str:
     where = _where(model, blamed.call)
     what = blamed.needed if blamed.alone else f"{blamed.argument} of shape {blamed.needed}"
-    if not isinstance(blamed.given, tuple):
-        given = "x" if _is_of_data(blamed, calls, x) else f"{where} is given {blamed.argument}, it"
-        if given == "x":
+    if isinstance(blamed.given, np.dtype):
+        if _is_of_data(blamed, calls, x):
             return joined(f"x is {blamed.given},", f"but {where} needs {blamed.needed}.")
         return f"{where} needs {blamed.needed}; its {blamed.argument} is {blamed.given}."
     if _is_of_data(blamed, calls, x):
