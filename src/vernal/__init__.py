@@ -7,11 +7,13 @@ from vernal._errors import (
     DataError,
     ExamplesError,
     MissingExtraError,
+    RecompilationError,
     ShapeError,
     VernalError,
 )
 from vernal._history import History
 from vernal._inspect import Cost, update_cost, update_jaxpr
+from vernal._recompile import no_recompilation
 from vernal._state import TrainState
 from vernal._trainer import Epoch, Trainer
 from vernal.summary import Summary, summary
@@ -24,6 +26,7 @@ __all__ = [
     "ExamplesError",
     "History",
     "MissingExtraError",
+    "RecompilationError",
     "ShapeError",
     "Summary",
     "TrainState",
@@ -32,6 +35,7 @@ __all__ = [
     "batches",
     "losses",
     "nn",
+    "no_recompilation",
     "plot",
     "summary",
     "update_cost",

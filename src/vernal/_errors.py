@@ -68,6 +68,12 @@ class ExamplesError(ShapeError, DataError):
         self.arrays = arrays
 
 
+class RecompilationError(VernalError, RuntimeError):
+    """Something compiles again inside of `no_recompilation`."""
+
+    __module__ = "vernal"
+
+
 class MissingExtraError(VernalError, ImportError):
     """An optional dependency is not installed; the message has the command that installs it."""
 

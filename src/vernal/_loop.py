@@ -15,8 +15,9 @@ from jaxtyping import PyTree
 
 from vernal._data import Source, Stack
 from vernal._jit import Packed, merge, pack, select
+from vernal._recompile import compiles
 from vernal._state import TrainState, counts, put_counts
-from vernal._update import Choices, update
+from vernal._update import Choices, parts, update
 
 # A stack of one batch that repeats, the full batch, has room for so many updates a call: enough
 # that a call of the smallest model takes some 20 ms, so little that the buffer costs nothing.
@@ -61,6 +62,10 @@ def _run(
     Returns what changed, and a buffer of `capacity` numbers for each scalar that is kept.
     """
     batches, tails, origin = stack
+    state = Packed(merge(changing, fixed, program.changing), program.structure).unpack()
+    batch = batches if program.repeats else jax.tree.map(lambda leaf: leaf[0], batches)
+    held = {"batches at once": program.capacity, "batches an epoch": program.length, "tail": tails}
+    compiles("fit", **parts(choices.unpack(), state, batch), **held)
 
     def updates(start, end, arrays, row, carry):
         """Make the updates `start` to `end`, the first of them on the batch in a row of arrays."""

@@ -14,6 +14,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal._errors import ShapeError
 from vernal._jit import Packed, pack
+from vernal._recompile import compiles
 from vernal._state import TrainState
 from vernal.losses import AbstractSupervised, predictions
 
@@ -131,7 +132,9 @@ def compiled_init(choices_and_model: Packed, key: PRNGKeyArray | None) -> Packed
 @jax.jit
 def compiled_step(choices: Packed, state: Packed, batch: PyTree) -> tuple[Packed, dict[str, Array]]:
     """One update by itself."""
-    new_state, info, _ = update(choices.unpack(), state.unpack(), batch)
+    chosen, before = choices.unpack(), state.unpack()
+    compiles("step", **parts(chosen, before, batch))
+    new_state, info, _ = update(chosen, before, batch)
     return pack(new_state), info
 
 
@@ -139,6 +142,7 @@ def compiled_step(choices: Packed, state: Packed, batch: PyTree) -> tuple[Packed
 def compiled_evaluate(loss_and_model: Packed, batches: PyTree, *, single: bool):
     """Each batch's loss and metrics, with dropout and the like switched off."""
     loss, model = loss_and_model.unpack()
+    compiles("evaluate", **_named(batches), model=model, loss=loss, one_batch=single)
     model = eqx.nn.inference_mode(model)
     return _map(lambda batch: measure(loss, model, batch, jax.random.key(0)), batches, single)
 
@@ -152,7 +156,26 @@ def compiled_apply(packed_model: Packed, x: PyTree) -> PyTree:
 @functools.partial(jax.jit, static_argnames="single")
 def compiled_predict(packed_model: Packed, batches: PyTree, *, single: bool) -> PyTree:
     """Each batch's predictions."""
+    compiles("predict", x=batches, model=packed_model.unpack(), one_batch=single)
     return _map(lambda x: compiled_apply(packed_model, x), batches, single)
+
+
+def parts(choices: Choices, state: TrainState, batch: PyTree) -> dict[str, PyTree]:
+    """What an update's program depends on, by the names that users know."""
+    return {
+        **_named(batch),
+        "model": state.model,
+        "optimizer": choices.optimizer,
+        "loss": choices.loss,
+        "trained": choices.trained,
+        "opt_state": state.opt_state,
+        "key": state.key,
+    }
+
+
+def _named(batch: PyTree) -> dict[str, PyTree]:
+    pair = isinstance(batch, tuple) and len(batch) in (2, 3)
+    return dict(zip(("x", "y", "sample_weight"), batch, strict=False)) if pair else {"data": batch}
 
 
 def _map(function: Callable, batches: PyTree, single: bool) -> PyTree:
