@@ -1,6 +1,7 @@
 """What compiles again says why, and can be forbidden."""
 
 import logging
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -73,7 +74,7 @@ CHANGES = {
 @pytest.mark.parametrize(("change", "said"), CHANGES.values(), ids=CHANGES)
 def test_fit_tells_what_changed(change, said, told):
     trainer, model = fresh()
-    start = dict(model=model, data=DATA, batch_size=4)
+    start: dict[str, Any] = {"model": model, "data": DATA, "batch_size": 4}
     for choice in (start, start | change):
         trainer.fit(choice["model"], choice["data"], epochs=1, batch_size=choice["batch_size"])
     assert told()[-1].startswith("fit compiles again: ")

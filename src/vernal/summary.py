@@ -1,8 +1,8 @@
 """A model's table: its modules, what goes through them, what they hold, and what they cost."""
 
+import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +14,9 @@ from jaxtyping import PyTree
 from vernal import _table
 from vernal._data import as_arrays
 from vernal._flops import counted_calls
+from vernal._parts import first_path, parts_of
 from vernal._preflight import preflight
 from vernal._trainer import _model
-from vernal._update import trained_leaves
 
 _HEADER = ("path", "layer", "input", "output", "trainable", "frozen", "bytes", "FLOPs")
 
@@ -39,14 +39,14 @@ class Row:
 
     path: str
     layer: str
-    inputs: tuple[jax.ShapeDtypeStruct, ...] = ()
-    outputs: tuple[jax.ShapeDtypeStruct, ...] = ()
     trainable: int = 0
     frozen: int = 0
     bytes: int = 0
+    shared_with: str | None = None
+    inputs: tuple[jax.ShapeDtypeStruct, ...] = ()
+    outputs: tuple[jax.ShapeDtypeStruct, ...] = ()
     calls: int | None = 0
     flops: int | None = 0
-    shared_with: str | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,7 +96,7 @@ class Summary:
         )
 
     def _cells(self) -> list[list[_table.Cell]]:
-        total = Row("total", "", (), (), self.trainable, self.frozen, self.bytes, 1, self.flops)
+        total = Row("total", "", self.trainable, self.frozen, self.bytes, calls=1, flops=self.flops)
         held = lambda count, cell, row: cell(count) if count or row is total else ""
         return [
             [
@@ -129,7 +129,8 @@ def summary(model: PyTree, x: PyTree, *, trainable: PyTree = eqx.is_inexact_arra
 
     A row has what a module holds and does by itself, without what stands in other rows, so that
     each column adds up to its total. Modules that do neither are left out. What stands at two
-    places, as the same object or in `eqx.nn.Shared`, is counted at the first.
+    places, as the same object or in `eqx.nn.Shared`, is counted at the first. (Only the latter
+    stays shared when it is trained.)
 
     The model is taken in inference mode, without dropout. FLOPs are floating-point operations as
     XLA's cost analysis counts them, before it optimises: a product and a sum are two, an
@@ -155,27 +156,28 @@ def summary(model: PyTree, x: PyTree, *, trainable: PyTree = eqx.is_inexact_arra
     example = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], x), x)
     outputs, calls, tally = counted_calls(inferring, example)
 
-    parts, aliases = _parts(model, trainable)
-    of_part: dict[str, list[int]] = defaultdict(list)
+    parts, aliases = parts_of(model, trainable)
+    made: dict[str, list[int]] = defaultdict(list)
     for i, call in enumerate(calls):
-        of_part[_first_path(call.path, aliases)].append(i)
+        path = first_path(call.path, aliases)
+        # Expanding an `eqx.nn.Shared` is no layer's work, but the model's.
+        made["" if isinstance(call.module, eqx.nn.Shared) else path].append(i)
     rows = []
-    for path, row in parts.items():
-        made = of_part[path]
+    for path, part in parts.items():
+        row = Row(type(model).__name__ + path, **dataclasses.asdict(part))
         if path == "":
-            flops = _sum(tally.flops, [-1, *made])
-            row = replace(row, inputs=_shapes(example), outputs=_shapes(outputs), calls=1)
-            row = replace(row, flops=flops)
-        elif made and not isinstance(calls[made[0]].module, eqx.nn.Shared):
-            first = calls[made[0]]
+            arrays = {"inputs": _shapes(example), "outputs": _shapes(outputs)}
+            row = replace(row, **arrays, calls=1, flops=_sum(tally.flops, [-1, *made[path]]))
+        elif path in made:
+            first = calls[made[path][0]]
             inputs = [value for name, value in first.arguments.items() if name != "key"]
-            row = replace(row, inputs=_shapes(inputs), outputs=_shapes(first.result))
             # A call without operations is in no loop that is known.
-            times = _sum(tally.runs, made) if any(i in tally.runs for i in made) else len(made)
-            row = replace(row, calls=times, flops=_sum(tally.flops, made))
-        elif not (row.bytes or row.shared_with):
-            continue
-        rows.append(row)
+            known = any(i in tally.runs for i in made[path])
+            times = _sum(tally.runs, made[path]) if known else len(made[path])
+            row = replace(row, inputs=_shapes(inputs), outputs=_shapes(first.result), calls=times)
+            row = replace(row, flops=_sum(tally.flops, made[path]))
+        if row.calls != 0 or row.bytes or row.shared_with:
+            rows.append(row)
     return Summary(tuple(rows))
 
 
@@ -194,77 +196,3 @@ def _shapes(tree: PyTree) -> tuple[jax.ShapeDtypeStruct, ...]:
 def _sum(counts: dict[int, float], calls: list[int]) -> int | None:
     total = sum(counts.get(i, 0) for i in calls)
     return None if math.isnan(total) else round(total)
-
-
-def _first_path(path: str, aliases: dict[str, str]) -> str:
-    """The path at which a module is counted: what it is in may be shared."""
-    for end in [*(i for i, char in enumerate(path) if char in ".[" and i), len(path)]:
-        if path[:end] in aliases:
-            return _first_path(aliases[path[:end]] + path[end:], aliases)
-    return path
-
-
-def _parts(model: PyTree, trainable: PyTree) -> tuple[dict[str, Row], dict[str, str]]:
-    """What each module holds by itself, by its path; and the paths of what was met before.
-
-    Shared arrays, which are no modules, are among the parts.
-    """
-    picks = zip(jax.tree.leaves(model), trained_leaves(model, trainable), strict=True)
-    trained = {id(leaf) for leaf, pick in picks if pick}
-    root = type(model).__name__
-    parts: dict[str, Row] = {}
-    aliases: dict[str, str] = {}
-    first: dict[int, str] = {}
-
-    def share(path: str, thing: Any, earlier: str) -> None:
-        aliases[path] = earlier
-        layer = type(thing).__name__ if isinstance(thing, eqx.Module) else "array"
-        parts[path] = Row(root + path, layer, shared_with=root + earlier)
-
-    def visit(node: PyTree, path: str) -> None:
-        first[id(node)] = path
-        parts[path] = Row(root + path, type(node).__name__)
-        inside = lambda part: part is not node and isinstance(part, eqx.Module)
-        for keys, part in jax.tree_util.tree_flatten_with_path(node, is_leaf=inside)[0]:
-            place = path + jax.tree_util.keystr(keys)
-            is_module = isinstance(part, eqx.Module)
-            if not (is_module or eqx.is_array(part)):
-                continue
-            if id(part) in first:
-                share(place, part, first[id(part)])
-            elif is_module:
-                visit(part, place)
-            else:
-                first[id(part)] = place
-                own, picked = parts[path], part.size * (id(part) in trained)
-                parts[path] = replace(
-                    own,
-                    trainable=own.trainable + picked,
-                    frozen=own.frozen + part.size - picked,
-                    bytes=own.bytes + part.nbytes,
-                )
-        if isinstance(node, eqx.nn.Shared):
-            for place, source in _ties(node):
-                share(f"{path}.pytree{place}", None, f"{path}.pytree{source}")
-
-    visit(model, "")
-    return parts, aliases
-
-
-def _ties(shared: eqx.nn.Shared) -> Iterator[tuple[str, str]]:
-    """The paths in a `Shared`'s PyTree that were emptied, and those of what belongs there."""
-    found: list[Any] = []
-    # The functions may compute, as in a transpose; traced, they only look.
-    look = lambda: found.extend([shared.where(shared.pytree), shared.get(shared.pytree)])
-    eqx.filter_eval_shape(look)
-    several = isinstance(found[0], tuple | list)
-    for emptied, source in zip(*found, strict=True) if several else [found]:
-        places = _places(shared.pytree, source)
-        for place in _places(shared.pytree, emptied):
-            yield place, places[0] if places else ""
-
-
-def _places(tree: PyTree, node: Any) -> list[str]:
-    """The paths of a node in a PyTree."""
-    found = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda part: part is node)[0]
-    return [jax.tree_util.keystr(keys) for keys, part in found if part is node]
