@@ -86,7 +86,8 @@ def test_01_prints_the_published_figures(run):
     assert products.split() == 3 * [f"{FIRST_ANSWERS[0] - 3.1:.8f}"]
     assert "All 200 agree: True True" in printed
     assert "squared error, by hand 112.2489 and from Optax 112.2489" in printed
-    assert "3 parameters, 12 bytes" in printed
+    assert re.search(r"^Linear +Linear +\(2,\) f32 +\(1,\) f32 +3 +12 B +5$", printed, re.MULTILINE)
+    assert "\n3 parameters, 12 bytes." in printed
 
 
 def test_01_recovers_the_parameters_from_noisy_answers(run):
@@ -132,6 +133,22 @@ def test_02_shows_both_mistakes_and_what_mends_them(run):
     assert "rises by 0.0000." in printed  # what broadcasting makes of a line that rises by 3
     assert "rises by 3.0000\n" in printed
     assert variables["EXAMPLES"] == 100
+
+
+def test_02_lists_the_operations_that_make_a_table_and_what_they_cost(run):
+    printed, variables, _ = run("02")
+    (listed,) = re.findall(r"make a table:\n((?:  .*\n)+)", printed)
+    lines = listed.splitlines()
+    assert len(lines) == len(variables["tables"]) >= 3
+    assert all(re.match(r"  \w+:f32\[100,100\] = \w", line) for line in lines)
+    assert " = sub " in lines[0]
+    # Of 100 numbers and not of 100 times 100 in the loss that is right.
+    data = variables["x_column"], variables["line"][:, None]
+    trainer = vernal.Trainer(optax.adam(0.001), losses.MeanSquaredError())
+    assert "[100,100]" not in str(vernal.update_jaxpr(trainer, variables["model"], data))
+    broken, right = re.findall(r": 1 update on a batch of 100: ([\d.,]+ k?)FLOP", printed)
+    flops = lambda text: float(text.replace(",", "").replace(" k", "e3"))
+    assert flops(broken) > 20 * flops(right)
 
 
 def test_02_prints_the_published_terrible_fit(run):

@@ -15,7 +15,6 @@
 # %%
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -95,18 +94,22 @@ print("The first five noisy answers:", y_noisy[:5, 0].round(3))
 # randomness, because parameters usually start at random. We start them at zero instead, so that
 # everybody sees the same numbers.
 #
-# A model is a *PyTree*: a tree whose leaves are arrays, the parameters among them.
-# `jax.tree.leaves` lists the leaves, so its size is easy to count.
+# A model is a *PyTree*: a tree whose leaves are arrays, the parameters among them. Printed, it
+# shows them. `vernal.summary` makes a table: what goes into each layer and comes out, how many
+# parameters it has, and what they take. It needs to see `x` for the shapes.
 
 # %%
 model = nn.Linear(2, 1, weight_init=jax.nn.initializers.zeros, key=jax.random.key(0))
 
-leaves = jax.tree.leaves(eqx.filter(model, eqx.is_array))
-parameters, size = sum(leaf.size for leaf in leaves), sum(leaf.nbytes for leaf in leaves)
 print(model)
-print(f"It has {parameters} parameters, {size} bytes: JAX takes 4 bytes for a number.")
+print(vernal.summary(model, x))
 
 # %% [markdown]
+# Two weights and a bias are 3 parameters. JAX takes 4 bytes for a number, so they take 12.
+# `(2,) f32` is an array of 2 such numbers: one example. *FLOPs* count the sums and products of one
+# prediction. There are 5 by XLA's count, the compiler that JAX uses: a product and a sum for each
+# weight, and a sum for the bias.
+#
 # ## Loss
 #
 # How wrong is one prediction? Take the difference from the answer and square it. The square has no

@@ -136,7 +136,26 @@ print(f"  But the line should rise by 3, and it rises by {abs(state.model.weight
 
 # %% [markdown]
 # Nothing crashed. A curve that flattens early is all there is to see, and you would probably blame
-# the model. Vernal's own losses never broadcast a prediction against an answer:
+# the model. But the table is there, if you know where to look.
+#
+# JAX can list a program as a *jaxpr*: one operation in a line, with the shape of what it makes.
+# `vernal.update_jaxpr` lists one whole update: forward through the model and the loss, back for
+# the gradient, and then what the optimizer does with it. It runs nothing. Here we look only for
+# tables; print `program` to see all of it.
+
+# %%
+program = str(vernal.update_jaxpr(broken, model, (x_column, line)))
+operations = [text.strip() for text in program.splitlines() if " = " in text]
+tables = [operation for operation in operations if ":f32[100,100] = " in operation]
+
+print(f"\nThe update has {len(operations)} operations. Of these {len(tables)} make a table:")
+print(" ", "\n  ".join(tables))
+
+# %% [markdown]
+# `f32` says numbers of 32 bits, `[100,100]` is the shape. The first line is the subtraction that
+# went wrong, the second its square, and the others are for the gradient.
+#
+# Vernal's own losses never broadcast a prediction against an answer:
 
 # %%
 print("\nVernal on a column x with a flat y:")
@@ -151,6 +170,15 @@ state, history = trainer.fit(model, (x_column, line[:, None]), epochs=STEPS)
 print("\nWith y[:, None]:")
 print(f"  the loss at the end is {history.epochs['loss'][-1]:.4f}")
 print(f"  the line rises by {state.model.weight[0, 0]:.4f}")
+
+# %% [markdown]
+# The table was a waste, too. `vernal.update_cost` asks the compiler what one update takes: how
+# many sums and products (FLOP), how many bytes it reads and writes, and how much memory. Compare
+# the two.
+
+# %%
+print("\nWith the table:", vernal.update_cost(broken, model, (x_column, line)))
+print("Without:", vernal.update_cost(trainer, model, (x_column, line[:, None])))
 
 # %% [markdown]
 # ## The terrible fit

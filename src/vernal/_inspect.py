@@ -45,7 +45,7 @@ class Cost:
         return (
             f"1 update on a batch of {self.batch_size:,}: {flops}, "
             f"{size(self.bytes_accessed)} read and written\n"
-            f"  memory at its peak {size(self.peak_memory)}: arguments {size(self.arguments)}, "
+            f"  memory {size(self.peak_memory)}: arguments {size(self.arguments)}, "
             f"outputs {size(self.outputs)}, in between {size(self.temporaries)}"
         )
 
