@@ -1,4 +1,3 @@
-import collections
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -7,8 +6,6 @@ from functools import partial
 from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
@@ -16,6 +13,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from vernal._checks import check_loss, check_optimizer, whole_number
 from vernal._data import LoaderSource, Source, as_arrays, as_source, is_loader
 from vernal._errors import ArgumentError, ExamplesError, kind
+from vernal._evaluate import evaluate, predict
 from vernal._history import History, Recorder
 from vernal._jit import Packed, pack
 from vernal._loop import Loop
@@ -24,9 +22,7 @@ from vernal._progress import Interrupt, Progress
 from vernal._state import TrainState, put_counts
 from vernal._update import (
     Choices,
-    compiled_evaluate,
     compiled_init,
-    compiled_predict,
     compiled_step,
     trained_leaves,
 )
@@ -148,7 +144,7 @@ class Trainer:
             for chunk in loop.chunks(index + 1):
                 recorder.add(chunk)
             if validation:
-                recorder.add_validation(self._evaluate(loop.model(), validation))
+                recorder.add_validation(evaluate(self.loss, loop.model(), validation))
             seconds = time.perf_counter() - started
             yield Epoch(index, loop.state(), recorder.latest, seconds)
 
@@ -210,7 +206,7 @@ class Trainer:
                     break
                 # 2. Validate.
                 if validation and epoch % validate_every == 0:
-                    results = self._evaluate(loop.model(), validation)
+                    results = evaluate(self.loss, loop.model(), validation)
                     recorder.add_validation(results)
                     bar.show([], results)
                 # 3. Let the callbacks see the epoch, each of them; any may end the run.
@@ -247,7 +243,7 @@ class Trainer:
         """
         model = _model(model_or_state)
         source, _ = _checked(self.loss, model, data, batch_size)
-        return self._evaluate(model, source)
+        return evaluate(self.loss, model, source)
 
     def predict(
         self,
@@ -271,13 +267,7 @@ class Trainer:
         model = _model(model_or_state)
         x = np.asarray(x) if isinstance(x, list) else x
         source, _ = _checked(None, eqx.nn.inference_mode(model), x, batch_size, name="x")
-        packed = pack(model)
-        apply = lambda batches, single: compiled_predict(packed, batches, single=single)
-        parts = [
-            jax.tree.map(lambda leaf, n=n: leaf[:n].reshape(-1, *leaf.shape[2:]), outputs)
-            for outputs, n, _ in _each(apply, source)
-        ]
-        return parts[0] if len(parts) == 1 else jax.tree.map(lambda *p: jnp.concatenate(p), *parts)
+        return predict(model, source)
 
     def _start(self, model_or_state, data, batch_size, shuffle, validation_data):
         """Check everything, and make what a run needs: its loop, and its validation's source."""
@@ -294,19 +284,6 @@ class Trainer:
             validation, _ = _checked(self.loss, model, validation_data, size, name=name)
         return Loop(choices, state, source, info, weight is not None), validation
 
-    def _evaluate(self, model: PyTree, source: Source) -> dict[str, float]:
-        packed = pack((self.loss, model))
-        sums: dict[str, float] = collections.defaultdict(float)
-        total = 0.0
-        apply = lambda batches, single: compiled_evaluate(packed, batches, single=single)
-        for outputs, n, size in _each(apply, source):
-            info, weights = jax.device_get(outputs)
-            weights = np.full(n, float(size)) if weights is None else weights[:n].astype(np.float64)
-            total += float(weights.sum())
-            for name, values in info.items():
-                sums[name] += float(values[:n] @ weights)
-        return {name: value / (total or 1.0) for name, value in sums.items()}
-
 
 def _checked(
     loss: Callable | None, model: PyTree, data, batch_size, *, name: str = "data", **order
@@ -321,21 +298,6 @@ def _checked(
     if isinstance(source, LoaderSource):
         source.check = partial(preflight, loss, model, name=name)
     return source, shapes
-
-
-def _each(function: Callable, source: Source) -> Iterator[tuple[PyTree, int, int]]:
-    """Apply a function of batches to each stack of one epoch, and to its tails.
-
-    **Returns:** the outputs; how many of the batches are there, and not padding; their size.
-    """
-    for stack in source.one_pass():
-        if stack.repeats:
-            yield function(stack.batches, True), 1, stack.size
-            continue
-        has_tail = stack.tails is not None and stack.end == stack.length
-        yield function(stack.batches, False), stack.end - stack.origin - has_tail, stack.size
-        if has_tail:
-            yield function(stack.tails, False), 1, stack.tail_size
 
 
 def _model(model_or_state: PyTree | TrainState) -> PyTree:

@@ -1,6 +1,5 @@
 """Loss to gradients to new state: one update, pure."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal._errors import ShapeError
 from vernal._jit import Packed, pack
 from vernal._recompile import compiles
 from vernal._state import TrainState
-from vernal.losses import AbstractSupervised, predictions
+from vernal.losses import AbstractSupervised
 
 
 class Choices(NamedTuple):
@@ -138,32 +136,10 @@ def compiled_step(choices: Packed, state: Packed, batch: PyTree) -> tuple[Packed
     return pack(new_state), info
 
 
-@functools.partial(jax.jit, static_argnames="single")
-def compiled_evaluate(loss_and_model: Packed, batches: PyTree, *, single: bool):
-    """Each batch's loss and metrics, with dropout and the like switched off."""
-    loss, model = loss_and_model.unpack()
-    compiles("evaluate", **_named(batches), model=model, loss=loss, one_batch=single)
-    model = eqx.nn.inference_mode(model)
-    return _map(lambda batch: measure(loss, model, batch, jax.random.key(0)), batches, single)
-
-
-@jax.jit
-def compiled_apply(packed_model: Packed, x: PyTree) -> PyTree:
-    """A batch's predictions, with dropout and the like switched off."""
-    return predictions(eqx.nn.inference_mode(packed_model.unpack()), x)
-
-
-@functools.partial(jax.jit, static_argnames="single")
-def compiled_predict(packed_model: Packed, batches: PyTree, *, single: bool) -> PyTree:
-    """Each batch's predictions."""
-    compiles("predict", x=batches, model=packed_model.unpack(), one_batch=single)
-    return _map(lambda x: compiled_apply(packed_model, x), batches, single)
-
-
 def parts(choices: Choices, state: TrainState, batch: PyTree) -> dict[str, PyTree]:
     """What an update's program depends on, by the names that users know."""
     return {
-        **_named(batch),
+        **named(batch),
         "model": state.model,
         "optimizer": choices.optimizer,
         "loss": choices.loss,
@@ -173,13 +149,7 @@ def parts(choices: Choices, state: TrainState, batch: PyTree) -> dict[str, PyTre
     }
 
 
-def _named(batch: PyTree) -> dict[str, PyTree]:
+def named(batch: PyTree) -> dict[str, PyTree]:
+    """A batch's parts, by the names that users know."""
     pair = isinstance(batch, tuple) and len(batch) in (2, 3)
     return dict(zip(("x", "y", "sample_weight"), batch, strict=False)) if pair else {"data": batch}
-
-
-def _map(function: Callable, batches: PyTree, single: bool) -> PyTree:
-    """Apply a function to batch after batch, or to the one that there is."""
-    if single:
-        return jax.tree.map(lambda result: jnp.asarray(result)[None], function(batches))
-    return lax.map(function, batches)

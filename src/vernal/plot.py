@@ -8,11 +8,11 @@ from jaxtyping import ArrayLike, PyTree
 
 from vernal._data import as_arrays
 from vernal._errors import MissingExtraError, ShapeError
+from vernal._evaluate import compiled_apply
 from vernal._history import History
 from vernal._jit import pack
 from vernal._preflight import preflight
 from vernal._state import TrainState
-from vernal._update import compiled_apply
 
 # Where predictions are drawn: enough that a curve is smooth at any size of picture.
 _POINTS = 500
