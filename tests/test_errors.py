@@ -16,7 +16,7 @@ import pytest
 from jax.nn.initializers import constant
 
 import vernal
-from vernal import ArgumentError, DataError, ShapeError, Trainer, losses, nn
+from vernal import ArgumentError, DataError, ExamplesError, ShapeError, Trainer, losses, nn
 
 KEY = jax.random.key(2)
 N = 6
@@ -73,6 +73,11 @@ def fit(w, data, state=None, **options: Any):
 
 def validate(w, data, **options):
     return fit(w, (w.x, w.y), validation_data=data, **options)
+
+
+def signs(w):
+    """Binary labels, of the shape of `y`."""
+    return np.where(w.labels > 0, -1, 1)[:, None]
 
 
 def put(array, where, value):
@@ -192,9 +197,15 @@ ARGUMENTS = {
     "a class to predict": (lambda w: TRAINER.predict(nn.MLP, w.x), "the class MLP | instance"),
 }
 
-DATA = {
-    "fewer targets": (lambda w: fit(w, (w.x, w.y[:-1])), "x has 6 | y has 5"),
-    "fewer weights": (lambda w: fit(w, (w.x, w.y, w.w[:-1])), "x has 6 | sample_weight has 5"),
+EXAMPLES = {
+    "fewer targets": (
+        lambda w: fit(w, (w.x, w.y[:-1])),
+        "as many examples of each | x has 6 | y has 5",
+    ),
+    "fewer weights": (
+        lambda w: fit(w, (w.x, w.y, w.w[:-1])),
+        "x has 6 | y has 6 | sample_weight has 5",
+    ),
     "unequal lengths of a dict": (
         lambda w: fit(w, {"a": w.x, "b": w.y[:2]}),
         "['a'] has 6 | ['b'] has 2",
@@ -204,13 +215,80 @@ DATA = {
         lambda w: TRAINER.evaluate(w.two, (w.x, w.y[:-1])),
         "x has 6 | y has 5",
     ),
-    "x transposed": (lambda w: fit(w, (w.x.T, w.y)), "x has 2 | y has 6"),
+    "unequal lengths to validate": (
+        lambda w: validate(w, (w.x, w.y[:3])),
+        "validation_data | 6 | 3",
+    ),
+    "a batch of several lengths": (lambda w: fit(w, [(w.x, w.y[:-1])]), "6 | 5"),
+    "x transposed": (
+        lambda w: fit(w, (w.x.T, w.y)),
+        "x has 2 | y has 6 | Try x.T, which has shape (6, 2).",
+    ),
+    "x transposed, of epochs": (
+        lambda w: TRAINER.epochs(w.two, (w.x.T, w.y)),
+        "x has 2 | y has 6 | Try x.T, which has shape (6, 2).",
+    ),
+    "x transposed to measure": (
+        lambda w: TRAINER.evaluate(w.two, (w.x.T, w.y)),
+        "x has 2 | y has 6 | Try x.T, which has shape (6, 2).",
+    ),
+    "x transposed in step": (
+        lambda w: TRAINER.step(w.two, (w.x.T, w.y)),
+        "x has 2 | y has 6 | Try x.T, which has shape (6, 2).",
+    ),
     "no examples": (lambda w: fit(w, (w.x[:0], w.y[:0])), "no examples | (0, 2)"),
     "no examples to predict": (lambda w: TRAINER.predict(w.two, w.x[:0]), "no examples | (0, 2)"),
+    "no examples to validate": (
+        lambda w: validate(w, (w.x[:0], w.y[:0])),
+        "validation_data | no examples | (0, 2)",
+    ),
+    "a number": (lambda w: fit(w, 3.0), "data is a single number"),
+    "two numbers": (lambda w: fit(w, (1.0, 2.0)), "x is a single number"),
+    "a single example to predict": (lambda w: TRAINER.predict(w.two, 1.0), "x is a single number"),
+}
+
+LABELS = {
+    **{
+        f"labels from 1, {name}": (
+            run,
+            "y[2] is 3, but CrossEntropy needs 0 to 2 for predictions of shape (6, 3). | "
+            "Try y - 1.",
+        )
+        for name, run in {
+            "to fit": lambda w: CLASSIFIER.fit(w.classes, (w.x, w.labels + 1), epochs=2),
+            "of epochs": lambda w: CLASSIFIER.epochs(w.classes, (w.x, w.labels + 1)),
+            "to measure": lambda w: CLASSIFIER.evaluate(w.classes, (w.x, w.labels + 1)),
+            "to validate": lambda w: CLASSIFIER.fit(
+                w.classes, (w.x, w.labels), epochs=2, validation_data=(w.x, w.labels + 1)
+            ),
+            "weighted": lambda w: CLASSIFIER.fit(w.classes, (w.x, w.labels + 1, w.w), epochs=2),
+            "in a loader": lambda w: CLASSIFIER.fit(w.classes, [(w.x, w.labels + 1)], epochs=2),
+        }.items()
+    },
+    **{
+        f"labels of -1 and 1, {name}": (
+            run,
+            "y[1, 0] is -1, but BinaryCrossEntropy needs 0 to 1. | Try (y + 1) / 2.",
+        )
+        for name, run in {
+            "to fit": lambda w: BINARY.fit(w.two, (w.x, signs(w)), epochs=2),
+            "of epochs": lambda w: BINARY.epochs(w.two, (w.x, signs(w))),
+            "to measure": lambda w: BINARY.evaluate(w.two, (w.x, signs(w))),
+        }.items()
+    },
+    "a negative label": (
+        lambda w: CLASSIFIER.fit(w.classes, (w.x, put(w.labels, 4, -1)), epochs=2),
+        "y[4] is -1, but CrossEntropy needs 0 to 2 for predictions of shape (6, 3).",
+    ),
+    "a label of more than 1": (
+        lambda w: BINARY.fit(w.two, (w.x, put(w.y * 0, (3, 0), 1.5)), epochs=2),
+        "y[3, 0] is 1.5, but BinaryCrossEntropy needs 0 to 1.",
+    ),
+}
+
+DATA = {
     "nothing at all": (lambda w: fit(w, ()), "no arrays"),
     "None": (lambda w: fit(w, None), "None | (x, y)"),
-    "a number": (lambda w: fit(w, 3.0), "single number"),
-    "two numbers": (lambda w: fit(w, (1.0, 2.0)), "x | single number"),
     "a file's name": (lambda w: fit(w, "data.csv"), "data.csv | numbers"),
     "strings": (lambda w: fit(w, (np.array([["a", "b"]] * N), w.y)), "x needs numbers | 'a'"),
     "strings as labels": (
@@ -240,8 +318,6 @@ DATA = {
     "x alone in a tuple": (lambda w: fit(w, (w.x,)), "(x, y) | a tuple of 1"),
     "four arrays": (lambda w: fit(w, (w.x, w.y, w.w, w.w)), "(x, y, sample_weight) | a tuple of 4"),
     "a dict": (lambda w: fit(w, {"x": w.x, "y": w.y}), "(x, y) | a dict | loss(model, batch, key)"),
-    "a batch of several lengths": (lambda w: fit(w, [(w.x, w.y[:-1])]), "6 | 5"),
-    "a single example to predict": (lambda w: TRAINER.predict(w.two, 1.0), "x is a single number"),
 }
 
 NOT_FINITE = {
@@ -308,20 +384,12 @@ NOT_FINITE = {
 }
 
 VALIDATION = {
-    "unequal lengths to validate": (
-        lambda w: validate(w, (w.x, w.y[:3])),
-        "validation_data | 6 | 3",
-    ),
     "a generator to validate": (
         lambda w: validate(w, iter([(w.x, w.y)])),
         "validation_data | list_iterator | once",
     ),
     "an empty list to validate": (lambda w: validate(w, []), "validation_data | list | batch"),
     "x alone to validate": (lambda w: validate(w, w.x), "(x, y) | (6, 2)"),
-    "no examples to validate": (
-        lambda w: validate(w, (w.x[:0], w.y[:0])),
-        "validation_data | no examples",
-    ),
 }
 
 SHAPES = {
@@ -331,7 +399,8 @@ SHAPES = {
     ),
     "y lacks an axis": (
         lambda w: fit(w, (w.x, w.y[:, 0])),
-        "(6, 1) | y has shape (6,) | Try y[:, None], which has shape (6, 1)",
+        "y has shape (6,), but MeanSquaredError needs (6, 1) for predictions of shape (6, 1). | "
+        "Try y[:, None], which has shape (6, 1).",
     ),
     "both lack an axis": (
         lambda w: fit(w, (w.x[:, 0], w.y[:, 0]), w.one),
@@ -339,7 +408,8 @@ SHAPES = {
     ),
     "y has an axis too many": (
         lambda w: fit(w, (w.x[:, 0], w.y), w.scalar),
-        "(6,) | y has shape (6, 1) | Try y.squeeze(-1), which has shape (6,)",
+        "y has shape (6, 1), but MeanSquaredError needs (6,) for predictions of shape (6,). | "
+        "Try y.squeeze(1), which has shape (6,).",
     ),
     "both transposed": (lambda w: fit(w, (w.x.T, w.x.T), w.one), "x has shape (2, 6) | (1,)"),
     "x transposed, as long as y": (
@@ -352,7 +422,8 @@ SHAPES = {
     ),
     "another number of features": (
         lambda w: fit(w, (ones(N, 3), w.y)),
-        "x has shape (6, 3) | its 6 examples is of shape (3,) | MLP.layers[0] (Linear) needs (2,)",
+        "x has shape (6, 3): each of its 6 examples has shape (3,), "
+        "but MLP.layers[0] (Linear) needs (2,).",
     ),
     "of a model further in": (
         lambda w: fit(w, (ones(N, 3), w.y), w.outer),
@@ -360,43 +431,49 @@ SHAPES = {
     ),
     "of Equinox's model": (
         lambda w: fit(w, (ones(N, 3), w.y), w.theirs),
-        "x has shape (6, 3) | MLP",
+        "x has shape (6, 3) | MLP.layers[0] (Linear) needs (2,)",
     ),
     "integers": (
         lambda w: fit(w, (w.x.astype(int), w.y)),
-        "int | MLP.layers[0] (Linear) needs floats | Try x.astype(float)",
+        "x is int32, but MLP.layers[0] (Linear) needs floats. | "
+        'Try x.astype("float32"), which is float32.',
     ),
     "integers and an axis missing": (
         lambda w: fit(w, (np.arange(N), w.y), w.one),
-        "int | MLP.layers[0] (Linear) needs floats",
+        "x has shape (6,) | MLP.layers[0] (Linear) needs (1,). | "
+        'Try x[:, None].astype("float32"), which has shape (6, 1).',
     ),
     "targets of another width": (
         lambda w: fit(w, (w.x, ones(N, 2))),
-        "MeanSquaredError | (6, 1) | y has shape (6, 2)",
+        "y has shape (6, 2), but MeanSquaredError needs (6, 1) for predictions of shape (6, 1).",
     ),
     "a column of weights": (
         lambda w: fit(w, (w.x, w.y, ones(N, 1))),
-        "sample_weight needs shape (6,) | it has shape (6, 1)",
+        "sample_weight has shape (6, 1), but MeanSquaredError needs (6,), one weight an example. | "
+        "Try sample_weight.squeeze(1), which has shape (6,).",
     ),
     "float labels": (
         lambda w: CLASSIFIER.fit(w.classes, (w.x, w.labels.astype(np.float32)), epochs=2),
-        "CrossEntropy needs integer labels | float32 | Try y.astype(int)",
+        "y is float32, but CrossEntropy needs integer labels. | Try y.astype(int)",
     ),
     "one-hot labels": (
         lambda w: CLASSIFIER.fit(w.classes, (w.x, np.eye(3)[w.labels]), epochs=2),
-        "CrossEntropy | (6,) | y has shape (6, 3) | Try y.argmax(-1)",
+        "y has shape (6, 3), but CrossEntropy needs (6,) for predictions of shape (6, 3). | "
+        "Try y.argmax(-1), which has shape (6,).",
     ),
     "one-hot integer labels": (
         lambda w: CLASSIFIER.fit(w.classes, (w.x, np.eye(3, dtype=int)[w.labels]), epochs=2),
-        "CrossEntropy | (6,) | y has shape (6, 3) | Try y.argmax(-1)",
+        "y has shape (6, 3), but CrossEntropy needs (6,) for predictions of shape (6, 3). | "
+        "Try y.argmax(-1), which has shape (6,).",
     ),
     "a column of labels": (
         lambda w: CLASSIFIER.fit(w.classes, (w.x, w.labels[:, None]), epochs=2),
-        "CrossEntropy | (6,) | y has shape (6, 1) | Try y.squeeze(-1)",
+        "y has shape (6, 1), but CrossEntropy needs (6,) for predictions of shape (6, 3). | "
+        "Try y.squeeze(1), which has shape (6,).",
     ),
     "binary labels without an axis": (
         lambda w: BINARY.fit(w.two, (w.x, w.labels > 0), epochs=2),
-        "BinaryCrossEntropy | (6, 1) | y has shape (6,) | Try y[:, None]",
+        "y has shape (6,), but BinaryCrossEntropy needs (6, 1) | Try y[:, None]",
     ),
     "a batch of a loader": (
         lambda w: fit(w, [(w.x, w.y[:, 0])]),
@@ -413,9 +490,12 @@ SHAPES = {
     ),
     "to predict, one example": (
         lambda w: TRAINER.predict(w.two, w.x[0]),
-        "x has shape (2,) | needs (2,)",
+        "x has shape (2,) | needs (2,) | Try x[None], which has shape (1, 2).",
     ),
-    "to predict, with y": (lambda w: TRAINER.predict(w.two, (w.x, w.y)), "needs | tuple"),
+    "to predict, with y": (
+        lambda w: TRAINER.predict(w.two, (w.x, w.y)),
+        "MLP.layers[0] (Linear) needs (2,) | a tuple of 2",
+    ),
     "to measure": (
         lambda w: TRAINER.evaluate(w.two, (w.x, w.y[:, 0])),
         "y has shape (6,) | Try y[:, None]",
@@ -477,6 +557,8 @@ LOSSES = {
 
 TABLES = [
     (ArgumentError, ARGUMENTS),
+    (ExamplesError, EXAMPLES),
+    (ExamplesError, LABELS),
     (DataError, DATA),
     (DataError, NOT_FINITE),
     (DataError, VALIDATION),
@@ -517,10 +599,10 @@ def test_a_mistake_is_explained_before_anything_compiles(
         mistake(world)
     assert compiled == []
     assert type(caught.value) is error
-    message = str(caught.value)
+    text = in_one_line(caught.value)
     for part in says:
-        assert part in message
-    assert_readable(message)
+        assert part in text
+    assert_readable(caught.value)
     # And nothing is broken: what was passed in trains as it does without, and stays as it is.
     np.testing.assert_array_equal(good_run(world), expected)
     assert compiled == []
@@ -528,9 +610,16 @@ def test_a_mistake_is_explained_before_anything_compiles(
         np.testing.assert_array_equal(array, copy)
 
 
-def assert_readable(message):
+def in_one_line(error):
+    """The message, wherever its lines are broken."""
+    return " ".join(str(error).split())
+
+
+def assert_readable(error):
+    message = str(error)
     lines = message.splitlines()
     assert len(lines) <= 6
+    assert max(map(len, lines)) <= 100
     assert "Tracer" not in message
     assert "0x" not in message  # no addresses
 
@@ -541,6 +630,7 @@ def assert_readable(message):
         (ArgumentError, (ValueError,)),
         (DataError, (ValueError,)),
         (ShapeError, (ValueError,)),
+        (ExamplesError, (ShapeError, DataError, ValueError)),
         (vernal.MissingExtraError, (ImportError,)),
     ],
 )
@@ -563,6 +653,51 @@ def test_what_single_precision_cannot_hold_is_not_finite(world):
     for value in (1e39, -1e300):
         with pytest.raises(DataError, match=r"x has 1 value .* x\[4, 1\]"):
             fit(world, (put(world.x.astype(float), (4, 1), value), world.y))
+
+
+LATER = {
+    "to fit": lambda w, data: fit(w, data),
+    "of Equinox's model": lambda w, data: fit(w, data, w.theirs),
+    "of epochs": lambda w, data: next(iter(TRAINER.epochs(w.two, data))),
+    "to measure": lambda w, data: TRAINER.evaluate(w.two, data),
+    "to validate": lambda w, data: validate(w, data),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+@pytest.mark.parametrize(
+    ("x", "y", "says"),
+    [
+        (
+            ones(5, 3),
+            ones(5, 1),
+            "x has shape (5, 3): each of its 5 examples has shape (3,), "
+            "but MLP.layers[0] (Linear) needs (2,).",
+        ),
+        (
+            ones(4, 2),
+            ones(4),
+            "y has shape (4,), but MeanSquaredError needs (4, 1) for predictions of shape (4, 1). "
+            "Try y[:, None], which has shape (4, 1).",
+        ),
+    ],
+    ids=["x", "y"],
+)
+def test_a_later_batch_of_another_shape_is_explained(name, x, y, says, world, expected):
+    """It is met in the middle of a run, which breaks nothing, either."""
+    data = [(ones(5, 2), ones(5, 1)), (x, y)]
+    before = copies((vars(world), data))
+    with pytest.raises(ShapeError) as caught:
+        LATER[name](world, data)
+    assert type(caught.value) is ShapeError
+    where = "in validation_data, " if name == "to validate" else ""
+    assert in_one_line(caught.value) == where + says
+    assert_readable(caught.value)
+    np.testing.assert_array_equal(good_run(world), expected)
+    _, history = fit(world, data[:1])
+    assert np.isfinite(history.steps["loss"]).all()
+    for array, copy in zip(copies((vars(world), data)), before, strict=True):
+        np.testing.assert_array_equal(array, copy)
 
 
 def test_large_values_are_finite(world):
@@ -588,7 +723,11 @@ SUGGESTIONS = {
     "both lack an axis, weighted": (TRAINER, "one", lambda w: (w.x[:, 0], w.y[:, 0], w.w)),
     "y has an axis too many": (TRAINER, "scalar", lambda w: (w.x[:, 0], w.y)),
     "x and y transposed": (TRAINER, "one", lambda w: (w.x[:, :1].T, w.y.T)),
+    "x transposed": (TRAINER, "two", lambda w: (w.x.T, w.y)),
+    "x transposed, weighted": (TRAINER, "two", lambda w: (w.x.T, w.y, w.w)),
     "integers": (TRAINER, "two", lambda w: (w.x.astype(int), w.y)),
+    "integers and an axis missing": (TRAINER, "one", lambda w: (np.arange(N), w.y)),
+    "a column of weights": (TRAINER, "two", lambda w: (w.x, w.y, w.w[:, None])),
     "an axis in the middle": (TRAINER, "two", lambda w: (w.x[:, None], w.y)),
     "of Equinox's model": (TRAINER, "theirs", lambda w: (w.x, w.y[:, 0])),
     "float labels": (CLASSIFIER, "classes", lambda w: (w.x, w.labels.astype(float))),
@@ -608,19 +747,55 @@ def test_a_suggested_line_does_it(name, world):
     data = dict(zip(("x", "y", "sample_weight"), make(world), strict=False))
     with pytest.raises(vernal.VernalError) as caught:
         trainer.fit(getattr(world, state), tuple(data.values()), epochs=1)
-    suggestion = re.search(
-        r"(?:Try|fill them in as with) (.+?)(?:, which .*)?\.$", str(caught.value)
-    )
-    assert suggestion, str(caught.value)
-    shapes = re.search(r", which (?:has shape|have shapes) (.+)\.$", str(caught.value))
+    assert_readable(caught.value)
+    text = in_one_line(caught.value)
+    suggestion = re.search(r"(?:Try|or try) (.+?)(?:, which .*)?\.$", text)
+    assert suggestion, text
+    shapes = re.search(r", which (?:has shape|have shapes) (.+)\.$", text)
+    dtypes = re.search(r", which (?:is|are) (.+)\.$", text)
     mended = {}
     for code in suggestion[1].split(" and "):
         [name] = [name for name in data if re.search(rf"\b{name}\b", code)]
         mended[name] = eval(code, {"np": np, **data})
     if shapes:
         assert shapes[1] == " and ".join(str(array.shape) for array in mended.values())
-    measured = trainer.evaluate(getattr(world, state), tuple((data | mended).values()))
-    assert np.isfinite(measured["loss"])
+    if dtypes:  # as JAX takes them
+        taken = [jax.dtypes.canonicalize_dtype(array.dtype) for array in mended.values()]
+        assert dtypes[1] == " and ".join(map(str, taken))
+    mended_data = tuple((data | mended).values())
+    _, history = trainer.fit(getattr(world, state), mended_data, epochs=2)
+    assert np.isfinite(history.steps["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "state", "bad", "line", "good"),
+    [
+        (CLASSIFIER, "classes", lambda w: w.labels + 1, "y - 1", lambda w: w.labels),
+        (CLASSIFIER, "classes", lambda w: (w.labels + 1).astype("u1"), "y - 1", lambda w: w.labels),
+        (CLASSIFIER, "classes", lambda w: jnp.asarray(w.labels + 1), "y - 1", lambda w: w.labels),
+        (CLASSIFIER, "classes", lambda w: w.labels - 1, "y + 1", lambda w: w.labels),
+        (CLASSIFIER, "classes", lambda w: put(w.labels, 2, 9), None, None),
+        (BINARY, "two", signs, "(y + 1) / 2", lambda w: signs(w) > 0),
+        (BINARY, "two", lambda w: signs(w).astype("f4"), "(y + 1) / 2", lambda w: signs(w) > 0),
+        (BINARY, "two", lambda w: (signs(w) > 0) + 1, "y - 1", lambda w: signs(w) > 0),
+        (BINARY, "two", lambda w: put(signs(w), 2, 3), None, None),
+    ],
+)
+def test_the_line_that_mends_labels_mends_them(trainer, state, bad, line, good, world):
+    """Out of range, JAX would take another label's logit, or none: the loss is NaN, or negative."""
+    state, y = getattr(world, state), bad(world)
+    with pytest.raises(ExamplesError) as caught:
+        trainer.fit(state, (world.x, y), epochs=2)
+    text = in_one_line(caught.value)
+    assert re.search(r"^y\[.+\] is .+, but \w+ needs 0 to ", text)
+    found = re.search(r"Try (.+)\.$", text)
+    assert (found and found[1]) == line
+    if line is not None:
+        mended = eval(line, {"y": y})
+        np.testing.assert_array_equal(mended, good(world))
+        losses_of = lambda y: trainer.fit(state, (world.x, y), epochs=3)[1].steps["loss"]
+        np.testing.assert_array_equal(losses_of(mended), losses_of(good(world)))
+        assert np.isfinite(losses_of(mended)).all()
 
 
 @pytest.mark.parametrize("loss", [losses.Huber, optax.losses.squared_error, "mse"], ids=str)
@@ -640,4 +815,4 @@ def test_a_missing_extra_names_the_command_that_installs_it(monkeypatch):
         vernal.History().plot()
     assert type(caught.value) is vernal.MissingExtraError
     assert "pip install 'vernal[plot]'" in str(caught.value)
-    assert_readable(str(caught.value))
+    assert_readable(caught.value)

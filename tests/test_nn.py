@@ -392,7 +392,7 @@ F = np.float32
         (filled(nn.Linear, (1, 2)), np.ones(5, F), ["(5,)", "x[:, None]", "(5, 1)"], "Linear"),
         (MLP, np.ones((5, 2), F), ["(5, 2)", "(3,)"], "MLP.layers[0] (Linear)"),
         (misfit(), np.ones((7, 3), F), ["(7, 4)", "(5,)"], "MLP.layers[1] (Linear)"),
-        (LINEAR, np.ones((5, 3), np.int32), ["int32", "float", "x.astype(float)"], "Linear"),
+        (LINEAR, np.ones((5, 3), np.int32), ["int32", "float", 'x.astype("float32")'], "Linear"),
         (MLP, np.ones((5, 3), bool), ["bool", "float"], "MLP.layers[0] (Linear)"),
         (MLP, jnp.ones((5, 3), complex), ["complex64", "float"], "MLP.layers[0] (Linear)"),
         (LINEAR, [1.0, 2.0, 3.0], ["list", "array"], "Linear"),
@@ -410,10 +410,12 @@ def test_a_wrong_input_is_explained(model, x, says, where):
     assert isinstance(error.__cause__, jaxtyping.TypeCheckError)
     for part in [*says, f"{where} needs"]:
         assert part in message
-    assert error.mismatch is not None  # the same, for programs
-    assert error.mismatch.where == where
-    assert error.mismatch.given in message
-    assert error.mismatch.needed in message
+    assert error.at is not None  # the same, for programs
+    assert error.at.where == where
+    assert error.at.given in message
+    assert error.at.needed in message
+    path, _, _ = where.partition(" ")
+    assert error.at.layer is eval(path, {type(model).__name__: model})
     assert all(len(line) <= 100 for line in message.splitlines())
 
 
@@ -428,7 +430,7 @@ def test_a_wrong_input_is_explained_under_transformations(transform):
     [
         (1, (3,), "x[:, None]"),
         (5, (5, 4), "x.T"),
-        (4, (3, 4, 1), "x.squeeze(-1)"),
+        (4, (3, 4, 1), "x.squeeze(2)"),
         (5, (3, 4), None),
         (4, (2, 2), None),
     ],
