@@ -149,8 +149,7 @@ def summary(model: PyTree, x: PyTree, *, trainable: PyTree = eqx.is_inexact_arra
     **Raises:** `ArgumentError`, `DataError` or `ShapeError`.
     """
     model = _model(model)
-    x = np.asarray(x) if isinstance(x, list) else jax.tree.map(_stand_in, x)
-    x = as_arrays(x, name="x", finite=False)
+    x = as_arrays(jax.tree.map(_stand_in, x), name="x", finite=False)
     inferring = eqx.nn.inference_mode(model)
     preflight(None, inferring, x, name="x")
     example = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], x), x)
