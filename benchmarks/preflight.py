@@ -20,8 +20,8 @@ import numpy as np
 import optax
 
 import vernal
-from vernal import losses
 from vernal import _preflight as checks
+from vernal import losses
 
 
 class Attention(eqx.Module):

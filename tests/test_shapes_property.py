@@ -268,7 +268,7 @@ def right_program(seed: int):
         layers.append(pick(MORE)(n_in, int(rng.integers(1, 4)), KEY))
     n_in = size_of(layers, x[0])
     name = pick(sorted(LOSSES))
-    n_out: Any = pick([1, 2, 3]) if name == "CE" else pick([1, 2, n, "scalar"])
+    n_out = pick([1, 2, 3] if name == "CE" else [1, 2, n, "scalar"])
     layers.append(pick([eqx.nn.Linear, nn.Linear])(n_in, n_out, key=KEY))
     y_shape = (n,) if name == "CE" or n_out == "scalar" else (n, n_out)
     y = {
