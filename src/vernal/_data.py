@@ -162,6 +162,7 @@ class LoaderSource:
         self._loader = loader
         self._capacities: dict[Any, int] = {}
         self.check: Callable[[PyTree], Any] = lambda batch: None  # the first batch of each shape
+        self.check_labels: Callable[[PyTree], Any] = lambda batch: None  # every batch
         self.length = len(loader) if isinstance(loader, Sized) else sys.maxsize
         first = next(iter(loader), None)
         if first is None:
@@ -203,6 +204,8 @@ class LoaderSource:
                 if len(items) == room or signature(pending) != shape:
                     break
                 items.append(pending)
+            for item in items:
+                self.check_labels(item)
             # The first stack of a shape settles how long its stacks are: one compilation for all.
             room = self._capacities.setdefault(shape, len(items))
             padded = items + items[:1] * (room - len(items))
@@ -355,7 +358,7 @@ def _checked_batch_size(batch_size, most: int | None) -> int:
 
 def _name(name: str, data: PyTree, path: tuple) -> str:
     """How a user would call a leaf: x, y, sample_weight, or its path in the argument."""
-    if name == "data" and type(data) is tuple and len(data) in (2, 3):
+    if name in ("data", "validation_data") and type(data) is tuple and len(data) in (2, 3):
         return ("x", "y", "sample_weight")[path[0].idx] + jax.tree_util.keystr(path[1:])
     return name + jax.tree_util.keystr(path)
 

@@ -1,6 +1,7 @@
 """The errors Vernal raises: what was given, what was needed, the line that mends it."""
 
 import inspect
+import re
 import textwrap
 from dataclasses import dataclass
 from functools import partial
@@ -103,4 +104,6 @@ def kind(thing) -> str:
     if hasattr(thing, "shape"):
         return f"a single array of shape {thing.shape}"
     size = f" of {len(thing)}" if isinstance(thing, tuple | list) else ""
-    return f"a {type(thing).__name__}{size}"
+    name = type(thing).__name__
+    spelt = re.match("[FHLMNRSX][A-Z]", name)  # an MLP, an LSTM
+    return f"{'an' if name[0] in 'AEIOaeio' or spelt else 'a'} {name}{size}"

@@ -90,7 +90,7 @@ def unmet(call: Call) -> Unmet | None:
     needed = needs(call.module)
     alone = len(needed) == 1
     for name, need in needed.items():
-        value = call.arguments.get(name)
+        value: Any = call.arguments.get(name)
         cells = isinstance(call.module, eqx.nn.LSTMCell) and name == "hidden"
         for array in value if cells and isinstance(value, tuple) else (value,):
             if not hasattr(array, "shape"):

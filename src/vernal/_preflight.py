@@ -6,6 +6,7 @@ the layer that is at odds with its input; and then once more for each line that 
 
 import functools
 import itertools
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +35,14 @@ from vernal.losses import (
 _PATIENCE = 5.0
 
 
-def preflight(loss: Callable | None, model: PyTree, batch: PyTree, *, name: str = "data") -> PyTree:
+def preflight(
+    loss: Callable | None,
+    model: PyTree,
+    batch: PyTree,
+    *,
+    name: str = "data",
+    given: PyTree = None,
+) -> PyTree:
     """Trace a loss, or a model alone, on the shapes of a batch.
 
     **Arguments:**
@@ -42,6 +50,7 @@ def preflight(loss: Callable | None, model: PyTree, batch: PyTree, *, name: str 
     - `loss`: as `Trainer` takes it; `None` to apply the model to each example.
     - `batch`: of which values are looked at only if there is something to explain.
     - `name`: the argument that the batch was taken from.
+    - `given`: that argument, where the batch was made from it: of lists, say, or data frames.
 
     **Returns:** what `measure` returns, or the model's outputs, as shapes.
 
@@ -54,11 +63,16 @@ def preflight(loss: Callable | None, model: PyTree, batch: PyTree, *, name: str 
         if isinstance(error, VernalError) and not isinstance(error, ShapeError):
             raise
         message, calls = _described(loss, model, batch)
-        hint = suggestion(loss, model, batch, _blamed(calls))
-        where = "" if name in ("data", "x") else f"in {name}, "
-        if where and len(where + message.partition("\n")[0]) > 100:
-            where = where.rstrip() + "\n  "
-        raise ShapeError(where + message + hint) from error
+        hint = _for_given(given, suggestion(loss, model, batch, _blamed(calls)))
+        raise ShapeError(about(name, message + hint)) from error
+
+
+def about(name: str, message: str) -> str:
+    """A message with the argument that it is about, if that is not the main one."""
+    if name in ("data", "x") or name in message:
+        return message
+    fits = len(f"in {name}, {message}".partition("\n")[0]) <= 100
+    return f"in {name}, {message}" if fits else f"in {name},\n  {message}"
 
 
 @functools.lru_cache(maxsize=256)
@@ -136,10 +150,8 @@ def _at_odds(blamed: Unmet, calls: Calls, model: PyTree, x: Any) -> str:
     if _is_of_data(blamed, calls, x):
         n, *example = x.shape
         each = f"has shape {tuple(example)}" if example else "is a single number"
-        return joined(
-            f"x has shape {x.shape}: each of its {n} examples {each},",
-            f"but {where} needs {what}.",
-        )
+        its = "its one example" if n == 1 else f"each of its {n} examples"
+        return joined(f"x has shape {x.shape}: {its} {each},", f"but {where} needs {what}.")
     return joined(f"{where} needs {what}, and is given {blamed.given};", f"{_data(x)}.")
 
 
@@ -166,7 +178,7 @@ def suggestion(
     until = time.perf_counter() + _PATIENCE
     if loss is None:
         for x in _fitting(_options("x", batch), batch, blamed):
-            if x and _traced(lambda x: predictions(model, x), x.array) is not None:
+            if x and _predicted(model, x.array, None) is not None:
                 return f"\n  {as_line([x])}"
         return ""
     if isinstance(loss, AbstractSupervised):
@@ -194,6 +206,15 @@ def _fitting(options: list[Mend], x: Any, blamed: Unmet | None) -> list[Mend]:
     return [x for x in options if need.takes_shape(x.array.shape[1:], leading=False)]
 
 
+def _predicted(model: PyTree, x: PyTree, key: Any) -> Any:
+    """A model's predictions, as shapes; `None` if a layer gets another shape than it is made for.
+
+    Equinox's layers let some through: a matrix times a matrix, and a bias that is broadcast.
+    """
+    made, calls, _ = watched(lambda model, x: predictions(model, x, key), model, x)
+    return None if any(map(unmet, calls.made)) else made
+
+
 def _for_supervised(
     loss: AbstractSupervised, model: PyTree, batch: PyTree, blamed: Unmet | None, until: float
 ) -> tuple[Mend, ...] | None:
@@ -207,7 +228,7 @@ def _for_supervised(
     for x_mend in _fitting(_options("x", x), x, blamed):
         if (best and x_mend.cost >= cost(best)) or time.perf_counter() > until:
             break
-        made = _traced(lambda x: predictions(model, x, key), x_mend.array)
+        made = _predicted(model, x_mend.array, key)
         if not hasattr(made, "shape") or not made.shape:
             continue
         y_options = _options("y", y, made.shape[-1:])
@@ -248,6 +269,8 @@ def _other_loss(loss: AbstractSupervised, model: PyTree, batch: PyTree) -> str:
         "losses.CrossEntropy()": CrossEntropy(),
         f"losses.Supervised({soft})": Supervised(optax.losses.softmax_cross_entropy),
     }
+    if isinstance(loss, CrossEntropy) and set(np.unique(np.asarray(batch[1])).tolist()) <= {0, 1}:
+        others["losses.BinaryCrossEntropy()"] = BinaryCrossEntropy()
     for code, other in others.items():
         if type(other) is not type(loss) and _traced(functools.partial(_run, other, model), batch):
             return f"\n  Try Trainer(optimizer, {code})."
@@ -272,17 +295,36 @@ def _whole_batch_loss(loss: AbstractSupervised, model: PyTree, batch: PyTree) ->
     )
 
 
-def examples_error(error: ExamplesError, loss: Callable | None, model: PyTree) -> ExamplesError:
+def examples_error(
+    error: ExamplesError, loss: Callable | None, model: PyTree, given: PyTree, name: str = "data"
+) -> ExamplesError:
     """The same error, with a line that mends the data if one was found to work."""
-    arrays = error.arrays
-    if arrays is None or not all(np.size(leaf) for leaf in jax.tree.leaves(arrays)):
-        return error
-    return ExamplesError(str(error) + suggestion(loss, model, arrays))
+    arrays, hint = error.arrays, ""
+    if arrays is not None and all(np.size(leaf) for leaf in jax.tree.leaves(arrays)):
+        hint = _for_given(given, suggestion(loss, model, arrays))
+    return ExamplesError(about(name, str(error) + hint))
 
 
-def check_labels(loss: Callable | None, model: PyTree, batch: PyTree) -> None:
-    """Raise `ExamplesError` if there are labels that the loss, or the model, has no place for."""
-    if isinstance(loss, CrossEntropy | BinaryCrossEntropy):
-        x, y, *_ = batch
-        made = _traced(lambda x: predictions(model, x, jax.random.key(0)), x)
-        loss.check_labels(y, made.shape)
+def _for_given(given: PyTree, line: str) -> str:
+    """A suggestion for what the caller has: a list or a data frame does not index as arrays do."""
+    parts = given if isinstance(given, tuple) else (given,)
+    for name, part in zip(("x", "y", "sample_weight"), parts, strict=False):
+        if part is not None and not isinstance(part, np.ndarray | np.generic | jax.Array | dict):
+            code = rf"((?:Try|and) [\w.]*\(?)\b{name}\b"
+            line = re.sub(code, rf"\1np.asarray({name})", line, count=1)
+    return line
+
+
+def label_check(loss: Callable | None, model: PyTree, batch: PyTree, name: str) -> Callable:
+    """What raises `ExamplesError` for a batch with labels that a loss has no place for."""
+    if not isinstance(loss, CrossEntropy | BinaryCrossEntropy):
+        return lambda batch: None
+    made = _traced(lambda x: predictions(model, x, jax.random.key(0)), batch[0])
+
+    def check(batch: PyTree) -> None:
+        try:
+            loss.check_labels(batch[1], made.shape)
+        except ExamplesError as error:
+            raise ExamplesError(about(name, str(error))) from None
+
+    return check

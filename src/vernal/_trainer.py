@@ -6,18 +6,17 @@ from functools import partial
 from typing import Any
 
 import equinox as eqx
-import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal._checks import check_loss, check_optimizer, whole_number
 from vernal._data import LoaderSource, Source, as_arrays, as_source, is_loader
-from vernal._errors import ArgumentError, ExamplesError, kind
+from vernal._errors import ArgumentError, DataError, ExamplesError, kind
 from vernal._evaluate import evaluate, predict
 from vernal._history import History, Recorder
 from vernal._jit import Packed, pack
 from vernal._loop import Loop
-from vernal._preflight import check_labels, examples_error, preflight
+from vernal._preflight import about, examples_error, label_check, preflight
 from vernal._progress import Interrupt, Progress
 from vernal._state import TrainState, put_counts
 from vernal._update import (
@@ -98,21 +97,23 @@ class Trainer:
 
         **Returns:** the new state; a dict of the loss, as `"loss"`, and of its own metrics.
 
-        **Raises:** `ShapeError` or `DataError`, before compiling.
+        **Raises:** `ShapeError` or `DataError`, before compiling. Values are not looked at, which
+        would take longer than the update: NaN, and labels out of range, are `fit`'s to find.
         """
         if not isinstance(state, TrainState):
             raise ArgumentError(
                 f"step needs a TrainState; it is given {kind(state)}."
                 "\n  Try trainer.step(trainer.init(model), batch)."
             )
+        given = batch
         try:
             batch = as_arrays(batch, finite=False)
         except ExamplesError as error:
-            raise examples_error(error, self.loss, state.model) from None
+            raise examples_error(error, self.loss, state.model, given) from None
         try:
             new, info = compiled_step(pack(self._choices(state.model)), pack(state), batch)
         except Exception:
-            preflight(self.loss, state.model, batch)  # only tracing can have failed: explain it
+            preflight(self.loss, state.model, batch, given=given)  # only tracing can have failed
             raise
         return new.unpack(), info
 
@@ -265,7 +266,7 @@ class Trainer:
         **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling.
         """
         model = _model(model_or_state)
-        x = np.asarray(x) if isinstance(x, list) else x
+        x = as_arrays(x, name="x") if isinstance(x, list) else x
         source, _ = _checked(None, eqx.nn.inference_mode(model), x, batch_size, name="x")
         return predict(model, source)
 
@@ -292,11 +293,17 @@ def _checked(
     try:
         source = as_source(data, batch_size, name=name, **order)
     except ExamplesError as error:
-        raise examples_error(error, loss, model) from None
-    shapes = preflight(loss, model, source.example, name=name)
-    check_labels(loss, model, source.example)
+        raise examples_error(error, loss, model, data, name) from None
+    except DataError as error:
+        raise DataError(about(name, str(error))) from None
+    given = None if isinstance(source, LoaderSource) else data
+    shapes = preflight(loss, model, source.example, name=name, given=given)
+    labels = label_check(loss, model, source.example, name)
     if isinstance(source, LoaderSource):
         source.check = partial(preflight, loss, model, name=name)
+        source.check_labels = labels
+    else:
+        labels(source.example)
     return source, shapes
 
 

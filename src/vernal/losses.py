@@ -167,7 +167,7 @@ class BinaryCrossEntropy(AbstractSupervised):
 
     def check_labels(self, y: Array, prediction_shape: tuple[int, ...]) -> None:
         """Raise `ExamplesError` if not all labels are from 0 to 1."""
-        _check_range("BinaryCrossEntropy", y, 0, 1, "")
+        _check_range("BinaryCrossEntropy", y, 1, "", two="(y + 1) / 2")
 
     def of_example(self, prediction, target):
         label = jnp.asarray(target, prediction.dtype)
@@ -181,12 +181,15 @@ class CrossEntropy(AbstractSupervised):
     """
 
     def target_shape(self, prediction_shape):
+        if len(prediction_shape) < 2 or prediction_shape[-1] == 1:
+            given = f"predictions have shape {prediction_shape},"
+            raise ShapeError(joined(given, "but CrossEntropy needs a logit for each class, last."))
         return prediction_shape[:-1]
 
     def check_labels(self, y: Array, prediction_shape: tuple[int, ...]) -> None:
         """Raise `ExamplesError` if there is a label without a logit."""
-        last = prediction_shape[-1] - 1
-        _check_range("CrossEntropy", y, 0, last, f" for predictions of shape {prediction_shape}")
+        why = f" for predictions of shape {prediction_shape}"
+        _check_range("CrossEntropy", y, prediction_shape[-1] - 1, why, two="(y + 1) // 2")
 
     def of_example(self, prediction, target):
         if not jnp.issubdtype(target.dtype, jnp.integer):
@@ -194,18 +197,19 @@ class CrossEntropy(AbstractSupervised):
         return optax.losses.softmax_cross_entropy_with_integer_labels(prediction, target)
 
 
-def _check_range(name: str, y: Array, least: int, most: int, why: str) -> None:
+def _check_range(name: str, y: Array, most: int, why: str, two: str) -> None:
+    """Raise `ExamplesError` if labels are not from 0 to `most`; `two` mends those of -1 and 1."""
     labels = np.asarray(y)
-    bad = np.argwhere((labels < least) | (labels > most))
+    bad = np.argwhere((labels < 0) | (labels > most))
     if not len(bad):
         return
+    low, high = float(labels.min()), float(labels.max())
+    fits = {
+        "y - 1": low == 1 and high <= most + 1,
+        two: set(np.unique(labels).tolist()) == {-1, 1},
+        "y + 1": low == -1 and high <= most - 1,
+    }
+    hint = next((f"\n  Try {line}." for line, does in fits.items() if does), "")
     where = ", ".join(map(str, bad[0].tolist()))
-    tries = {"y - 1": labels - 1.0, "y + 1": labels + 1.0, "(y + 1) / 2": (labels + 1) / 2}
-    fits = [line for line, y in tries.items() if least <= y.min() and y.max() <= most]
-    hint = f"\n  Try {fits[0]}." if fits else ""
-    raise ExamplesError(
-        joined(
-            f"y[{where}] is {labels[tuple(bad[0])]},", f"but {name} needs {least} to {most}{why}."
-        )
-        + hint
-    )
+    given = f"y[{where}] is {labels[tuple(bad[0])]},"
+    raise ExamplesError(joined(given, f"but {name} needs 0 to {most}{why}.") + hint)
