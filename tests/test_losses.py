@@ -371,7 +371,6 @@ def test_a_target_shaped_unlike_its_prediction_is_an_error(loss, given, target):
         ((1, 1), (1, 1)),
         ((2, 2, 2), (2,)),
         ((2, 2, 2), (2, 2, 2)),
-        ((3,), (3,)),
     ],
     ids=str,
 )
@@ -383,6 +382,11 @@ def test_class_labels_lack_the_axis_of_classes(given, target, dtype):
         f"y has shape {target}, but CrossEntropy needs {given[:-1]} "
         f"for predictions of shape {given}."
     )
+
+
+def test_classes_have_an_axis():
+    with pytest.raises(vernal.ShapeError, match=r"^predictions have shape \(3,\), .* each class"):
+        call(losses.CrossEntropy(), np.zeros(3), np.zeros(3, int))
 
 
 @pytest.mark.parametrize(("dtype", "called"), [(float, "float32"), (bool, "bool")])

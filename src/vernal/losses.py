@@ -181,7 +181,7 @@ class CrossEntropy(AbstractSupervised):
     """
 
     def target_shape(self, prediction_shape):
-        if len(prediction_shape) < 2 or prediction_shape[-1] == 1:
+        if len(prediction_shape) < 2:
             given = f"predictions have shape {prediction_shape},"
             raise ShapeError(joined(given, "but CrossEntropy needs a logit for each class, last."))
         return prediction_shape[:-1]
@@ -210,6 +210,8 @@ def _check_range(name: str, y: Array, most: int, why: str, two: str) -> None:
         "y + 1": low == -1 and high <= most - 1,
     }
     hint = next((f"\n  Try {line}." for line, does in fits.items() if does), "")
+    if most == 0:
+        hint = "\n  Two classes and one logit are for losses.BinaryCrossEntropy()."
     where = ", ".join(map(str, bad[0].tolist()))
     given = f"y[{where}] is {labels[tuple(bad[0])]},"
     raise ExamplesError(joined(given, f"but {name} needs 0 to {most}{why}.") + hint)
