@@ -217,8 +217,9 @@ class Wrong(NamedTuple):
 
 def per(shape):
     """How a message puts the shape of x."""
+    its = "its one example" if shape[0] == 1 else f"each of its {shape[0]} examples"
     each = f"has shape {shape[1:]}" if shape[1:] else "is a single number"
-    return f"x has shape {shape}: each of its {shape[0]} examples {each}"
+    return f"x has shape {shape}: {its} {each}"
 
 
 FEATURES = {
@@ -442,13 +443,23 @@ CLASSES = {
     "binary labels without the feature axis": Wrong(
         ours(3, 1), (f(N, 3), i(2, N)), "y has shape (20,) | (20, 1)", "y[:, None]", BCE
     ),
-    "a class without a logit": Wrong(
+    "a scalar as logits": Wrong(
+        mlp(3, "scalar"),
+        (f(N, 3), i(2, N)),
+        "predictions have shape (20,), but CrossEntropy needs a logit for each class, last",
+        "Trainer(optimizer, losses.BinaryCrossEntropy())",
+        CE,
+    ),
+    "one logit": Wrong(
         mlp(3, 1),
         (f(N, 3), i(2, N)),
-        "y[1] is 1, but CrossEntropy needs 0 to 0 for predictions of shape (20, 1)",
+        "y[1] is 1 | 0 to 0 | predictions of shape (20, 1) | losses.BinaryCrossEntropy()",
         None,
         CE,
         error=ExamplesError,
+    ),
+    "one logit, and three classes": Wrong(
+        ours(3, 1), (f(N, 3), i(3, N)), "y[1] is 1 | 0 to 0", None, CE, error=ExamplesError
     ),
 }
 
@@ -833,6 +844,36 @@ CALLS = {
         "sample_weight has shape (20, 1), but MeanSquaredError needs (20,)",
         "sample_weight.squeeze(1)",
     ),
+    "x and y of different lengths to validate": Wrong(
+        mlp(3, 1),
+        (f(8, 3), f(7, 1)),
+        "validation_data | x has 8, y has 7",
+        error=ExamplesError,
+        validation=True,
+    ),
+    "x transposed to validate": Wrong(
+        ours(3, 1),
+        (f(3, 8), f(8, 1)),
+        "validation_data | x has 3, y has 8",
+        "x.T",
+        error=ExamplesError,
+        validation=True,
+    ),
+    "labels out of range to validate": Wrong(
+        mlp(3, 4),
+        (f(8, 3), i(4, 8) + 1),
+        "in validation_data | y[3] is 4 | 0 to 3",
+        "y - 1",
+        CE,
+        error=ExamplesError,
+        validation=True,
+    ),
+    "a list without the feature axis": Wrong(
+        mlp(1, 1),
+        (f(N).tolist(), f(N).tolist()),
+        f"{per((20,))} | needs (1,)",
+        "np.asarray(x)[:, None] and np.asarray(y)[:, None]",
+    ),
 }  # fmt: skip
 
 # What the messages below say is not yet what they have to say.
@@ -842,9 +883,6 @@ OPEN = {
         (f(N, 3, 1), f(N, 1, 1)),
         f"{per((20, 3, 1))} | MLP.layers[0] (Linear) needs (3,)",
         "x.squeeze(2) and y.squeeze(1)",
-    ),
-    "a scalar as logits": Wrong(
-        mlp(3, "scalar"), (f(N, 3), i(2, N)), "CrossEntropy | (20,) | classes", None, CE
     ),
     "a function that fails": Wrong(
         chain(layer(eqx.nn.Linear, 3, 1), lambda x: x.foo),
@@ -892,29 +930,12 @@ OPEN = {
         "Whitened | whole batch",
         "lambda model, batch, key: losses.MeanSquaredError().average(model(batch[0]), *batch[1:])",
     ),
-    "x and y of different lengths to validate": Wrong(
-        mlp(3, 1),
-        (f(8, 3), f(7, 1)),
-        "validation_data | x has 8, y has 7",
-        error=ExamplesError,
-        validation=True,
-    ),
-    "x transposed to validate": Wrong(
-        ours(3, 1),
-        (f(3, 8), f(8, 1)),
-        "validation_data | x has 3, y has 8",
-        "x.T",
-        error=ExamplesError,
-        validation=True,
-    ),
-    "labels out of range to validate": Wrong(
-        mlp(3, 4),
-        (f(8, 3), i(4, 8) + 1),
-        "in validation_data | y[3] is 4 | 0 to 3",
-        "y - 1",
-        CE,
-        error=ExamplesError,
-        validation=True,
+    "a list without the feature axis to predict": Wrong(
+        ours(1, 1),
+        f(N).tolist(),
+        f"{per((20,))} | needs (1,)",
+        "np.asarray(x)[:, None]",
+        call="predict",
     ),
 }
 
@@ -974,7 +995,7 @@ def mended(code: str, gives: str, trainer: Trainer, data: Any) -> tuple[Trainer,
         return Trainer(SGD, eval(code, dict(NAMES))), data
     if code.startswith("Trainer("):
         return eval(code, NAMES | {"Trainer": Trainer, "optimizer": SGD}), data
-    if isinstance(data, list):
+    if isinstance(data, list) and isinstance(data[0], tuple):
         return trainer, [mended(code, gives, trainer, batch)[1] for batch in data]
     alone = not isinstance(data, tuple)
     arrays = dict(zip(("x", "y", "sample_weight"), (data,) if alone else data, strict=False))

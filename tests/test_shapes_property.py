@@ -271,10 +271,12 @@ def right_program(seed: int):
     n_out = pick([1, 2, 3] if name == "CE" else [1, 2, n, "scalar"])
     layers.append(pick([eqx.nn.Linear, nn.Linear])(n_in, n_out, key=KEY))
     y_shape = (n,) if name == "CE" or n_out == "scalar" else (n, n_out)
-    y = {
-        "CE": lambda: rng.integers(0, n_out, y_shape),
-        "BCE": lambda: rng.integers(0, 2, y_shape).astype(pick(["float32", "int32", "bool"])),
-    }.get(name, lambda: rng.normal(size=y_shape).astype("float32"))()
+    if name == "CE":
+        y = rng.integers(0, int(n_out), y_shape)
+    elif name == "BCE":
+        y = rng.integers(0, 2, y_shape).astype(pick(["float32", "int32", "bool"]))
+    else:
+        y = rng.normal(size=y_shape).astype("float32")
     weight = [np.ones(n, np.float32)] * int(rng.integers(2))
     model: Any = eqx.nn.Sequential(layers)
     return TRAINERS[name], model, (x, y, *weight)
