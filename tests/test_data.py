@@ -18,6 +18,13 @@ KEY = jax.random.key(11)
 sizes = st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
 
 
+def ordered(data, size, **order):
+    """A source to train on, in the order of KEY."""
+    source = as_source(data, size, endless=True, **order)
+    source.order_by(KEY)
+    return source
+
+
 def examples(n):
     """Make examples that can be told apart, and targets that show which x they belong to."""
     x = np.arange(2 * n, dtype=np.float32).reshape(n, 2)
@@ -194,7 +201,7 @@ def test_stacks_hold_the_batches_of_epoch_after_epoch(n, size, shuffle, stack_by
         monkeypatch.setattr(_data, "_STACK_BYTES", stack_bytes)
         monkeypatch.setattr(_data, "_SHARED_BYTES", stack_bytes)
     data = examples(n)
-    make = lambda: as_source(data, size, endless=True, shuffle=shuffle, key=KEY)
+    make = lambda: ordered(data, size, shuffle=shuffle)
     length = -(-n // size)
     expected = [
         batch
@@ -213,17 +220,17 @@ def test_stacks_hold_the_batches_of_epoch_after_epoch(n, size, shuffle, stack_by
 
 def test_small_epochs_share_a_stack_and_large_ones_are_taken_in_parts(monkeypatch):
     data = examples(1000)  # of 12 bytes each
-    stack = next(as_source(data, 100, endless=True, key=KEY).stacks(0, 0))
+    stack = next(ordered(data, 100).stacks(0, 0))
     assert stack.end > 2 * stack.length
     monkeypatch.setattr(_data, "_STACK_BYTES", 4000)
-    for stack in take(as_source(data, 100, endless=True, key=KEY).stacks(0, 0), 5):
+    for stack in take(ordered(data, 100).stacks(0, 0), 5):
         assert sum(leaf.nbytes for leaf in jax.tree.leaves(stack.batches)) <= 4000
         assert stack.end - stack.first <= 3
 
 
 def test_the_full_batch_is_there_once_and_repeats():
     data = examples(6)
-    [stack] = as_source(data, None, endless=True, shuffle=True, key=KEY).stacks(4, 0)
+    [stack] = ordered(data, None, shuffle=True).stacks(4, 0)
     assert stack.repeats
     assert stack.epoch == 4
     assert_equal(jax.tree.map(np.asarray, stack.batches), data)
@@ -282,7 +289,7 @@ LOADERS = {"list": list, "loader": Loader, "sized loader": SizedLoader}
 def test_stacks_hold_a_loaders_batches_in_its_order(kind, cuts, stack_bytes, monkeypatch):
     monkeypatch.setattr(_data, "_STACK_BYTES", stack_bytes)
     batches = cut(examples(sum(cuts)), cuts)
-    make = lambda: as_source(LOADERS[kind](batches), None, endless=True, shuffle=True, key=KEY)
+    make = lambda: ordered(LOADERS[kind](batches), None, shuffle=True)
     expected = batches * 3
     for start in range(2 * len(cuts)):
         for epoch, batch in {(0, start), divmod(start, len(cuts))}:

@@ -692,13 +692,13 @@ MODELS = {
         whole_batch(),
         (f(N, 3), f(N, 1)),
         "WholeBatch.inner (Linear) needs (3,), and is given () | whole batch",
-        "lambda model, batch, key: losses.MeanSquaredError().average(model(batch[0]), *batch[1:])",
+        "lambda model, b, key: losses.MeanSquaredError().average(model(b[0]), *b[1:])",
     ),
     "a classifier of a whole batch, with weights": Wrong(
         whole_batch(4),
         (f(N, 3), i(4, N), np.ones(N, np.float32)),
         "WholeBatch.inner (Linear) needs (3,), and is given () | whole batch",
-        "lambda model, batch, key: losses.CrossEntropy().average(model(batch[0]), *batch[1:])",
+        "lambda model, b, key: losses.CrossEntropy().average(model(b[0]), *b[1:])",
         CE,
     ),
     "an output of two": Wrong(
@@ -913,8 +913,8 @@ OPEN = {
         whole_batch(),
         (f(N, 3), f(N, 1)),
         "WholeBatch.inner (Linear) needs (3,), and is given () | whole batch",
-        "lambda model, batch, key: "
-        "losses.Supervised(optax.losses.log_cosh).average(model(batch[0]), *batch[1:])",
+        "lambda model, b, key: "
+        "losses.Supervised(optax.losses.log_cosh).average(model(b[0]), *b[1:])",
         losses.Supervised(optax.losses.log_cosh),
     ),
     "a whole batch, and a loss without a name": Wrong(
@@ -928,7 +928,7 @@ OPEN = {
         lambda: Whitened(nn.Linear(3, 1, key=KEY)),
         (f(N, 3), f(N, 1)),
         "Whitened | whole batch",
-        "lambda model, batch, key: losses.MeanSquaredError().average(model(batch[0]), *batch[1:])",
+        "lambda model, b, key: losses.MeanSquaredError().average(model(b[0]), *b[1:])",
     ),
     "a list without the feature axis to predict": Wrong(
         ours(1, 1),

@@ -35,7 +35,7 @@ def check_loss(loss) -> None:
             f"loss is {kind(loss)}; a callable loss(model, batch, key) is needed."
             "\n  Try losses.MeanSquaredError(), or another of vernal.losses."
         )
-    if not _accepts_three(loss) or getattr(loss, "__module__", "").startswith("optax"):
+    if not _accepts_three(loss) or (getattr(loss, "__module__", "") or "").startswith("optax"):
         name = getattr(loss, "__name__", type(loss).__name__)
         raise ArgumentError(
             f"loss is called as loss(model, batch, key), which {name} is not made for."

@@ -61,7 +61,6 @@ class ArraySource:
         *,
         endless: bool = False,
         shuffle: bool = False,
-        key: PRNGKeyArray | None = None,
         name: str = "data",
     ):
         self.arrays = as_arrays(data, name=name)
@@ -72,12 +71,16 @@ class ArraySource:
         self.length = self._full + (self._tail > 0)
         # The full batch has no order: shuffled or not, it is the same sum.
         self._shuffle = shuffle and self.length > 1
-        words = jax.random.key_data(key) if self._shuffle and key is not None else ()
-        self._seed = np.ravel(words).tolist()
+        self._seed: list[int] = []
         epoch_bytes = max(1, _nbytes(self.arrays))
         shared = min(_STACK_UPDATES // self.length, _SHARED_BYTES // epoch_bytes)
         self._epochs = max(1, shared) if endless else 1  # in a stack
         self._part = max(1, self._full * _STACK_BYTES // epoch_bytes)  # batches in one, if fewer
+
+    def order_by(self, key: PRNGKeyArray) -> None:
+        """Shuffle, if at all, in the order that a key and the epoch fix."""
+        if self._shuffle:
+            self._seed = np.ravel(jax.random.key_data(key)).tolist()
 
     @property
     def example(self) -> PyTree:
@@ -168,6 +171,9 @@ class LoaderSource:
         if first is None:
             raise DataError(f"{name} is a {type(loader).__name__} without a single batch.")
         self.example = as_arrays(first, finite=False)
+
+    def order_by(self, key: PRNGKeyArray) -> None:
+        """Do nothing: a loader has an order of its own."""
 
     def stacks(self, epoch: int, batch: int) -> Iterator[Stack]:
         """The run's batches from a place on, without end."""
@@ -267,8 +273,9 @@ def batches(
 
     **Raises:** `DataError`, `ArgumentError` as `Trainer.fit` does.
     """
-    key = jax.random.key(0) if key is None else key
-    return ArraySource(data, batch_size, endless=True, shuffle=shuffle, key=key).batches(epoch)
+    source = ArraySource(data, batch_size, endless=True, shuffle=shuffle)
+    source.order_by(jax.random.key(0) if key is None else key)
+    return source.batches(epoch)
 
 
 def as_arrays(data: PyTree, *, name: str = "data", finite: bool = True) -> PyTree:

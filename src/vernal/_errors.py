@@ -83,12 +83,14 @@ class MissingExtraError(VernalError, ImportError):
 
 def joined(first: str, second: str) -> str:
     """Two parts of a sentence: on one line if they fit, else broken where they meet."""
-    return f"{first} {second}" if len(first) + len(second) < 100 else f"{first}\n  {second}"
+    fits = len(first) + len(second.partition("\n")[0]) < 100
+    return f"{first} {second}" if fits else f"{first}\n  {second}"
 
 
 def first_line(error: Exception) -> str:
     """An error of somebody else's, in one line of at most 200 characters."""
     text = " ".join(str(part) for part in error.args)
+    text = re.sub(r"\b\w*Tracer\b", "array", text)  # what an array is while it is traced
     line = f"{type(error).__name__}: {text}".partition("\n")[0]
     return textwrap.shorten(line, 200, placeholder=" ...")
 

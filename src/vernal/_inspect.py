@@ -13,7 +13,7 @@ from vernal import _table
 from vernal._flops import cost_of, count, has_loop
 from vernal._jit import pack
 from vernal._state import TrainState
-from vernal._trainer import Trainer, _checked, _model
+from vernal._trainer import Trainer, _checked, _init, _model
 from vernal._update import compiled_step
 
 
@@ -114,7 +114,7 @@ def _traced(trainer: Trainer, model_or_state, data, batch_size) -> tuple[Any, in
     if isinstance(model_or_state, TrainState):
         state = pack(model_or_state)
     else:
-        state = jax.eval_shape(lambda: trainer._init(choices, model, None))
+        state = jax.eval_shape(lambda: _init(choices, model, None))
     rows = jax.tree.leaves(source.example)[0].shape[0]
     size = rows if batch_size is None else min(batch_size, rows)
     shape = lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype)

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 
-from vernal._calls import Call
+from vernal._calls import Call, Calls
 from vernal._errors import kind
 
 _SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
@@ -22,8 +22,10 @@ class Needed:
 
     def __str__(self) -> str:
         names = ", ".join(map(str, self.shape))
+        if self.shape == () and self.dtype is jnp.integer:
+            return "an integer"
         shape = f"({names},)" if len(self.shape) == 1 else f"({names})"
-        return "an integer" if (self.shape, self.dtype) == ((), jnp.integer) else shape
+        return shape
 
     def takes_shape(self, shape: tuple[int, ...], *, leading: bool = True) -> bool:
         """Whether an argument may have this shape: with leading axes, if those are taken."""
@@ -38,7 +40,7 @@ class Needed:
 
 def needs(layer: Any) -> dict[str, Needed]:
     """What each argument of a call of this layer needs to be, as far as that is known."""
-    floats = jnp.inexact
+    floats = jnp.floating
     match type(layer).__name__, layer:
         case "Linear", eqx.Module(in_features=size):
             batched = not isinstance(layer, eqx.nn.Linear)
@@ -101,3 +103,15 @@ def unmet(call: Call) -> Unmet | None:
                 whole = "integers" if need.dtype is jnp.integer else "floats"
                 return Unmet(call, name, array.dtype, whole, alone)
     return None
+
+
+def at_fault(calls: Calls) -> Unmet | None:
+    """The outermost of the calls that failed whose layer is known to need something else.
+
+    If none failed, the first that went through although it should not have: Equinox's layers
+    multiply a matrix, too, and broadcast the bias.
+    """
+    found, call = None, calls.failed
+    while call is not None:
+        found, call = unmet(call) or found, call.outer
+    return found or next(filter(None, map(unmet, calls.made)), None)

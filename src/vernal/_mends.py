@@ -78,7 +78,7 @@ def _dtype_lines(
     code, dtype = mend.code, mend.array.dtype
     if one_hot:
         yield 1, f"{code}.argmax(-1)"
-    if not jnp.issubdtype(dtype, jnp.floating):
+    if not jnp.issubdtype(dtype, jnp.inexact):
         yield 2, f'{code}.astype("float32")'
     if whole and not jnp.issubdtype(dtype, jnp.integer):
         yield 2, f"{code}.astype(int)"

@@ -46,7 +46,8 @@ def _layer_error(layer, name: str, value: Any, annotation: Any) -> ShapeError:
         given, needed = f"is a {type(value).__name__}", "an array of floats"
     elif not jnp.issubdtype(value.dtype, jnp.floating):
         given, needed = f"is {value.dtype}", "floats"
-        hint = f'\n  Try {name}.astype("float32").'
+        if not jnp.issubdtype(value.dtype, jnp.complexfloating):
+            hint = f'\n  Try {name}.astype("float32").'
     else:
         size = _last_axis(layer, annotation)
         given, needed = f"has shape {value.shape}", f"({size},) or (*batch, {size})"

@@ -72,20 +72,16 @@ class Trainer:
 
         **Raises:** `ArgumentError` if the model has nothing to train.
         """
-        return self._init(self._choices(model), model, key).unpack()
+        return _init(self._choices(model), model, key).unpack()
 
     def _choices(self, model: PyTree) -> Choices:
-        return Choices(self.optimizer, self.loss, trained_leaves(model, self.trainable))
-
-    def _init(self, choices: Choices, model: PyTree, key: PRNGKeyArray | None) -> Packed:
+        choices = Choices(self.optimizer, self.loss, trained_leaves(model, self.trainable))
         if not any(choices.trained):
             raise ArgumentError(
                 f"model is {kind(model)}, without a float array to train."
                 "\n  Pass an instance of an eqx.Module, and see what `trainable` picks of it."
             )
-        packed = compiled_init(pack((choices, model)), key)
-        put_counts(packed.arrays, 0, 0, 0)
-        return packed
+        return choices
 
     def step(self, state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
         """Make one update: pure, and compiled once for each shape of batch.
@@ -266,7 +262,6 @@ class Trainer:
         **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling.
         """
         model = _model(model_or_state)
-        x = as_arrays(x, name="x") if isinstance(x, list) else x
         source, _ = _checked(None, eqx.nn.inference_mode(model), x, batch_size, name="x")
         return predict(model, source)
 
@@ -274,16 +269,23 @@ class Trainer:
         """Check everything, and make what a run needs: its loop, and its validation's source."""
         model = _model(model_or_state)
         choices = self._choices(model)
-        fresh = not isinstance(model_or_state, TrainState)
-        state = self._init(choices, model, None) if fresh else pack(model_or_state)
-        order = {"endless": True, "shuffle": shuffle, "key": state.arrays[-1]}
+        order = {"endless": True, "shuffle": shuffle}
         source, (info, weight) = _checked(self.loss, model, data, batch_size, **order)
         validation = None
         if validation_data is not None:
             size = None if is_loader(validation_data) else batch_size
             name = "validation_data"
             validation, _ = _checked(self.loss, model, validation_data, size, name=name)
+        fresh = not isinstance(model_or_state, TrainState)
+        state = _init(choices, model, None) if fresh else pack(model_or_state)
+        source.order_by(state.arrays[-1])
         return Loop(choices, state, source, info, weight is not None), validation
+
+
+def _init(choices: Choices, model: PyTree, key: PRNGKeyArray | None) -> Packed:
+    packed = compiled_init(pack((choices, model)), key)
+    put_counts(packed.arrays, 0, 0, 0)
+    return packed
 
 
 def _checked(
@@ -291,7 +293,9 @@ def _checked(
 ) -> tuple[Source, Any]:
     """Data as a source, checked against the model and the loss, and what the check returns."""
     try:
-        source = as_source(data, batch_size, name=name, **order)
+        # A list of batches is a loader; but of what a model is applied to, it is an array.
+        arrays = as_arrays(data, name=name) if name == "x" and isinstance(data, list) else data
+        source = as_source(arrays, batch_size, name=name, **order)
     except ExamplesError as error:
         raise examples_error(error, loss, model, data, name) from None
     except DataError as error:
