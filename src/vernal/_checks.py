@@ -1,11 +1,18 @@
-"""Whether a choice can be used, before anything is made of it."""
+"""Whether choices, a model and data can be used, before anything is made of them."""
 
 import inspect
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
-from vernal._errors import ArgumentError, kind
+from vernal._arrays import as_arrays
+from vernal._data import LoaderSource, Source, as_source
+from vernal._errors import ArgumentError, DataError, ExamplesError, kind
+from vernal._preflight import about, examples_error, label_check, preflight
+from vernal._state import TrainState
 from vernal.losses import AbstractSupervised
 
 
@@ -59,3 +66,37 @@ def whole_number(name: str, value, *, at_least: int) -> int:
     if not whole or value < at_least:
         raise ArgumentError(f"{name} needs to be a whole number from {at_least}; it is {value!r}.")
     return int(value)
+
+
+def model_of(model_or_state: PyTree | TrainState) -> PyTree:
+    """The model itself, or a state's; `ArgumentError` if it is a class."""
+    is_state = isinstance(model_or_state, TrainState)
+    model = model_or_state.model if is_state else model_or_state
+    if isinstance(model, type):
+        raise ArgumentError(
+            f"model is {kind(model)}; an instance of an eqx.Module is needed, or a TrainState."
+        )
+    return model
+
+
+def checked_source(
+    loss: Callable | None, model: PyTree, data, batch_size, *, name: str = "data", **order
+) -> tuple[Source, Any]:
+    """Data as a source, checked against the model and the loss, and what the check returns."""
+    try:
+        # A list of batches is a loader; but of what a model is applied to, it is an array.
+        arrays = as_arrays(data, name=name) if name == "x" and isinstance(data, list) else data
+        source = as_source(arrays, batch_size, name=name, **order)
+    except ExamplesError as error:
+        raise examples_error(error, loss, model, data, name) from None
+    except DataError as error:
+        raise DataError(about(name, str(error))) from None
+    given = None if isinstance(source, LoaderSource) else data
+    shapes = preflight(loss, model, source.example, name=name, given=given)
+    labels = label_check(loss, model, source.example, name)
+    if isinstance(source, LoaderSource):
+        source.check = partial(preflight, loss, model, name=name)
+        source.check_labels = labels
+    else:
+        labels(source.example)
+    return source, shapes

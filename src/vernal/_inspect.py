@@ -10,10 +10,11 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import PyTree
 
 from vernal import _table
+from vernal._checks import checked_source, model_of
 from vernal._flops import cost_of, count, has_loop
 from vernal._jit import pack
 from vernal._state import TrainState
-from vernal._trainer import Trainer, _checked, _init, _model
+from vernal._trainer import Trainer, _init
 from vernal._update import compiled_step
 
 
@@ -108,8 +109,8 @@ def update_cost(
 
 def _traced(trainer: Trainer, model_or_state, data, batch_size) -> tuple[Any, int]:
     """One update, traced on shapes, and the number of its examples."""
-    model = _model(model_or_state)
-    source, _ = _checked(trainer.loss, model, data, batch_size, endless=True)
+    model = model_of(model_or_state)
+    source, _ = checked_source(trainer.loss, model, data, batch_size, endless=True)
     choices = trainer._choices(model)
     if isinstance(model_or_state, TrainState):
         state = pack(model_or_state)

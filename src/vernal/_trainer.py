@@ -2,21 +2,20 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
-from typing import Any
 
 import equinox as eqx
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from vernal._checks import check_loss, check_optimizer, whole_number
-from vernal._data import LoaderSource, Source, as_arrays, as_source, is_loader
-from vernal._errors import ArgumentError, DataError, ExamplesError, kind
+from vernal._arrays import as_arrays
+from vernal._checks import check_loss, check_optimizer, checked_source, model_of, whole_number
+from vernal._data import Source, is_loader
+from vernal._errors import ArgumentError, ExamplesError, kind
 from vernal._evaluate import evaluate, predict
 from vernal._history import History, Recorder
 from vernal._jit import Packed, pack
 from vernal._loop import Loop
-from vernal._preflight import about, examples_error, label_check, preflight
+from vernal._preflight import examples_error, preflight
 from vernal._progress import Interrupt, Progress
 from vernal._state import TrainState, put_counts
 from vernal._update import (
@@ -238,8 +237,8 @@ class Trainer:
 
         **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling.
         """
-        model = _model(model_or_state)
-        source, _ = _checked(self.loss, model, data, batch_size)
+        model = model_of(model_or_state)
+        source, _ = checked_source(self.loss, model, data, batch_size)
         return evaluate(self.loss, model, source)
 
     def predict(
@@ -261,21 +260,21 @@ class Trainer:
 
         **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling.
         """
-        model = _model(model_or_state)
-        source, _ = _checked(None, eqx.nn.inference_mode(model), x, batch_size, name="x")
+        model = model_of(model_or_state)
+        source, _ = checked_source(None, eqx.nn.inference_mode(model), x, batch_size, name="x")
         return predict(model, source)
 
     def _start(self, model_or_state, data, batch_size, shuffle, validation_data):
         """Check everything, and make what a run needs: its loop, and its validation's source."""
-        model = _model(model_or_state)
+        model = model_of(model_or_state)
         choices = self._choices(model)
         order = {"endless": True, "shuffle": shuffle}
-        source, (info, weight) = _checked(self.loss, model, data, batch_size, **order)
+        source, (info, weight) = checked_source(self.loss, model, data, batch_size, **order)
         validation = None
         if validation_data is not None:
             size = None if is_loader(validation_data) else batch_size
             name = "validation_data"
-            validation, _ = _checked(self.loss, model, validation_data, size, name=name)
+            validation, _ = checked_source(self.loss, model, validation_data, size, name=name)
         fresh = not isinstance(model_or_state, TrainState)
         state = _init(choices, model, None) if fresh else pack(model_or_state)
         source.order_by(state.arrays[-1])
@@ -286,36 +285,3 @@ def _init(choices: Choices, model: PyTree, key: PRNGKeyArray | None) -> Packed:
     packed = compiled_init(pack((choices, model)), key)
     put_counts(packed.arrays, 0, 0, 0)
     return packed
-
-
-def _checked(
-    loss: Callable | None, model: PyTree, data, batch_size, *, name: str = "data", **order
-) -> tuple[Source, Any]:
-    """Data as a source, checked against the model and the loss, and what the check returns."""
-    try:
-        # A list of batches is a loader; but of what a model is applied to, it is an array.
-        arrays = as_arrays(data, name=name) if name == "x" and isinstance(data, list) else data
-        source = as_source(arrays, batch_size, name=name, **order)
-    except ExamplesError as error:
-        raise examples_error(error, loss, model, data, name) from None
-    except DataError as error:
-        raise DataError(about(name, str(error))) from None
-    given = None if isinstance(source, LoaderSource) else data
-    shapes = preflight(loss, model, source.example, name=name, given=given)
-    labels = label_check(loss, model, source.example, name)
-    if isinstance(source, LoaderSource):
-        source.check = partial(preflight, loss, model, name=name)
-        source.check_labels = labels
-    else:
-        labels(source.example)
-    return source, shapes
-
-
-def _model(model_or_state: PyTree | TrainState) -> PyTree:
-    is_state = isinstance(model_or_state, TrainState)
-    model = model_or_state.model if is_state else model_or_state
-    if isinstance(model, type):
-        raise ArgumentError(
-            f"model is {kind(model)}; an instance of an eqx.Module is needed, or a TrainState."
-        )
-    return model

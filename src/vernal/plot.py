@@ -6,7 +6,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike, PyTree
 
-from vernal._data import as_arrays
+from vernal._arrays import as_arrays
 from vernal._errors import MissingExtraError, ShapeError
 from vernal._evaluate import compiled_apply
 from vernal._history import History

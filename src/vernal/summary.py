@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vernal import _table
-from vernal._data import as_arrays
+from vernal._arrays import as_arrays
+from vernal._checks import model_of
 from vernal._flops import counted_calls
 from vernal._parts import first_path, parts_of
 from vernal._preflight import preflight
-from vernal._trainer import _model
 
 _HEADER = ("path", "layer", "input", "output", "trainable", "frozen", "bytes", "FLOPs")
 
@@ -148,7 +148,7 @@ def summary(model: PyTree, x: PyTree, *, trainable: PyTree = eqx.is_inexact_arra
 
     **Raises:** `ArgumentError`, `DataError` or `ShapeError`.
     """
-    model = _model(model)
+    model = model_of(model)
     x = as_arrays(jax.tree.map(_stand_in, x), name="x", finite=False)
     inferring = eqx.nn.inference_mode(model)
     preflight(None, inferring, x, name="x")
