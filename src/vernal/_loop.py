@@ -86,7 +86,7 @@ def _run(
             changing, _ = select(pack(state).arrays, program.changing)
             put = lambda buffer, number: lax.dynamic_update_index_in_dim(buffer, number, i, 0)
             buffers = jax.tree.map(put, buffers, tuple(measured))
-            return at(i + 1), changing, buffers
+            return batch if program.repeats else at(i + 1), changing, buffers
 
         return lax.fori_loop(start, end, body, (at(start), *carry))[1:]
 
