@@ -17,24 +17,6 @@ X = np.linspace(-1, 1, 106, dtype=np.float32)[:, None]
 DATA = (X, X**2)
 
 
-EVENTS: list[float] = []
-
-
-def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
-    if event == "/jax/core/compile/backend_compile_duration":
-        EVENTS.append(duration_secs)
-
-
-jax.monitoring.register_event_duration_secs_listener(listen)
-
-
-@pytest.fixture
-def compiled():
-    """Every compilation in this process from here on."""
-    EVENTS.clear()
-    return EVENTS
-
-
 def programs() -> int:
     """How many loops were compiled so far."""
     return getattr(_run, "_cache_size")()  # noqa: B009

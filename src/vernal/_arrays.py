@@ -9,6 +9,8 @@ from jaxtyping import Array, PyTree
 
 from vernal._errors import ArgumentError, DataError, ExamplesError
 
+PARTS = ("x", "y", "sample_weight")  # what users call the parts of a batch
+
 
 def as_arrays(data: PyTree, *, name: str = "data", finite: bool = True) -> PyTree:
     """Turn everything in `data` that counts as an array into one, and check it.
@@ -85,16 +87,20 @@ def _sum(array):
 def _name(name: str, data: PyTree, path: tuple) -> str:
     """How a user would call a leaf: x, y, sample_weight, or its path in the argument."""
     if name in ("data", "validation_data") and type(data) is tuple and len(data) in (2, 3):
-        return ("x", "y", "sample_weight")[path[0].idx] + jax.tree_util.keystr(path[1:])
+        return PARTS[path[0].idx] + jax.tree_util.keystr(path[1:])
     return name + jax.tree_util.keystr(path)
+
+
+def is_whole(value) -> bool:
+    """Whether a value is a whole number, Python's or NumPy's."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def checked_batch_size(batch_size, most: int | None) -> int:
     """A batch size as an int, without bound for `None`; `ArgumentError` if it is none."""
     if batch_size is None:
         return sys.maxsize
-    whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
-    if not whole or batch_size < 1 or (most is not None and batch_size > most):
+    if not is_whole(batch_size) or batch_size < 1 or (most is not None and batch_size > most):
         limit = "" if most is None else f" to {most}, the number of examples"
         raise ArgumentError(
             f"batch_size needs to be a whole number from 1{limit}; it is {batch_size!r}."

@@ -38,6 +38,12 @@ def module_paths(model: PyTree) -> dict[int, tuple[str, eqx.Module]]:
     return found
 
 
+def located(root: PyTree, path: str, module: eqx.Module) -> str:
+    """A module by its path, for a message: `MLP.layers[0] (Linear)`."""
+    name = type(module).__name__
+    return f"{type(root).__name__}{path} ({name})" if path else name
+
+
 class Calls:
     """Watches, as a context manager, for calls of a model's modules.
 

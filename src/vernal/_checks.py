@@ -5,10 +5,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 from jaxtyping import PyTree
 
-from vernal._arrays import as_arrays
+from vernal._arrays import as_arrays, is_whole
 from vernal._data import LoaderSource, Source, as_source
 from vernal._errors import ArgumentError, DataError, ExamplesError, kind
 from vernal._preflight import about, examples_error, label_check, preflight
@@ -62,8 +61,7 @@ def _accepts_three(function: Callable) -> bool:
 
 def whole_number(name: str, value, *, at_least: int) -> int:
     """The value as an int; `ArgumentError` if it is no whole number, or out of range."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < at_least:
+    if not is_whole(value) or value < at_least:
         raise ArgumentError(f"{name} needs to be a whole number from {at_least}; it is {value!r}.")
     return int(value)
 

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from vernal._calls import Calls, watched
+from vernal._calls import Calls, located, watched
 from vernal._errors import ExamplesError, ShapeError, VernalError, first_line, joined, kind
 from vernal._jit import pack, shapes_of, signature
 from vernal._layers import Unmet, at_fault
-from vernal._suggest import for_given, run, suggestion, traced
+from vernal._suggest import for_given, run, suggestion
 from vernal.losses import AbstractSupervised, BinaryCrossEntropy, CrossEntropy, predictions
 
 
@@ -44,7 +44,7 @@ def preflight(
     of Vernal's errors as it is.
     """
     try:
-        return _trace(signature((pack((loss, model)), batch)))
+        return _trace(run, signature((pack((loss, model)), batch)))
     except Exception as error:
         if isinstance(error, VernalError) and not isinstance(error, ShapeError):
             raise
@@ -63,11 +63,11 @@ def about(name: str, message: str) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _trace(of) -> PyTree:
+def _trace(function: Callable, of) -> PyTree:
     # Tracing takes milliseconds; a trace that went well is not made again for the same program.
     def unpacked(packed, batch):
         loss, model = packed.unpack()
-        return run(loss, model, batch)
+        return function(loss, model, batch)
 
     return jax.eval_shape(unpacked, *shapes_of(of))
 
@@ -87,7 +87,8 @@ def _described(
             for name, value in calls.failed.arguments.items()
             if hasattr(value, "shape") and name != "key"
         ]
-        where = f"{_where(model, calls.failed)} fails on {' and '.join(given) or 'its input'}:"
+        layer = located(model, calls.failed.path, calls.failed.module)
+        where = f"{layer} fails on {' and '.join(given) or 'its input'}:"
     elif isinstance(loss, AbstractSupervised | None) and not calls.made:
         x = _x(batch)
         what = f"x of shape {x.shape}" if hasattr(x, "shape") else f"x, {kind(x)}"
@@ -110,7 +111,7 @@ def _is_of_data(blamed: Unmet, calls: Calls, x: Any) -> bool:
 
 def _at_odds(blamed: Unmet, calls: Calls, model: PyTree, batch: PyTree) -> str:
     x = _x(batch)
-    where = _where(model, blamed.call)
+    where = located(model, blamed.call.path, blamed.call.module)
     what = blamed.needed if blamed.alone else f"{blamed.argument} of shape {blamed.needed}"
     if isinstance(blamed.given, np.dtype):
         if _is_of_data(blamed, calls, x):
@@ -124,11 +125,6 @@ def _at_odds(blamed: Unmet, calls: Calls, model: PyTree, batch: PyTree) -> str:
     data = f"x has shape {x.shape}" if hasattr(x, "shape") else f"x is {kind(x)}"
     data = f"the batch is {kind(batch)}" if x is batch and not hasattr(x, "shape") else data
     return joined(f"{where} needs {what},", f"and is given {blamed.given}; {data}.")
-
-
-def _where(model: PyTree, call: Any) -> str:
-    name = type(call.module).__name__
-    return f"{type(model).__name__}{call.path} ({name})" if call.path else name
 
 
 def _x(batch: PyTree) -> Any:
@@ -145,11 +141,15 @@ def examples_error(
     return ExamplesError(about(name, str(error) + hint))
 
 
+def _outputs(_, model: PyTree, x: PyTree) -> PyTree:
+    return predictions(model, x, jax.random.key(0))
+
+
 def label_check(loss: Callable | None, model: PyTree, batch: PyTree, name: str) -> Callable:
     """What raises `ExamplesError` for a batch with labels that a loss has no place for."""
     if not isinstance(loss, CrossEntropy | BinaryCrossEntropy):
         return lambda batch: None
-    made = traced(lambda x: predictions(model, x, jax.random.key(0)), batch[0])
+    made = _trace(_outputs, signature((pack((None, model)), batch[0])))
 
     def check(batch: PyTree) -> None:
         try:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import jaxtyping
 
+from vernal._calls import located, module_paths
 from vernal._errors import At, ShapeError
 from vernal._mends import as_line, mends
 
@@ -74,10 +74,9 @@ def locating(root) -> Iterator[None]:
         if error.at is None:
             raise
         layer = error.at.layer
-        found = jax.tree_util.tree_flatten_with_path(root, is_leaf=lambda node: node is layer)[0]
-        paths = [jax.tree_util.keystr(path) for path, node in found if node is layer]
-        if not paths or not paths[0]:
+        path, _ = module_paths(root).get(id(layer), ("", None))
+        if not path:
             raise
-        where = f"{type(root).__name__}{paths[0]} ({type(layer).__name__})"
+        where = located(root, path, layer)
         found_at = replace(error.at, where=where)
         raise ShapeError(found_at.message, found_at) from error.__cause__

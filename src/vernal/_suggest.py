@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
+from vernal._arrays import PARTS
 from vernal._calls import Calls, watched
 from vernal._layers import Unmet, at_fault, needs, unmet
 from vernal._mends import Mend, as_line, mends
@@ -30,6 +31,7 @@ _PATIENCE = 5.0
 
 
 def run(loss: Callable | None, model: PyTree, batch: PyTree) -> PyTree:
+    """A loss of a batch, as in training; or a model's predictions, if there is no loss."""
     if loss is None:
         return predictions(model, batch)
     return measure(loss, model, batch, jax.random.key(0))
@@ -122,8 +124,7 @@ def _for_custom(
     arrays = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
     if len(arrays) > 3 or not all(hasattr(array, "shape") for array in arrays):
         return None
-    names = ("x", "y", "sample_weight")
-    options = [_options(name, array) for name, array in zip(names, arrays, strict=False)]
+    options = [_options(name, array) for name, array in zip(PARTS, arrays, strict=False)]
     choices = itertools.product(*options)
     for choice in sorted(choices, key=lambda choice: sum(mend.cost for mend in choice))[1:]:
         if time.perf_counter() > until:
@@ -170,7 +171,7 @@ def _whole_batch(loss: AbstractSupervised, model: PyTree, batch: PyTree) -> str:
 def for_given(given: PyTree, line: str) -> str:
     """A suggestion for what the caller has: a list or a data frame does not index as arrays do."""
     parts = given if isinstance(given, tuple) else (given,)
-    for name, part in zip(("x", "y", "sample_weight"), parts, strict=False):
+    for name, part in zip(PARTS, parts, strict=False):
         if part is not None and not isinstance(part, np.ndarray | np.generic | jax.Array | dict):
             code = rf"((?:Try|and) [\w.]*\(?)\b{name}\b"
             line = re.sub(code, rf"\1np.asarray({name})", line, count=1)

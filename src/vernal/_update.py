@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from vernal._arrays import PARTS
 from vernal._errors import ShapeError
 from vernal._jit import Packed, pack
 from vernal._recompile import compiles
@@ -152,4 +153,4 @@ def parts(choices: Choices, state: TrainState, batch: PyTree) -> dict[str, PyTre
 def named(batch: PyTree) -> dict[str, PyTree]:
     """A batch's parts, by the names that users know."""
     pair = isinstance(batch, tuple) and len(batch) in (2, 3)
-    return dict(zip(("x", "y", "sample_weight"), batch, strict=False)) if pair else {"data": batch}
+    return dict(zip(PARTS, batch, strict=False)) if pair else {"data": batch}
