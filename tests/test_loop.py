@@ -11,7 +11,7 @@ import pytest
 
 import vernal
 from vernal import losses, nn
-from vernal._loop import _run
+from vernal._program import run
 
 X = np.linspace(-1, 1, 106, dtype=np.float32)[:, None]
 DATA = (X, X**2)
@@ -19,7 +19,7 @@ DATA = (X, X**2)
 
 def programs() -> int:
     """How many loops were compiled so far."""
-    return getattr(_run, "_cache_size")()  # noqa: B009
+    return getattr(run, "_cache_size")()  # noqa: B009
 
 
 def fresh():

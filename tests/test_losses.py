@@ -156,8 +156,6 @@ def test_sample_weights_make_a_weighted_average(name, shape):
     # It is an average: their scale does not matter, and equal ones do nothing.
     np.testing.assert_allclose(call(loss, p, y, 10 * weight), expected, rtol=1e-5)
     np.testing.assert_allclose(call(loss, p, y, np.ones(6)), call(loss, p, y), rtol=1e-6)
-    assert loss.weight_of((p, y, weight)) == 6.75
-    assert loss.weight_of((p, y)) is None
 
 
 @each_loss

@@ -22,6 +22,7 @@ from hypothesis import assume, example, given, settings
 import vernal
 from vernal import ShapeError, Trainer, losses, nn
 from vernal import _preflight as checks
+from vernal._measure import Objective
 
 KEY = jax.random.key(0)
 ROOT = pathlib.Path(vernal.__file__).parent
@@ -157,7 +158,7 @@ def test_it_trains_or_says_why_not(promotion, compiled):
             assert max(map(len, str(error).splitlines())) <= 100
             data = mended(str(error), x, y)
             if data is not None:
-                checks.preflight(trainer.loss, model, data)
+                checks.preflight(Objective(trainer.loss, {}, None), model, None, data)
             seen.append("mended" if data else "explained")
         else:
             assert made_of_x is not None
@@ -287,7 +288,7 @@ def test_what_is_right_passes(first):
     """Warnings are errors in all of these tests."""
     for seed in range(first, first + 25):
         trainer, model, data = right_program(seed)
-        info, weight = checks.preflight(trainer.loss, model, data)
+        info, weight, *_ = checks.preflight(Objective(trainer.loss, {}, None), model, None, data)
         assert info["loss"].shape == ()
         assert (weight is None) == (len(data) == 2)
 
@@ -324,7 +325,7 @@ def test_a_check_that_goes_well_is_one_trace_and_no_watching(monkeypatch):
         return MSE(model, batch, key)
 
     before = traces()
-    checks.preflight(loss, model, data)
+    checks.preflight(Objective(loss, {}, None), model, None, data)
     assert len(calls) == 1
     assert traces() == before + 1
 

@@ -1,21 +1,22 @@
 """Vernal is the training half of Equinox: it trains any `eqx.Module` in one call."""
 
-from vernal import losses, nn, plot
+from vernal import losses, metrics, nn, plot
 from vernal._data import batches
 from vernal._errors import (
     ArgumentError,
     DataError,
     ExamplesError,
     MissingExtraError,
+    NonFiniteError,
     RecompilationError,
     ShapeError,
     VernalError,
 )
-from vernal._history import History
+from vernal._history import Epoch, History
 from vernal._inspect import Cost, update_cost, update_jaxpr
 from vernal._recompile import no_recompilation
 from vernal._state import TrainState
-from vernal._trainer import Epoch, Trainer
+from vernal._trainer import Trainer
 from vernal.summary import Summary, summary
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ExamplesError",
     "History",
     "MissingExtraError",
+    "NonFiniteError",
     "RecompilationError",
     "ShapeError",
     "Summary",
@@ -34,6 +36,7 @@ __all__ = [
     "VernalError",
     "batches",
     "losses",
+    "metrics",
     "nn",
     "no_recompilation",
     "plot",

@@ -1,18 +1,24 @@
 """Whether choices, a model and data can be used, before anything is made of them."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from vernal._arrays import as_arrays, is_whole
 from vernal._data import LoaderSource, Source, as_source
 from vernal._errors import ArgumentError, DataError, ExamplesError, kind
+from vernal._measure import Objective
 from vernal._preflight import about, examples_error, label_check, preflight
 from vernal._state import TrainState
 from vernal.losses import AbstractSupervised
+from vernal.metrics import AbstractMetric, Mean, top_k
 
 
 def check_optimizer(optimizer) -> None:
@@ -41,7 +47,8 @@ def check_loss(loss) -> None:
             f"loss is {kind(loss)}; a callable loss(model, batch, key) is needed."
             "\n  Try losses.MeanSquaredError(), or another of vernal.losses."
         )
-    if not _accepts_three(loss) or (getattr(loss, "__module__", "") or "").startswith("optax"):
+    is_loss = _accepts(loss, 3) or _accepts(loss, 4)
+    if not is_loss or (getattr(loss, "__module__", "") or "").startswith("optax"):
         name = getattr(loss, "__name__", type(loss).__name__)
         raise ArgumentError(
             f"loss is called as loss(model, batch, key), which {name} is not made for."
@@ -49,9 +56,107 @@ def check_loss(loss) -> None:
         )
 
 
-def _accepts_three(function: Callable) -> bool:
+def check_on_nonfinite(choice) -> None:
+    """Raise `ArgumentError` if this is none of the choices there are."""
+    if choice not in ("raise", "ignore"):
+        raise ArgumentError(f'on_nonfinite is {choice!r}; "raise" or "ignore" is needed.')
+
+
+def checked_objective(loss, metrics, compute_dtype) -> Objective:
+    """What to measure; `ArgumentError` if one of the choices cannot be used."""
+    check_loss(loss)
+    return Objective(loss, _checked_metrics(metrics, loss), _checked_dtype(compute_dtype))
+
+
+def check_stateful(loss: Callable, model: PyTree, model_state: PyTree) -> None:
+    """Raise `ArgumentError` if loss, model and model state do not go together."""
+    is_index = lambda node: isinstance(node, eqx.nn.StateIndex)
+    name = type(model).__name__
+    if model_state is None and any(map(is_index, jax.tree.leaves(model, is_leaf=is_index))):
+        raise ArgumentError(
+            f"{name} has layers with a state, such as BatchNorm, and is given without it."
+            f"\n  Make both: model, model_state = eqx.nn.make_with_state({name})(...),"
+            "\n  and pass trainer.init(model, model_state=model_state) in place of the model."
+        )
+    given, other = ("", 3) if model_state is None else (", model_state", 4)
+    if not _accepts(loss, other):
+        raise ArgumentError(
+            f"loss is called as loss(model, batch, key{given}), as the state is "
+            f"{'without' if model_state is None else 'with'} a model_state; "
+            f"{getattr(loss, '__name__', type(loss).__name__)} is not made for that."
+            + (
+                "\n  Pass one: trainer.init(model, model_state=...)."
+                if model_state is None
+                else "\n  It needs to return (scalar, dict of metrics, model_state)."
+            )
+        )
+
+
+def _checked_metrics(metrics, loss: Callable) -> dict[str, AbstractMetric]:
+    """Metrics by name, each as an `AbstractMetric`; `ArgumentError` if they cannot be measured."""
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        raise ArgumentError(
+            f"metrics is {kind(metrics)}; a dict of functions by name is needed."
+            '\n  Try metrics={"accuracy": metrics.accuracy}.'
+        )
+    if metrics and not isinstance(loss, AbstractSupervised):
+        raise ArgumentError(
+            "metrics are functions of predictions and targets, which a loss of one's own keeps to "
+            'itself.\n  Return them from the loss: (scalar, {"name": value}).'
+        )
+    for name, metric in metrics.items():
+        if not isinstance(name, str) or name in ("loss", "learning_rate") or name[:4] == "val_":
+            raise ArgumentError(f"{name!r} is taken, or no name; call the metric something else.")
+        is_metric = isinstance(metric, AbstractMetric) or (
+            callable(metric) and not isinstance(metric, type) and _accepts(metric, 2)
+        )
+        if not is_metric:
+            hint = "\n  Try metrics.top_k(5)." if metric is top_k else ""
+            raise ArgumentError(
+                f"metrics[{name!r}] is {kind(metric)}; a function fn(prediction, target) of one "
+                f"example is needed, or an AbstractMetric.{hint}"
+            )
+    made = lambda metric: metric if isinstance(metric, AbstractMetric) else Mean(metric)
+    return {name: made(metric) for name, metric in metrics.items()}
+
+
+def _checked_dtype(dtype) -> np.dtype | None:
+    """A dtype to compute in; `ArgumentError` if it is none of floating-point numbers."""
+    if dtype is None:
+        return None
     try:
-        inspect.signature(function).bind("model", "batch", "key")
+        made = jnp.dtype(dtype)
+    except TypeError:
+        made = None
+    if made is None or not jnp.issubdtype(made, jnp.floating):
+        raise ArgumentError(
+            f"compute_dtype is {dtype!r}; a floating-point dtype is needed, such as jnp.bfloat16."
+        )
+    return made
+
+
+def check_monitors(callbacks: Iterable, names: Iterable[str]) -> None:
+    """Raise `ArgumentError` if a callback waits for a metric that is never measured."""
+    known = list(names)
+    for callback in callbacks:
+        if not callable(callback) or isinstance(callback, type):
+            raise ArgumentError(
+                f"callbacks holds {kind(callback)}; a callable callback(epoch) is needed."
+            )
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor not in known:
+            hint = "\n  Pass validation_data." if monitor[:4] == "val_" else ""
+            raise ArgumentError(
+                f"{type(callback).__name__} watches {monitor!r}, which is not measured; "
+                f"there are {', '.join(known)}.{hint}"
+            )
+
+
+def _accepts(function: Callable, arguments: int) -> bool:
+    try:
+        inspect.signature(function).bind(*range(arguments))
     except TypeError:
         return False
     except ValueError:  # no signature to be had, as for some built-in callables
@@ -66,34 +171,43 @@ def whole_number(name: str, value, *, at_least: int) -> int:
     return int(value)
 
 
-def model_of(model_or_state: PyTree | TrainState) -> PyTree:
-    """The model itself, or a state's; `ArgumentError` if it is a class."""
-    is_state = isinstance(model_or_state, TrainState)
-    model = model_or_state.model if is_state else model_or_state
-    if isinstance(model, type):
+def model_of(model_or_state: PyTree | TrainState) -> tuple[PyTree, PyTree]:
+    """A model and its state, itself or a `TrainState`'s; `ArgumentError` if it is a class."""
+    if isinstance(model_or_state, TrainState):
+        return model_or_state.model, model_or_state.model_state
+    if isinstance(model_or_state, type):
         raise ArgumentError(
-            f"model is {kind(model)}; an instance of an eqx.Module is needed, or a TrainState."
+            f"model is {kind(model_or_state)}; an instance of an eqx.Module is needed, or a "
+            "TrainState."
         )
-    return model
+    return model_or_state, None
 
 
 def checked_source(
-    loss: Callable | None, model: PyTree, data, batch_size, *, name: str = "data", **order
+    objective: Objective | None,
+    model: PyTree,
+    model_state: PyTree,
+    data: PyTree | Iterable,
+    batch_size: int | None,
+    *,
+    name: str = "data",
+    **order,
 ) -> tuple[Source, Any]:
     """Data as a source, checked against the model and the loss, and what the check returns."""
+    measured = objective, model, model_state
     try:
         # A list of batches is a loader; but of what a model is applied to, it is an array.
         arrays = as_arrays(data, name=name) if name == "x" and isinstance(data, list) else data
         source = as_source(arrays, batch_size, name=name, **order)
     except ExamplesError as error:
-        raise examples_error(error, loss, model, data, name) from None
+        raise examples_error(error, *measured, data, name) from None
     except DataError as error:
         raise DataError(about(name, str(error))) from None
     given = None if isinstance(source, LoaderSource) else data
-    shapes = preflight(loss, model, source.example, name=name, given=given)
-    labels = label_check(loss, model, source.example, name)
+    shapes = preflight(*measured, source.example, name=name, given=given)
+    labels = label_check(*measured, source.example, name)
     if isinstance(source, LoaderSource):
-        source.check = partial(preflight, loss, model, name=name)
+        source.check = partial(preflight, *measured, name=name)
         source.check_labels = labels
     else:
         labels(source.example)

@@ -4,7 +4,6 @@ import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,41 +13,13 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from vernal._arrays import as_arrays, checked_batch_size
 from vernal._errors import ArgumentError, DataError
 from vernal._jit import signature
+from vernal._stack import Stack
 
 # How much is gathered at once. Small epochs share a stack until it has so many updates, or takes so
 # many bytes, that a call's own cost no longer shows; a large epoch is taken in parts.
 _STACK_UPDATES = 256
 _SHARED_BYTES = 2**20
 _STACK_BYTES = 2**26
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Consecutive batches on the device, ready to be sliced in a compiled loop.
-
-    A place in it is counted in batches from the start of its first epoch.
-    """
-
-    batches: PyTree[Array]  # leading axes: batch, example; only the second if `repeats`
-    first: int  # the place of its first batch
-    end: int  # the place after its last; the arrays may be longer, and are padded then
-    epoch: int  # epochs before the one that places are counted from
-    size: int  # examples in a batch
-    length: int = sys.maxsize  # batches in an epoch, the tail included; maxsize while unknown
-    origin: int = 0  # the place of `batches[0]`
-    tails: PyTree[Array] | None = None  # each epoch's smaller last batch, by epoch
-    tail_size: int = 0  # examples in a tail
-    repeats: bool = False  # there is one batch, the full one, again and again
-
-    @property
-    def capacity(self) -> int:
-        """How many batches the arrays have room for."""
-        return sum(len(jax.tree.leaves(part)[0]) for part in (self.batches, self.tails) if part)
-
-    def sizes(self, start: int, stop: int) -> np.ndarray:
-        """How many examples there are in the batches at some places."""
-        is_tail = (np.arange(start, stop) + 1) % self.length == 0
-        return np.where(is_tail & (self.tails is not None), self.tail_size, self.size)
 
 
 class ArraySource:

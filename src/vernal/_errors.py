@@ -69,6 +69,39 @@ class ExamplesError(ShapeError, DataError):
         self.arrays = arrays
 
 
+class NonFiniteError(VernalError, ArithmeticError):
+    """A loss, gradient or parameter is not finite any more; the update that did it was not made.
+
+    **Attributes:**
+
+    - `update`, `epoch`: which update, and of which epoch; both are counted from 0.
+    - `path`: the first array that is not finite, such as `MLP.layers[0].weight`; `None` if that is
+      the loss alone.
+    - `grad_norm`: the norm of the last finite gradients; `None` if there were none before, or not
+      since training last looked.
+    - `state`: the last good state, before the update.
+    - `history`: the `History` up to there.
+    """
+
+    __module__ = "vernal"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        update: int,
+        epoch: int,
+        path: str | None,
+        grad_norm: float | None,
+        state: Any,
+        history: Any = None,
+    ):
+        super().__init__(message)
+        self.update, self.epoch, self.path = update, epoch, path
+        self.grad_norm: float | None = grad_norm
+        self.state, self.history = state, history
+
+
 class RecompilationError(VernalError, RuntimeError):
     """Something compiles again inside of `no_recompilation`."""
 

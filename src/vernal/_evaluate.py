@@ -1,8 +1,8 @@
 """One pass over data, without training: averages, and predictions."""
 
-import collections
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,35 +11,43 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from vernal._averages import combined, mean
 from vernal._data import Source
 from vernal._jit import Packed, pack
+from vernal._measure import Measured, Objective, measure, outputs
 from vernal._recompile import compiles
-from vernal._update import measure, named
-from vernal.losses import predictions
+from vernal._update import named
 
 
-def evaluate(loss: Callable, model: PyTree, source: Source) -> dict[str, float]:
+def evaluate(
+    objective: Objective, model: PyTree, model_state: PyTree, source: Source
+) -> dict[str, Any]:
     """Average a loss and its metrics over all examples, by their weights."""
-    packed = pack((loss, model))
-    sums: dict[str, float] = collections.defaultdict(float)
-    total = 0.0
+    packed = pack((objective, model, model_state))
     apply = lambda batches, single: compiled_evaluate(packed, batches, single=single)
-    for outputs, n, size in _each(apply, source):
-        info, weights = jax.device_get(outputs)
-        weights = np.full(n, float(size)) if weights is None else weights[:n].astype(np.float64)
-        total += float(weights.sum())
-        for name, values in info.items():
-            sums[name] += float(values[:n] @ weights)
-    return {name: value / (total or 1.0) for name, value in sums.items()}
+    info, weights, averages = [], [], []
+    for made, n, size in _each(apply, source):
+        part = jax.tree.map(lambda leaf, n=n: leaf[:n].astype(np.float64), jax.device_get(made))
+        info.append(part.info)
+        weights.append(np.full(n, float(size)) if part.weight is None else part.weight)
+        averages.append(part.averages)
+    weights = np.concatenate(weights)
+    join = lambda parts: jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    results = {name: mean(values, weights) for name, values in join(info).items()}
+    for name, values in join(averages).items():
+        results[name] = combined(objective.metrics[name], values, weights)
+    return {name: float(x) if np.ndim(x) == 0 else np.asarray(x) for name, x in results.items()}
 
 
-def predict(model: PyTree, source: Source) -> Array:
+def predict(
+    model: PyTree, model_state: PyTree, source: Source, dtype: np.dtype | None = None
+) -> Array:
     """Apply a model to all examples."""
-    packed = pack(model)
+    packed = pack((model, model_state, dtype))
     apply = lambda batches, single: compiled_predict(packed, batches, single=single)
     parts = [
-        jax.tree.map(lambda leaf, n=n: leaf[:n].reshape(-1, *leaf.shape[2:]), outputs)
-        for outputs, n, _ in _each(apply, source)
+        jax.tree.map(lambda leaf, n=n: leaf[:n].reshape(-1, *leaf.shape[2:]), made)
+        for made, n, _ in _each(apply, source)
     ]
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *p: jnp.concatenate(p), *parts)
 
@@ -60,25 +68,34 @@ def _each(function: Callable, source: Source) -> Iterator[tuple[PyTree, int, int
 
 
 @functools.partial(jax.jit, static_argnames="single")
-def compiled_evaluate(loss_and_model: Packed, batches: PyTree, *, single: bool):
-    """Each batch's loss and metrics, with dropout and the like switched off."""
-    loss, model = loss_and_model.unpack()
-    compiles("evaluate", **named(batches), model=model, loss=loss, one_batch=single)
+def compiled_evaluate(packed: Packed, batches: PyTree, *, single: bool) -> Measured:
+    """What each batch gives, with dropout and the like switched off; the model's state stays."""
+    objective, model, model_state = packed.unpack()
+    parts = {"model": model, "model_state": model_state, **objective._asdict()}
+    compiles("evaluate", **named(batches), **parts, one_batch=single)
     model = eqx.nn.inference_mode(model)
-    return _map(lambda batch: measure(loss, model, batch, jax.random.key(0)), batches, single)
+
+    def of_batch(batch):
+        measured = measure(objective, model, model_state, batch, jax.random.key(0))
+        return measured._replace(model_state=None)
+
+    return _map(of_batch, batches, single)
 
 
 @jax.jit
-def compiled_apply(packed_model: Packed, x: PyTree) -> PyTree:
+def compiled_apply(packed: Packed, x: PyTree) -> PyTree:
     """A batch's predictions, with dropout and the like switched off."""
-    return predictions(eqx.nn.inference_mode(packed_model.unpack()), x)
+    model, model_state, dtype = packed.unpack()
+    return outputs(eqx.nn.inference_mode(model), model_state, x, dtype)
 
 
 @functools.partial(jax.jit, static_argnames="single")
-def compiled_predict(packed_model: Packed, batches: PyTree, *, single: bool) -> PyTree:
+def compiled_predict(packed: Packed, batches: PyTree, *, single: bool) -> PyTree:
     """Each batch's predictions."""
-    compiles("predict", x=batches, model=packed_model.unpack(), one_batch=single)
-    return _map(lambda x: compiled_apply(packed_model, x), batches, single)
+    model, model_state, dtype = packed.unpack()
+    parts = {"model": model, "model_state": model_state, "compute_dtype": dtype}
+    compiles("predict", x=batches, **parts, one_batch=single)
+    return _map(lambda x: compiled_apply(packed, x), batches, single)
 
 
 def _map(function: Callable, batches: PyTree, single: bool) -> PyTree:

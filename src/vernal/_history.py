@@ -1,10 +1,19 @@
 """What a run measured: a plain record, in NumPy."""
 
+import contextlib
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import jax
 import numpy as np
+from jaxtyping import PyTree
 
+from vernal._averages import combined
+from vernal._errors import NonFiniteError
 from vernal._loop import Records
+from vernal._state import TrainState
+from vernal.metrics import AbstractMetric
 
 
 @dataclass(frozen=True, eq=False)
@@ -13,7 +22,8 @@ class History:
 
     **Attributes:**
 
-    - `steps`: name -> an array with one value an update: `"loss"`, and the loss's own metrics.
+    - `steps`: name -> an array with one value an update: `"loss"`, the metrics, and
+      `"learning_rate"` if the optimizer's state shows it, as with `optax.inject_hyperparams`.
     - `epochs`: name -> an array with one value an epoch that the run completed: the averages of
       `steps` over the epoch's examples, and the validation's results as `"val_loss"`, ...; `nan`
       where an epoch was not validated. A dict that `pandas.DataFrame` takes.
@@ -46,16 +56,29 @@ def _many(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of a run, completed."""
+
+    index: int  # counted from 0 over the state's whole life
+    state: TrainState
+    metrics: dict[str, float]  # averages over the epoch: "loss", ...; validation's as "val_loss"
+    seconds: float
+
+
 class Recorder:
     """Gathers a run's records as they come, and averages them over epochs."""
 
-    def __init__(self):
+    def __init__(self, metrics: dict[str, AbstractMetric]):
+        self._metrics = metrics
         self._steps: list[dict[str, np.ndarray]] = []
         self._epochs: list[dict[str, np.ndarray]] = []
         self._validations: dict[int, dict[str, float]] = {}  # epoch of this run -> results
         self.epochs = 0  # completed
         # The epoch under way: the sum of weights, and name -> the weighted sum of values.
         self._weight, self._sums = 0.0, {}
+        # And of each batch what the metrics need that are no averages, and its weight.
+        self._averages: list[tuple[dict[str, PyTree], np.ndarray]] = []
 
     @property
     def updates(self) -> int:
@@ -96,15 +119,43 @@ class Recorder:
         done = len(ends)
         if done:
             total = np.where(part_weights[:done] == 0, 1, part_weights[:done])
-            self._epochs.append({name: sums[:done] / total for name, sums in part_sums.items()})
+            means = {name: sums[:done] / total for name, sums in part_sums.items()}
+            self._epochs.append(means | self._combined(records.averages, weights, ends))
             self.epochs += done
+        elif records.averages:
+            self._averages.append((records.averages, weights))
         under_way = len(starts) > done
         self._weight = float(part_weights[-1]) if under_way else 0.0
         self._sums = {name: float(s[-1]) for name, s in part_sums.items()} if under_way else {}
 
+    def _combined(self, averages, weights, ends) -> dict[str, np.ndarray]:
+        """Metrics that are no averages, of the epochs that end after so many of the updates."""
+        if not averages:
+            return {}
+        values: dict[str, list[float]] = {name: [] for name in averages}
+        start = 0
+        for end in ends:
+            cut = jax.tree.map(lambda rows, s=slice(start, end): rows[s], (averages, weights))
+            rows = jax.tree.map(lambda *parts: np.concatenate(parts), *self._averages, cut)
+            for name in averages:
+                values[name].append(float(combined(self._metrics[name], rows[0][name], rows[1])))
+            self._averages, start = [], end
+        if start < len(weights):
+            self._averages = [jax.tree.map(lambda rows: rows[start:], (averages, weights))]
+        return {name: np.array(column) for name, column in values.items()}
+
     def add_validation(self, results: dict[str, float]) -> None:
         """Take in what validation measured at the end of the last completed epoch."""
         self._validations[self.epochs] = {f"val_{name}": x for name, x in results.items()}
+
+    @contextlib.contextmanager
+    def kept_in_errors(self, started: float) -> Iterator[None]:
+        """Give the record so far to a `NonFiniteError` that ends the run."""
+        try:
+            yield
+        except NonFiniteError as error:
+            error.history = self.history(time.perf_counter() - started)
+            raise
 
     def history(self, seconds: float) -> History:
         """The record so far."""

@@ -14,8 +14,8 @@ from vernal._checks import checked_source, model_of
 from vernal._flops import cost_of, count, has_loop
 from vernal._jit import pack
 from vernal._state import TrainState
-from vernal._trainer import Trainer, _init
-from vernal._update import compiled_step
+from vernal._trainer import Trainer
+from vernal._update import compiled_step, new_state
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ def update_cost(
 
 def _traced(trainer: Trainer, model_or_state, data, batch_size) -> tuple[Any, int]:
     """One update, traced on shapes, and the number of its examples."""
-    model = model_of(model_or_state)
-    source, _ = checked_source(trainer.loss, model, data, batch_size, endless=True)
-    choices = trainer._choices(model)
+    learned = model_of(model_or_state)
+    choices = trainer._choices(*learned)
+    source, _ = checked_source(choices.objective, *learned, data, batch_size, endless=True)
     if isinstance(model_or_state, TrainState):
         state = pack(model_or_state)
     else:
-        state = jax.eval_shape(lambda: _init(choices, model, None))
+        state = jax.eval_shape(lambda: new_state(choices, *learned, None))
     rows = jax.tree.leaves(source.example)[0].shape[0]
     size = rows if batch_size is None else min(batch_size, rows)
     shape = lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype)

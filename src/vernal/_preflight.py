@@ -17,23 +17,25 @@ from vernal._calls import Calls, located, watched
 from vernal._errors import ExamplesError, ShapeError, VernalError, first_line, joined, kind
 from vernal._jit import pack, shapes_of, signature
 from vernal._layers import Unmet, at_fault
+from vernal._measure import Objective
 from vernal._suggest import for_given, run, suggestion
 from vernal.losses import AbstractSupervised, BinaryCrossEntropy, CrossEntropy, predictions
 
 
 def preflight(
-    loss: Callable | None,
+    objective: Objective | None,
     model: PyTree,
+    model_state: PyTree,
     batch: PyTree,
     *,
     name: str = "data",
     given: PyTree = None,
 ) -> PyTree:
-    """Trace a loss, or a model alone, on the shapes of a batch.
+    """Trace a loss with its metrics, or a model alone, on the shapes of a batch.
 
     **Arguments:**
 
-    - `loss`: as `Trainer` takes it; `None` to apply the model to each example.
+    - `objective`: what to measure; `None` to apply the model to each example.
     - `batch`: of which values are looked at only if there is something to explain.
     - `name`: the argument that the batch was taken from.
     - `given`: that argument, where the batch was made from it: of lists, say, or data frames.
@@ -44,13 +46,17 @@ def preflight(
     of Vernal's errors as it is.
     """
     try:
-        return _trace(run, signature((pack((loss, model)), batch)))
+        return _trace(run, signature((pack((objective, model, model_state)), batch)))
     except Exception as error:
         if isinstance(error, VernalError) and not isinstance(error, ShapeError):
             raise
-        _, calls, again = watched(lambda model, batch: run(loss, model, batch), model, batch)
+        if objective is not None:  # a cast model's layers would be others than those watched
+            objective = objective._replace(compute_dtype=None)
+        measured = lambda model, batch: run(objective, model, model_state, batch)
+        _, calls, again = watched(measured, model, batch)
+        loss = objective and objective.loss
         message = _described(loss, model, batch, calls, again or error)
-        hint = for_given(given, suggestion(loss, model, batch, calls))
+        hint = for_given(given, suggestion(objective, model, model_state, batch, calls))
         raise ShapeError(about(name, message + hint)) from error
 
 
@@ -66,8 +72,7 @@ def about(name: str, message: str) -> str:
 def _trace(function: Callable, of) -> PyTree:
     # Tracing takes milliseconds; a trace that went well is not made again for the same program.
     def unpacked(packed, batch):
-        loss, model = packed.unpack()
-        return function(loss, model, batch)
+        return function(*packed.unpack(), batch)
 
     return jax.eval_shape(unpacked, *shapes_of(of))
 
@@ -132,24 +137,32 @@ def _x(batch: PyTree) -> Any:
 
 
 def examples_error(
-    error: ExamplesError, loss: Callable | None, model: PyTree, given: PyTree, name: str = "data"
+    error: ExamplesError,
+    objective: Objective | None,
+    model: PyTree,
+    model_state: PyTree,
+    given: PyTree,
+    name: str = "data",
 ) -> ExamplesError:
     """The same error, with a line that mends the data if one was found to work."""
     arrays, hint = error.arrays, ""
     if arrays is not None and all(np.size(leaf) for leaf in jax.tree.leaves(arrays)):
-        hint = for_given(given, suggestion(loss, model, arrays))
+        hint = for_given(given, suggestion(objective, model, model_state, arrays))
     return ExamplesError(about(name, str(error) + hint))
 
 
-def _outputs(_, model: PyTree, x: PyTree) -> PyTree:
-    return predictions(model, x, jax.random.key(0))
+def _outputs(_, model: PyTree, model_state: PyTree, x: PyTree) -> PyTree:
+    return predictions(model, x, jax.random.key(0), model_state)
 
 
-def label_check(loss: Callable | None, model: PyTree, batch: PyTree, name: str) -> Callable:
+def label_check(
+    objective: Objective | None, model: PyTree, model_state: PyTree, batch: PyTree, name: str
+) -> Callable:
     """What raises `ExamplesError` for a batch with labels that a loss has no place for."""
+    loss = objective and objective.loss
     if not isinstance(loss, CrossEntropy | BinaryCrossEntropy):
         return lambda batch: None
-    made = _trace(_outputs, signature((pack((None, model)), batch[0])))
+    made = _trace(_outputs, signature((pack((None, model, model_state)), batch[0])))
 
     def check(batch: PyTree) -> None:
         try:

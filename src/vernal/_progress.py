@@ -70,8 +70,11 @@ class Progress:
             now = time.perf_counter()
             examples = sum(r.stack.sizes(r.place, r.place + r.updates).sum() for r in chunk)
             rate, self._since = examples / (now - self._since), now
-            loss = chunk[-1].values["loss"][-1]
-            self._shown |= {"loss": f"{loss:.4g}", "examples/s": self._bar.format_sizeof(rate)}
+            latest = {name: values[-1] for name, values in chunk[-1].values.items()}
+            self._shown |= {"loss": f"{latest['loss']:.4g}"}
+            if "learning_rate" in latest:
+                self._shown["lr"] = f"{latest['learning_rate']:.3g}"
+            self._shown["examples/s"] = self._bar.format_sizeof(rate)
         self._shown |= {f"val_{name}": f"{x:.4g}" for name, x in (validation or {}).items()}
         self._bar.set_postfix(self._shown, refresh=False)
         self._bar.update(updates)

@@ -11,6 +11,8 @@ class TrainState(eqx.Module):
     **Attributes:**
 
     - `model`: the model as trained so far.
+    - `model_state`: what the model keeps beside its parameters, such as an `eqx.nn.State`; or
+      `None`.
     - `opt_state`: the optimizer's state, as Optax keeps it.
     - `step`: updates made, a scalar; an array, JAX's or NumPy's, as the next two.
     - `epoch`, `batch`: the place in the data: epochs completed, and updates made since.
@@ -19,6 +21,7 @@ class TrainState(eqx.Module):
     """
 
     model: PyTree
+    model_state: PyTree
     opt_state: Any
     step: Int[Array | np.ndarray, ""]
     epoch: Int[Array | np.ndarray, ""]

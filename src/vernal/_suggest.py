@@ -16,8 +16,8 @@ from jaxtyping import PyTree
 from vernal._arrays import PARTS
 from vernal._calls import Calls, watched
 from vernal._layers import Unmet, at_fault, needs, unmet
+from vernal._measure import Objective, measure
 from vernal._mends import Mend, as_line, mends
-from vernal._update import measure
 from vernal.losses import (
     AbstractSupervised,
     BinaryCrossEntropy,
@@ -30,11 +30,11 @@ from vernal.losses import (
 _PATIENCE = 5.0
 
 
-def run(loss: Callable | None, model: PyTree, batch: PyTree) -> PyTree:
-    """A loss of a batch, as in training; or a model's predictions, if there is no loss."""
-    if loss is None:
-        return predictions(model, batch)
-    return measure(loss, model, batch, jax.random.key(0))
+def run(objective: Objective | None, model: PyTree, model_state: PyTree, batch: PyTree) -> PyTree:
+    """What is measured of a batch, as in training; or a model's predictions, if nothing is."""
+    if objective is None:
+        return predictions(model, batch, model_state=model_state)
+    return measure(objective, model, model_state, batch, jax.random.key(0))
 
 
 def traced(function: Callable, *args: PyTree) -> PyTree:
@@ -46,24 +46,32 @@ def traced(function: Callable, *args: PyTree) -> PyTree:
 
 
 def suggestion(
-    loss: Callable | None, model: PyTree, batch: PyTree, calls: Calls | None = None
+    objective: Objective | None,
+    model: PyTree,
+    model_state: PyTree,
+    batch: PyTree,
+    calls: Calls | None = None,
 ) -> str:
     """A line that mends the data, the model's use or the loss, tried by tracing; or nothing."""
     until = time.perf_counter() + _PATIENCE
     blamed = calls and at_fault(calls)
-    if loss is None:
+    predicted = functools.partial(_predicted, model, model_state)
+    if objective is None:
         for x in _fitting(_options("x", batch), batch, blamed):
-            if x and _predicted(model, x.array, None) is not None:
+            if x and predicted(x.array, None) is not None:
                 return f"\n  {as_line([x])}"
         return ""
-    if isinstance(loss, AbstractSupervised):
+    measured = lambda model, batch: run(objective, model, model_state, batch)
+    if isinstance(loss := objective.loss, AbstractSupervised):
         if calls is not None and calls.failed and (line := _whole_batch(loss, model, batch)):
             return line
-        found = _for_supervised(loss, model, batch, blamed, until)
-        return f"\n  {as_line(found)}" if found else _other_loss(loss, model, batch)
-    if traced(lambda batch: measure(loss, jax.vmap(model), batch, jax.random.key(0)), batch):
+        found = _for_supervised(loss, predicted, batch, blamed, until)
+        other = functools.partial(_other_loss, objective, model, model_state, batch)
+        return f"\n  {as_line(found)}" if found else other()
+    if traced(lambda batch: measured(jax.vmap(model), batch), batch):
         return "\n  Try jax.vmap(model) in the loss: the model takes one example."
-    found = _for_custom(loss, model, batch, until, at_most=2 if blamed or calls is None else 1)
+    at_most = 2 if blamed or calls is None else 1
+    found = _for_custom(functools.partial(measured, model), batch, until, at_most)
     return f"\n  {as_line(found)}" if found else ""
 
 
@@ -81,17 +89,17 @@ def _fitting(options: list[Mend], x: Any, blamed: Unmet | None) -> list[Mend]:
     return [x for x in options if need.takes_shape(x.array.shape[1:], leading=False)]
 
 
-def _predicted(model: PyTree, x: PyTree, key: Any) -> Any:
+def _predicted(model: PyTree, model_state: PyTree, x: PyTree, key: Any) -> Any:
     """A model's predictions, as shapes; `None` if a layer gets another shape than it is made for.
 
     Equinox's layers let some through: a matrix times a matrix, and a bias that is broadcast.
     """
-    made, calls, _ = watched(lambda model, x: predictions(model, x, key), model, x)
+    made, calls, _ = watched(lambda model, x: predictions(model, x, key, model_state), model, x)
     return None if any(map(unmet, calls.made)) else made
 
 
 def _for_supervised(
-    loss: AbstractSupervised, model: PyTree, batch: PyTree, blamed: Unmet | None, until: float
+    loss: AbstractSupervised, predicted: Callable, batch: PyTree, blamed: Unmet | None, until: float
 ) -> tuple[Mend, ...] | None:
     if not (isinstance(batch, tuple | list) and len(batch) in (2, 3)):
         return None
@@ -103,7 +111,7 @@ def _for_supervised(
     for x_mend in _fitting(_options("x", x), x, blamed):
         if (best and x_mend.cost >= cost(best)) or time.perf_counter() > until:
             break
-        made = _predicted(model, x_mend.array, key)
+        made = predicted(x_mend.array, key)
         if not hasattr(made, "shape") or not made.shape:
             continue
         y_options = _options("y", y, made.shape[-1:])
@@ -118,7 +126,7 @@ def _for_supervised(
 
 
 def _for_custom(
-    loss: Callable, model: PyTree, batch: PyTree, until: float, at_most: int
+    measured: Callable, batch: PyTree, until: float, at_most: int
 ) -> tuple[Mend, ...] | None:
     """The likeliest change of at most so many arrays: such a loss may fail for any reason."""
     arrays = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
@@ -132,13 +140,14 @@ def _for_custom(
         changed = tuple(mend.array for mend in choice)
         mended = type(batch)(changed) if isinstance(batch, tuple | list) else changed[0]
         fits = len({array.shape[0] for array in changed}) == 1 and sum(map(bool, choice)) <= at_most
-        if fits and traced(lambda batch: run(loss, model, batch), mended) is not None:
+        if fits and traced(measured, mended) is not None:
             return choice
     return None
 
 
-def _other_loss(loss: AbstractSupervised, model: PyTree, batch: PyTree) -> str:
+def _other_loss(objective: Objective, model: PyTree, model_state: PyTree, batch: PyTree) -> str:
     """Where the data is fine: a loss that suits it."""
+    loss = objective.loss
     soft = "optax.losses.softmax_cross_entropy"
     others = {
         "losses.CrossEntropy()": CrossEntropy(),
@@ -147,7 +156,8 @@ def _other_loss(loss: AbstractSupervised, model: PyTree, batch: PyTree) -> str:
     if isinstance(loss, CrossEntropy) and set(np.unique(np.asarray(batch[1])).tolist()) <= {0, 1}:
         others["losses.BinaryCrossEntropy()"] = BinaryCrossEntropy()
     for code, other in others.items():
-        if type(other) is not type(loss) and traced(functools.partial(run, other, model), batch):
+        measured = functools.partial(run, objective._replace(loss=other), model, model_state)
+        if type(other) is not type(loss) and traced(measured, batch):
             return f"\n  Try Trainer(optimizer, {code})."
     return ""
 

@@ -1,39 +1,29 @@
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 import equinox as eqx
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from vernal import _checks
 from vernal._arrays import as_arrays
-from vernal._checks import check_loss, check_optimizer, checked_source, model_of, whole_number
-from vernal._data import Source, is_loader
+from vernal._checks import checked_source, model_of, whole_number
 from vernal._errors import ArgumentError, ExamplesError, kind
 from vernal._evaluate import evaluate, predict
-from vernal._history import History, Recorder
-from vernal._jit import Packed, pack
+from vernal._history import Epoch, History, Recorder
+from vernal._jit import pack
 from vernal._loop import Loop
+from vernal._measure import Objective
 from vernal._preflight import examples_error, preflight
 from vernal._progress import Interrupt, Progress
-from vernal._state import TrainState, put_counts
-from vernal._update import (
-    Choices,
-    compiled_init,
-    compiled_step,
-    trained_leaves,
-)
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch of a run, completed."""
-
-    index: int  # counted from 0 over the state's whole life
-    state: TrainState
-    metrics: dict[str, float]  # averages over the epoch: "loss", ...; validation's as "val_loss"
-    seconds: float
+from vernal._setup import choices_for, start
+from vernal._state import TrainState
+from vernal._update import Choices, compiled_step, new_state
 
 
 @dataclass(frozen=True)
@@ -45,42 +35,57 @@ class Trainer:
     - `optimizer`: from Optax, such as `optax.adam(1e-3)`. Keep it, or this trainer: a new
       optimizer is a new program, and compiles again.
     - `loss`: one of `vernal.losses`, or any `loss(model, batch, key)` that returns a scalar, or
-      `(scalar, dict of scalar metrics)`.
+      `(scalar, dict of scalar metrics)`; for a model with a state `loss(model, batch, key,
+      model_state)`, which returns `(scalar, dict of scalar metrics, model_state)`.
+    - `metrics`: name -> a function of one example's prediction and target, such as
+      `vernal.metrics.accuracy`, to be averaged; or a `vernal.metrics.AbstractMetric`.
     - `trainable`: which of the model's float arrays to train: a predicate of a leaf, or a PyTree
       of bools or predicates that is a prefix of the model.
+    - `compute_dtype`: such as `jnp.bfloat16`: the model and x (the whole batch, for a loss of your
+      own) are cast to it, forward and backward; parameters, losses and metrics stay as they are.
+    - `on_nonfinite`: what a run does if the loss, a gradient or the state stops being finite:
+      "raise" ends it with `NonFiniteError`, before that update; "ignore" goes on.
 
-    **Raises:** `ArgumentError` if the optimizer or the loss is not one.
+    **Raises:** `ArgumentError` if one of them cannot be used.
     """
 
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformation | optax.MultiSteps
     loss: Callable
     _: KW_ONLY
+    metrics: Mapping[str, Callable] | None = None
     trainable: PyTree = eqx.is_inexact_array
+    compute_dtype: DTypeLike | None = None
+    on_nonfinite: Literal["raise", "ignore"] = "raise"
 
     def __post_init__(self):
-        check_optimizer(self.optimizer)
-        check_loss(self.loss)
+        _checks.check_optimizer(self.optimizer)
+        _checks.check_on_nonfinite(self.on_nonfinite)
+        _ = self._objective
 
-    def init(self, model: PyTree, *, key: PRNGKeyArray | None = None) -> TrainState:
+    @cached_property
+    def _objective(self) -> Objective:
+        return _checks.checked_objective(self.loss, self.metrics, self.compute_dtype)
+
+    def init(
+        self, model: PyTree, *, model_state: PyTree = None, key: PRNGKeyArray | None = None
+    ) -> TrainState:
         """Make the state that training starts from.
 
         **Arguments:**
 
         - `model`: any Equinox module. It stays the caller's: training works on copies.
+        - `model_state`: what a model keeps beside its parameters: the second of what
+          `eqx.nn.make_with_state` makes, or any PyTree for a loss that takes one.
         - `key`: where all randomness comes from; `None` is `jax.random.key(0)`.
 
-        **Raises:** `ArgumentError` if the model has nothing to train.
+        **Raises:** `ArgumentError` if the model has nothing to train, or the loss does not take a
+        model state.
         """
-        return _init(self._choices(model), model, key).unpack()
+        return new_state(self._choices(model, model_state), model, model_state, key).unpack()
 
-    def _choices(self, model: PyTree) -> Choices:
-        choices = Choices(self.optimizer, self.loss, trained_leaves(model, self.trainable))
-        if not any(choices.trained):
-            raise ArgumentError(
-                f"model is {kind(model)}, without a float array to train."
-                "\n  Pass an instance of an eqx.Module, and see what `trainable` picks of it."
-            )
-        return choices
+    def _choices(self, model: PyTree, model_state: PyTree) -> Choices:
+        _checks.check_stateful(self.loss, model, model_state)
+        return choices_for(self.optimizer, self._objective.recorded, self.trainable, model)
 
     def step(self, state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
         """Make one update: pure, and compiled once for each shape of batch.
@@ -90,7 +95,7 @@ class Trainer:
         - `state`: from `init`, or from an update before; it stays valid.
         - `batch`: as the loss takes it, such as `(x, y)`.
 
-        **Returns:** the new state; a dict of the loss, as `"loss"`, and of its own metrics.
+        **Returns:** the new state; a dict of the loss, as `"loss"`, and of metrics.
 
         **Raises:** `ShapeError` or `DataError`, before compiling. Values are not looked at, which
         would take longer than the update: NaN, and labels out of range, are `fit`'s to find.
@@ -104,11 +109,13 @@ class Trainer:
         try:
             batch = as_arrays(batch, finite=False)
         except ExamplesError as error:
-            raise examples_error(error, self.loss, state.model, given) from None
+            raise examples_error(error, self._objective.recorded, *model_of(state), given) from None
+        choices = self._choices(*model_of(state))
         try:
-            new, info = compiled_step(pack(self._choices(state.model)), pack(state), batch)
+            new, info = compiled_step(pack(choices), pack(state), batch)
         except Exception:
-            preflight(self.loss, state.model, batch, given=given)  # only tracing can have failed
+            # Only tracing can have failed.
+            preflight(self._objective.recorded, *model_of(state), batch, given=given)
             raise
         return new.unpack(), info
 
@@ -129,18 +136,20 @@ class Trainer:
 
         **Raises:** as `fit` does, at the call and not at the first epoch.
         """
-        loop, validation = self._start(model_or_state, data, batch_size, shuffle, validation_data)
-        return self._epochs(loop, validation)
+        loop, validate = self._start(model_or_state, data, batch_size, shuffle, validation_data)
+        return self._epochs(loop, validate)
 
-    def _epochs(self, loop: Loop, validation: Source | None) -> Iterator[Epoch]:
-        recorder = Recorder()
+    def _epochs(self, loop: Loop, validate: Callable | None) -> Iterator[Epoch]:
+        recorder = Recorder(self._objective.recorded.metrics)
+        begun = time.perf_counter()
         while True:
             started = time.perf_counter()
             index = loop.place[0]
-            for chunk in loop.chunks(index + 1):
-                recorder.add(chunk)
-            if validation:
-                recorder.add_validation(evaluate(self.loss, loop.model(), validation))
+            with recorder.kept_in_errors(begun):
+                for chunk in loop.chunks(index + 1):
+                    recorder.add(chunk)
+            if validate:
+                recorder.add_validation(validate())
             seconds = time.perf_counter() - started
             yield Epoch(index, loop.state(), recorder.latest, seconds)
 
@@ -173,24 +182,35 @@ class Trainer:
         - `shuffle`: whether each epoch takes the examples in another order, fixed by the state's
           key and the epoch's number.
         - `validation_data`: as `data`, measured every `validate_every` epochs.
-        - `callbacks`: called with each `Epoch`; one that returns `True` ends the run.
+        - `callbacks`: called with each `Epoch`; one that returns `True` ends the run. One may also
+          have `start()`, called before the run, and `finish(state)`, called after it, which
+          returns the state that `fit` is to return.
         - `progress`: whether to show a progress bar, where standard error is a terminal.
 
         **Returns:** the new state, and the `History` of this call.
 
-        **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling.
+        **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling; `NonFiniteError`,
+        with the last good state and the history, where numbers stop being finite.
         """
         epochs = whole_number("epochs", epochs, at_least=0)
         validate_every = whole_number("validate_every", validate_every, at_least=1)
         started = epoch_started = time.perf_counter()
-        loop, validation = self._start(model_or_state, data, batch_size, shuffle, validation_data)
-        recorder = Recorder()
+        loop, validate = self._start(model_or_state, data, batch_size, shuffle, validation_data)
+        callbacks = list(callbacks)
+        _checks.check_monitors(callbacks, loop.measures(validate is not None))
+        for begin in _hooks(callbacks, "start"):
+            begin()
+        recorder = Recorder(self._objective.recorded.metrics)
         epoch = loop.place[0]
         last = epoch + epochs
         # The run is cut only where something happens between two updates.
-        every = 1 if callbacks else validate_every if validation else epochs
+        every = 1 if callbacks else validate_every if validate else epochs
         stopped = False
-        with Interrupt() as interrupt, Progress(progress, loop.updates_to(last)) as bar:
+        with (
+            recorder.kept_in_errors(started),
+            Interrupt() as interrupt,
+            Progress(progress, loop.updates_to(last)) as bar,
+        ):
             while epoch < last and not stopped:
                 # 1. Train, to the next cut.
                 stop = min(last, (epoch // every + 1) * every)
@@ -201,8 +221,8 @@ class Trainer:
                 if interrupt.requested:
                     break
                 # 2. Validate.
-                if validation and epoch % validate_every == 0:
-                    results = evaluate(self.loss, loop.model(), validation)
+                if validate and epoch % validate_every == 0:
+                    results = validate()
                     recorder.add_validation(results)
                     bar.show([], results)
                 # 3. Let the callbacks see the epoch, each of them; any may end the run.
@@ -212,13 +232,17 @@ class Trainer:
                     epoch_started = now
                     stopped = any([callback(done) is True for callback in callbacks])
         if interrupt.requested:
-            recorder.add(loop.drain())
+            for chunk in loop.drain():
+                recorder.add(chunk)
             print(
                 f"Interrupted after {recorder.updates:,} updates: fit returns the state and the "
                 "history so far.",
                 file=sys.stderr,
             )
-        return loop.finish(), recorder.history(time.perf_counter() - started)
+        state = loop.finish()
+        for finish in _hooks(callbacks, "finish"):
+            state = finish(state)
+        return state, recorder.history(time.perf_counter() - started)
 
     def evaluate(
         self,
@@ -226,20 +250,21 @@ class Trainer:
         data: PyTree | Iterable,
         *,
         batch_size: int | None = None,
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Measure the loss, and its metrics, on data.
 
         The averages are over all examples, by their weights: exact whatever the batch size.
 
         **Arguments:** as in `fit`; the model is put in inference mode.
 
-        **Returns:** a dict with `"loss"`, and a number for each of the loss's own metrics.
+        **Returns:** a dict with `"loss"`, and each of the metrics.
 
         **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling.
         """
-        model = model_of(model_or_state)
-        source, _ = checked_source(self.loss, model, data, batch_size)
-        return evaluate(self.loss, model, source)
+        learned = model_of(model_or_state)
+        _checks.check_stateful(self.loss, *learned)
+        source, _ = checked_source(self._objective, *learned, data, batch_size)
+        return evaluate(self._objective, *learned, source)
 
     def predict(
         self,
@@ -260,28 +285,17 @@ class Trainer:
 
         **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling.
         """
-        model = model_of(model_or_state)
-        source, _ = checked_source(None, eqx.nn.inference_mode(model), x, batch_size, name="x")
-        return predict(model, source)
+        model, model_state = model_of(model_or_state)
+        _checks.check_stateful(self.loss, model, model_state)
+        inferring = eqx.nn.inference_mode(model), model_state
+        source, _ = checked_source(None, *inferring, x, batch_size, name="x")
+        return predict(model, model_state, source, self._objective.compute_dtype)
 
-    def _start(self, model_or_state, data, batch_size, shuffle, validation_data):
-        """Check everything, and make what a run needs: its loop, and its validation's source."""
-        model = model_of(model_or_state)
-        choices = self._choices(model)
-        order = {"endless": True, "shuffle": shuffle}
-        source, (info, weight) = checked_source(self.loss, model, data, batch_size, **order)
-        validation = None
-        if validation_data is not None:
-            size = None if is_loader(validation_data) else batch_size
-            name = "validation_data"
-            validation, _ = checked_source(self.loss, model, validation_data, size, name=name)
-        fresh = not isinstance(model_or_state, TrainState)
-        state = _init(choices, model, None) if fresh else pack(model_or_state)
-        source.order_by(state.arrays[-1])
-        return Loop(choices, state, source, info, weight is not None), validation
+    def _start(self, model_or_state, *data) -> tuple[Loop, Callable | None]:
+        choices = self._choices(*model_of(model_or_state))
+        return start(choices, model_or_state, *data, rewinds=self.on_nonfinite == "raise")
 
 
-def _init(choices: Choices, model: PyTree, key: PRNGKeyArray | None) -> Packed:
-    packed = compiled_init(pack((choices, model)), key)
-    put_counts(packed.arrays, 0, 0, 0)
-    return packed
+def _hooks(callbacks: list, name: str) -> Iterator[Callable]:
+    """The methods of this name that callbacks have."""
+    return (getattr(callback, name) for callback in callbacks if hasattr(callback, name))

@@ -1,7 +1,7 @@
 """Loss to gradients to new state: one update, pure."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,18 +11,17 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal._arrays import PARTS
-from vernal._errors import ShapeError
 from vernal._jit import Packed, pack
+from vernal._measure import Measured, Objective, measure, strong
 from vernal._recompile import compiles
-from vernal._state import TrainState
-from vernal.losses import AbstractSupervised
+from vernal._state import TrainState, put_counts
 
 
 class Choices(NamedTuple):
     """What a `Trainer` holds, made out for one model."""
 
-    optimizer: optax.GradientTransformation
-    loss: Callable
+    optimizer: optax.GradientTransformation | optax.MultiSteps
+    objective: Objective
     trained: tuple[bool, ...]  # for each of the model's leaves
 
     def split(self, model: PyTree) -> tuple[PyTree, PyTree]:
@@ -45,48 +44,9 @@ def trained_leaves(model: PyTree, trainable: PyTree) -> tuple[bool, ...]:
     return tuple(jax.tree.leaves(jax.tree.map(picks, trainable, model)))
 
 
-def measure(loss, model: PyTree, batch: PyTree, key: PRNGKeyArray):
-    """Call a loss in the one way all losses are called.
-
-    **Returns:** a dict of the loss, as "loss", and of its own metrics; and the weight that the
-    batch has in an average over batches, or `None` if that is its number of examples.
-
-    **Raises:** `ShapeError` if the loss or a metric is not a scalar.
-    """
-    value, metrics = _with_metrics(loss(model, batch, key))
-    info = {"loss": value, **metrics}
-    for name, scalar in info.items():
-        if not eqx.is_array_like(scalar):
-            raise ShapeError(
-                f"a loss needs to return one number; {name} is a {type(scalar).__name__}."
-            )
-        if jnp.shape(scalar) != ():
-            raise ShapeError(
-                f"a loss needs to return one number; {name} has shape {jnp.shape(scalar)}."
-                "\n  Average it, as with jnp.mean(...)."
-            )
-    info = jax.tree.map(jnp.asarray, info)
-    if not jnp.issubdtype(info["loss"].dtype, jnp.floating):
-        raise ShapeError(f"a loss needs to return a real number; it is {info['loss'].dtype}.")
-    return info, loss.weight_of(batch) if isinstance(loss, AbstractSupervised) else None
-
-
-def _with_metrics(result) -> tuple[Array, dict[str, Array]]:
-    if isinstance(result, tuple):
-        if len(result) == 2 and isinstance(result[1], dict) and "loss" not in result[1]:
-            return result
-        parts = ", ".join("array" if eqx.is_array(p) else type(p).__name__ for p in result)
-        raise ShapeError(
-            "a loss needs to return a scalar, or (scalar, dict of metrics); "
-            f"it returns a tuple ({parts})."
-            '\n  No metric may be called "loss".'
-        )
-    return result, {}
-
-
 def update(
     choices: Choices, state: TrainState, batch: PyTree
-) -> tuple[TrainState, dict, Array | None]:
+) -> tuple[TrainState, tuple[dict[str, Array], Array | None, dict[str, PyTree]]]:
     """Make one update.
 
     **Arguments:**
@@ -95,37 +55,87 @@ def update(
     - `state`: what changes.
     - `batch`: one batch, as the loss takes it.
 
-    **Returns:** the new state, and what `measure` returns for the old one.
+    **Returns:** the new state; and of what `measure` returned for the old one the scalars, among
+    them the learning rate if the optimizer shows it, the weight, and the averages.
     """
-    params, frozen = choices.split(state.model)
-    key = jax.random.fold_in(state.key, state.step)
-
-    def objective(params):
-        info, weight = measure(choices.loss, eqx.combine(params, frozen), batch, key)
-        return info["loss"], (info, weight)
-
-    grads, (info, weight) = jax.grad(objective, has_aux=True)(params)
-    updates, opt_state = choices.optimizer.update(grads, state.opt_state, params)
-    params = optax.apply_updates(params, updates)
+    measured, _, opt_state, params = gradients_and_update(choices, state, batch)
+    info = measured.info
+    if (rate := learning_rate(opt_state)) is not None:
+        info = {**info, "learning_rate": rate}
     new = TrainState(
-        model=eqx.combine(params, frozen),
+        model=eqx.combine(params, choices.split(state.model)[1]),
+        model_state=measured.model_state,
         opt_state=opt_state,
         step=state.step + 1,
         epoch=state.epoch,
         batch=state.batch + 1,
         key=state.key,
     )
-    return new, info, weight
+    return new, (info, measured.weight, measured.averages)
+
+
+def gradients_and_update(
+    choices: Choices, state: TrainState, batch: PyTree
+) -> tuple[Measured, PyTree, Any, PyTree]:
+    """What `measure` returns, the gradients, and the optimizer's new state and parameters."""
+    params, frozen = choices.split(state.model)
+    key = jax.random.fold_in(state.key, state.step)
+
+    def objective(params):
+        model = eqx.combine(params, frozen)
+        measured = measure(choices.objective, model, state.model_state, batch, key)
+        return measured.info["loss"], measured
+
+    grads, measured = jax.grad(objective, has_aux=True)(params)
+    extra = {}
+    if isinstance(choices.optimizer, optax.GradientTransformationExtraArgs | optax.MultiSteps):
+        # For optimizers that look at the loss, or try several lengths of a step.
+        value_fn = lambda params: objective(params)[0]
+        extra = {"value": measured.info["loss"], "grad": grads, "value_fn": value_fn}
+    updates, opt_state = choices.optimizer.update(grads, state.opt_state, params, **extra)
+    return measured, grads, opt_state, optax.apply_updates(params, updates)
+
+
+def learning_rate(opt_state: Any) -> Any:
+    """The learning rate that an optimizer's state shows, as with `optax.inject_hyperparams`.
+
+    `None` if there is none, or several.
+    """
+    found = optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")
+    rates = [value for _, value in found if jax.tree_util.all_leaves([value])]
+    return rates[0] if len(rates) == 1 and np.ndim(rates[0]) == 0 else None
+
+
+@lru_cache(maxsize=256)
+def learning_rate_at(structure: tuple) -> int | None:
+    """The place of the learning rate among a packed state's arrays, if it is there."""
+    places = list(range(len([leaf for leaf in structure[1] if leaf is None])))
+    return learning_rate(Packed(places, structure).unpack().opt_state)
 
 
 @jax.jit
-def compiled_init(choices_and_model: Packed, key: PRNGKeyArray | None) -> Packed:
+def compiled_init(
+    choices_and_model: Packed, model_state: PyTree, key: PRNGKeyArray | None
+) -> Packed:
     """The state that training starts from."""
     choices, model = choices_and_model.unpack()
     params, _ = choices.split(model)
     key = jax.random.key(0) if key is None else key
     zero = np.zeros((), np.int32)
-    return pack(TrainState(model, choices.optimizer.init(params), zero, zero, zero, key))
+    opt_state = choices.optimizer.init(params)
+    model_state = jax.tree.map(lambda leaf: strong(leaf, leaf.dtype), model_state)
+    return pack(TrainState(model, model_state, opt_state, zero, zero, zero, key))
+
+
+def new_state(
+    choices: Choices, model: PyTree, model_state: PyTree, key: PRNGKeyArray | None
+) -> Packed:
+    """The state that training starts from, packed."""
+    as_array = lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf
+    model_state = jax.tree.map(as_array, model_state)
+    packed = compiled_init(pack((choices, model)), model_state, key)
+    put_counts(packed.arrays, 0, 0, 0)
+    return packed
 
 
 @jax.jit
@@ -133,7 +143,7 @@ def compiled_step(choices: Packed, state: Packed, batch: PyTree) -> tuple[Packed
     """One update by itself."""
     chosen, before = choices.unpack(), state.unpack()
     compiles("step", **parts(chosen, before, batch))
-    new_state, info, _ = update(chosen, before, batch)
+    new_state, (info, *_) = update(chosen, before, batch)
     return pack(new_state), info
 
 
@@ -142,8 +152,9 @@ def parts(choices: Choices, state: TrainState, batch: PyTree) -> dict[str, PyTre
     return {
         **named(batch),
         "model": state.model,
+        "model_state": state.model_state,
         "optimizer": choices.optimizer,
-        "loss": choices.loss,
+        **choices.objective._asdict(),
         "trained": choices.trained,
         "opt_state": state.opt_state,
         "key": state.key,

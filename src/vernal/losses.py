@@ -7,6 +7,7 @@ scalar metrics. Those below take a batch `(x, y)` or `(x, y, sample_weight)`.
 import abc
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,26 +19,73 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from vernal._errors import DataError, ExamplesError, ShapeError, joined, kind
 
 
-def predictions(model: Callable, x: PyTree[Array], key: PRNGKeyArray | None = None) -> Array:
-    """Apply a model of one example to each of a batch.
+def forward(
+    model: Callable, x: PyTree[Array], key: PRNGKeyArray | None = None, model_state: PyTree = None
+) -> tuple[Array, PyTree]:
+    """Apply a model of one example to each of a batch, under `jax.vmap(..., axis_name="batch")`.
 
     **Arguments:**
 
-    - `model`: called as `model(example)`, or as `model(example, key=...)` if it takes a `key`.
+    - `model`: called as `model(example)`, with `key=...` if it takes a `key`; or, if there is a
+      `model_state`, as `model(example, model_state)`, which returns `(output, model_state)`.
     - `x`: an array, or PyTree of arrays, with the examples along the leading axis.
-    - `key`: split into one key an example; `None` gives the model no key.
+    - `key`: split into one key an example; `None` gives the model no key, unless it needs one.
+    - `model_state`: such as the running statistics of `eqx.nn.BatchNorm`.
 
-    **Returns:** the outputs, with the examples along the leading axis.
+    **Returns:** the outputs, with the examples along the leading axis, and the new model state.
+
+    **Raises:** `ShapeError` if the new state is not the same for all examples, or not returned.
     """
-    if key is None or not _takes_key(model):
-        return jax.vmap(lambda example: model(example))(x)
-    keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
-    return jax.vmap(lambda example, key: model(example, key=key))(x, keys)
+    parameter = _key_parameter(model)
+    if key is None and parameter is not None and parameter.default is parameter.empty:
+        key = jax.random.key(0)
+    keys = None
+    if key is not None and parameter is not None:
+        keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
+
+    def of_example(example, key):
+        named = {} if key is None else {"key": key}
+        if model_state is None:
+            return model(example, **named), None
+        # A copy: an `eqx.nn.State` serves once.
+        result = model(example, jax.tree.map(lambda leaf: leaf, model_state), **named)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise ShapeError(
+                f"a model with a model_state needs to return (output, model_state); "
+                f"{type(model).__name__} returns {kind(result)}."
+            )
+        return result
+
+    try:
+        return jax.vmap(of_example, out_axes=(0, None), axis_name="batch")(x, keys)
+    except ValueError as error:
+        if "out_axes" not in str(error):
+            raise
+        raise ShapeError(
+            f"the model_state that {type(model).__name__} returns differs from example to example."
+            '\n  Average it over the batch: jax.lax.pmean(value, "batch").'
+        ) from error
 
 
-def _takes_key(model: Callable) -> bool:
+def predictions(
+    model: Callable, x: PyTree[Array], key: PRNGKeyArray | None = None, model_state: PyTree = None
+) -> Array:
+    """The outputs of `forward`, without the new model state."""
+    return forward(model, x, key, model_state)[0]
+
+
+def _key_parameter(model: Callable) -> inspect.Parameter | None:
     call = model if inspect.isfunction(model) else type(model).__call__
-    return "key" in inspect.signature(call).parameters
+    return inspect.signature(call).parameters.get("key")
+
+
+def weighted_mean(values: Array, weight: Array | None) -> Array:
+    """The average over examples, each first averaged itself; 0 if the weights are all zero."""
+    if weight is None:
+        return jnp.mean(values)
+    per_example = jnp.mean(values.reshape(len(values), -1), axis=1)
+    total = jnp.sum(weight)
+    return jnp.sum(weight * per_example) / jnp.where(total == 0, 1, total)
 
 
 class AbstractSupervised(eqx.Module):
@@ -56,8 +104,12 @@ class AbstractSupervised(eqx.Module):
         return prediction_shape
 
     def __call__(
-        self, model: Callable, batch: tuple[Array, ...], key: PRNGKeyArray | None
-    ) -> Array:
+        self,
+        model: Callable,
+        batch: tuple[Array, ...],
+        key: PRNGKeyArray | None,
+        model_state: PyTree = None,
+    ) -> Any:
         """Average the loss over a batch.
 
         **Arguments:**
@@ -65,29 +117,26 @@ class AbstractSupervised(eqx.Module):
         - `model`: a model of one example.
         - `batch`: `(x, y)` or `(x, y, sample_weight)`, with the examples along the leading axes.
         - `key`: for models that take one, such as those with dropout.
+        - `model_state`: for models that have one.
 
-        **Returns:** a scalar.
+        **Returns:** a scalar; with a `model_state`, `(scalar, {}, model_state)`.
 
         **Raises:** `ShapeError` if predictions and targets differ in shape; `DataError` if the
         batch is not such a tuple.
         """
-        x, y, weight = _unpack(batch, type(self).__name__)
-        return self.average(predictions(model, x, key), y, weight)
+        x, y, weight = self.parts_of(batch)
+        prediction, new_state = forward(model, x, key, model_state)
+        value = self.average(prediction, y, weight)
+        return value if model_state is None else (value, {}, new_state)
 
     def average(self, prediction: Array, y: Array, weight: Array | None = None) -> Array:
         """Average the loss over a batch of predictions, already made, and their targets."""
         self._check(prediction, y, weight)
-        losses = jax.vmap(self.of_example)(prediction, y)
-        if weight is None:
-            return jnp.mean(losses)
-        per_example = jnp.mean(losses.reshape(len(losses), -1), axis=1)
-        total = jnp.sum(weight)
-        return jnp.sum(weight * per_example) / jnp.where(total == 0, 1, total)
+        return weighted_mean(jax.vmap(self.of_example)(prediction, y), weight)
 
-    def weight_of(self, batch: tuple[Array, ...]) -> Array | None:
-        """The sum of the batch's sample weights, or `None` if it has none."""
-        weight = _unpack(batch, type(self).__name__)[2]
-        return None if weight is None else jnp.sum(weight)
+    def parts_of(self, batch: PyTree) -> tuple[PyTree, Array, Array | None]:
+        """A batch's x, y and sample weights, or `None`; `DataError` if it is no such tuple."""
+        return _unpack(batch, type(self).__name__)
 
     def _check(self, prediction, y, weight):
         # Never a broadcast: (N,) against (N, 1) would train on N x N differences, in silence.

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import ArrayLike, PyTree
 
 from vernal._arrays import as_arrays
+from vernal._checks import model_of
 from vernal._errors import MissingExtraError, ShapeError
 from vernal._evaluate import compiled_apply
 from vernal._history import History
@@ -94,9 +95,9 @@ def predictions(
 
 
 def _predict(model: PyTree | TrainState, x: np.ndarray) -> np.ndarray:
-    model = model.model if isinstance(model, TrainState) else model
-    preflight(None, eqx.nn.inference_mode(model), x)
-    return np.asarray(compiled_apply(pack(model), x))
+    model, model_state = model_of(model)
+    preflight(None, eqx.nn.inference_mode(model), model_state, x)
+    return np.asarray(compiled_apply(pack((model, model_state, None)), x))
 
 
 def _check_one_number(name: str, array: np.ndarray) -> None:

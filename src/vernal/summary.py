@@ -148,12 +148,14 @@ def summary(model: PyTree, x: PyTree, *, trainable: PyTree = eqx.is_inexact_arra
 
     **Raises:** `ArgumentError`, `DataError` or `ShapeError`.
     """
-    model = model_of(model)
+    model, model_state = model_of(model)
     x = as_arrays(jax.tree.map(_stand_in, x), name="x", finite=False)
     inferring = eqx.nn.inference_mode(model)
-    preflight(None, inferring, x, name="x")
+    preflight(None, inferring, model_state, x, name="x")
     example = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], x), x)
-    outputs, calls, tally = counted_calls(inferring, example)
+    states = () if model_state is None else (model_state,)
+    outputs, calls, tally = counted_calls(inferring, example, *states)
+    outputs = outputs if model_state is None else outputs[0]
 
     parts, aliases = parts_of(model, trainable)
     made: dict[str, list[int]] = defaultdict(list)
@@ -188,7 +190,9 @@ def _stand_in(leaf: Any) -> Any:
 
 
 def _shapes(tree: PyTree) -> tuple[jax.ShapeDtypeStruct, ...]:
-    arrays = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+    is_state = lambda node: isinstance(node, eqx.nn.State)
+    leaves = jax.tree.leaves(tree, is_leaf=is_state)
+    arrays = [leaf for leaf in leaves if hasattr(leaf, "dtype")]
     return tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays)
 
 

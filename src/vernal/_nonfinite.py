@@ -1,0 +1,83 @@
+"""Where numbers stop being finite: found by looking once more, when it is known that they do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from vernal._errors import NonFiniteError
+from vernal._jit import Packed, pack
+from vernal._state import TrainState
+from vernal._update import Choices, gradients_and_update
+
+
+def is_finite(leaf: Array) -> Array:
+    """Whether all of an array is finite; what holds no floats always is."""
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jnp.array(True)
+    return jnp.all(jnp.isfinite(leaf))
+
+
+def breaks(before: list[Array], after: list[Array]) -> Array:
+    """Whether one of some arrays is not finite any more: those that never were are meant so."""
+    broken = [is_finite(old) & ~is_finite(new) for old, new in zip(before, after, strict=True)]
+    return jnp.any(jnp.stack(broken))
+
+
+@jax.jit
+def _looked_at(choices: Packed, state: Packed, batch: PyTree):
+    """The loss, the gradients' norm, and what is finite: by path, of what an update makes."""
+    before = state.unpack()
+    measured, grads, opt_state, params = gradients_and_update(choices.unpack(), before, batch)
+    finite = {
+        "the gradient of ": jax.tree.map(is_finite, grads),
+        "after the update ": jax.tree.map(is_finite, params),
+        "after the update opt_state": jax.tree.map(is_finite, opt_state),
+        "after the update model_state": jax.tree.map(is_finite, measured.model_state),
+    }
+    norm = jnp.sqrt(sum(jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(grads)))
+    return measured.info["loss"], norm, finite
+
+
+def grad_norm(choices: Choices, state: TrainState, batch: PyTree) -> float:
+    """The norm of the gradients of one update."""
+    return float(_looked_at(pack(choices), pack(state), batch)[1])
+
+
+def nonfinite(
+    choices: Choices, state: TrainState, batch: PyTree, norm: float | None
+) -> NonFiniteError:
+    """The error for an update that is not to be made.
+
+    **Arguments:**
+
+    - `state`, `batch`: what the update would be made from.
+    - `norm`: that of the gradients of the update before, if it is known.
+    """
+    loss, own_norm, finite = jax.device_get(_looked_at(pack(choices), pack(state), batch))
+    norm = float(own_norm) if np.isfinite(own_norm) else norm
+    name = type(state.model).__name__
+    bad = [
+        (what, jax.tree_util.keystr(path))
+        for what, tree in finite.items()
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+        if not leaf
+    ]
+    path, found = None, [] if np.isfinite(loss) else [f"the loss is {loss}"]
+    if bad:
+        what, path = bad[0]
+        of_state = what.partition("update ")[2]  # "opt_state" or "model_state"
+        path = (of_state or name) + path
+        found.append(f"{what.removesuffix(of_state)}{path} is not finite")
+    update, epoch = int(state.step), int(state.epoch)
+    last = "" if norm is None else f" The norm of the last finite gradients is {norm:.3g}."
+    message = (
+        f"in update {update}, of epoch {epoch}, {', and '.join(found) or 'a number is not finite'}."
+        f"{last}\n  The update was not made: the error's `state` is the one before it, `history` "
+        "the record up to there."
+        "\n  Try a smaller learning rate, or optax.clip_by_global_norm(1.0) before the optimizer."
+        '\n  Trainer(..., on_nonfinite="ignore") trains on regardless.'
+    )
+    return NonFiniteError(
+        message, update=update, epoch=epoch, path=path, grad_norm=norm, state=state
+    )

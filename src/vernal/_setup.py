@@ -1,0 +1,65 @@
+"""What a run needs, checked and made."""
+
+from collections.abc import Callable, Iterable
+
+import optax
+from jaxtyping import PyTree
+
+from vernal._checks import checked_source, model_of
+from vernal._data import is_loader
+from vernal._errors import ArgumentError, kind
+from vernal._evaluate import evaluate
+from vernal._jit import pack
+from vernal._loop import Loop
+from vernal._measure import Objective
+from vernal._state import TrainState
+from vernal._update import Choices, new_state, trained_leaves
+
+
+def choices_for(
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
+    objective: Objective,
+    trainable: PyTree,
+    model: PyTree,
+) -> Choices:
+    """A trainer's choices, made out for a model; `ArgumentError` if it has nothing to train."""
+    try:
+        trained = trained_leaves(model, trainable)
+    except ValueError as error:
+        raise ArgumentError(
+            f"trainable is {kind(trainable)}, of another structure than the model: {error}"
+            "\n  Make it from the model: jax.tree.map(lambda _: False, model), then eqx.tree_at."
+        ) from error
+    if not any(trained):
+        raise ArgumentError(
+            f"model is {kind(model)}, without a float array to train."
+            "\n  Pass an instance of an eqx.Module, and see what `trainable` picks of it."
+        )
+    return Choices(optimizer, objective, trained)
+
+
+def start(
+    choices: Choices,
+    model_or_state: PyTree | TrainState,
+    data: PyTree | Iterable,
+    batch_size: int | None,
+    shuffle: bool,
+    validation_data: PyTree | Iterable | None,
+    *,
+    rewinds: bool,
+) -> tuple[Loop, Callable[[], dict[str, float]] | None]:
+    """Check everything, and make a run's loop, and what validates its model, if that is wanted."""
+    learned = model_of(model_or_state)
+    measured = choices.objective, *learned
+    source, shapes = checked_source(*measured, data, batch_size, endless=True, shuffle=shuffle)
+    held_out = None
+    if validation_data is not None:
+        size = None if is_loader(validation_data) else batch_size
+        held_out, _ = checked_source(*measured, validation_data, size, name="validation_data")
+    fresh = not isinstance(model_or_state, TrainState)
+    state = new_state(choices, *learned, None) if fresh else pack(model_or_state)
+    source.order_by(state.arrays[-1])
+    loop = Loop(choices, state, source, shapes, rewinds)
+    if held_out is None:
+        return loop, None
+    return loop, lambda: evaluate(choices.objective, *loop.models(), held_out)
