@@ -1,9 +1,16 @@
 """What all tests share: no silent broadcasts, no windows, no clocks."""
 
+import contextlib
+import io
+import re
+from pathlib import Path
+
 import hypothesis
 import jax
 import matplotlib
 import pytest
+
+import vernal
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 matplotlib.use("Agg")
@@ -27,3 +34,41 @@ def compiled():
     """Every compilation in this process from here on."""
     _compilations.clear()
     return _compilations
+
+
+class Page:
+    """A page of Markdown whose examples are run."""
+
+    def __init__(self, path: Path):
+        self.name = path.name
+        self.text = path.read_text(encoding="utf-8")
+        # (language, content) of each fenced block, in order.
+        self.blocks = re.findall(r"^```(\w+)\n(.*?)^```", self.text, re.DOTALL | re.MULTILINE)
+
+    def run(self) -> list[str]:
+        """Each block of Python goes on where the one before ended; a block of text is its outcome.
+
+        Returns what kind of outcome each block of text shows: "output", or an error's class.
+        """
+        names, compared = {}, []
+        for (language, content), (following, shown) in zip(
+            self.blocks, [*self.blocks[1:], ("", "")], strict=True
+        ):
+            if language != "python":
+                continue
+            printed, outcome = io.StringIO(), "output"
+            with contextlib.redirect_stdout(printed):
+                try:
+                    exec(compile(content, self.name, "exec"), names)
+                except vernal.VernalError as error:
+                    outcome = type(error).__name__
+                    print(f"{outcome}: {error}")
+            assert printed.getvalue().strip() == (shown.strip() if following == "text" else "")
+            compared += [outcome] if following == "text" else []
+        return compared
+
+
+@pytest.fixture(scope="session")
+def page():
+    """Reads a page, and runs it."""
+    return Page

@@ -1,6 +1,6 @@
 """Vernal is the training half of Equinox: it trains any `eqx.Module` in one call."""
 
-from vernal import losses, metrics, nn, plot
+from vernal import callbacks, losses, metrics, nn, plot
 from vernal._data import batches
 from vernal._errors import (
     ArgumentError,
@@ -35,6 +35,7 @@ __all__ = [
     "Trainer",
     "VernalError",
     "batches",
+    "callbacks",
     "losses",
     "metrics",
     "nn",

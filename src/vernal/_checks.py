@@ -68,7 +68,7 @@ def checked_objective(loss, metrics, compute_dtype) -> Objective:
     return Objective(loss, _checked_metrics(metrics, loss), _checked_dtype(compute_dtype))
 
 
-def check_stateful(loss: Callable, model: PyTree, model_state: PyTree) -> None:
+def check_stateful(loss: Callable | None, model: PyTree, model_state: PyTree) -> None:
     """Raise `ArgumentError` if loss, model and model state do not go together."""
     is_index = lambda node: isinstance(node, eqx.nn.StateIndex)
     name = type(model).__name__
@@ -78,18 +78,19 @@ def check_stateful(loss: Callable, model: PyTree, model_state: PyTree) -> None:
             f"\n  Make both: model, model_state = eqx.nn.make_with_state({name})(...),"
             "\n  and pass trainer.init(model, model_state=model_state) in place of the model."
         )
-    given, other = ("", 3) if model_state is None else (", model_state", 4)
-    if not _accepts(loss, other):
+    if loss is None or _accepts(loss, 3 if model_state is None else 4):
+        return
+    loss_name = getattr(loss, "__name__", type(loss).__name__)
+    if model_state is None:
         raise ArgumentError(
-            f"loss is called as loss(model, batch, key{given}), as the state is "
-            f"{'without' if model_state is None else 'with'} a model_state; "
-            f"{getattr(loss, '__name__', type(loss).__name__)} is not made for that."
-            + (
-                "\n  Pass one: trainer.init(model, model_state=...)."
-                if model_state is None
-                else "\n  It needs to return (scalar, dict of metrics, model_state)."
-            )
+            f"{loss_name} takes a model_state, and there is none."
+            "\n  Pass trainer.init(model, model_state=...) in place of the model."
         )
+    raise ArgumentError(
+        f"with a model_state the loss is called as loss(model, batch, key, model_state), which "
+        f"{loss_name} is not made for."
+        "\n  It needs to return (scalar, dict of metrics, model_state)."
+    )
 
 
 def _checked_metrics(metrics, loss: Callable) -> dict[str, AbstractMetric]:
@@ -137,10 +138,15 @@ def _checked_dtype(dtype) -> np.dtype | None:
     return made
 
 
-def check_monitors(callbacks: Iterable, names: Iterable[str]) -> None:
-    """Raise `ArgumentError` if a callback waits for a metric that is never measured."""
-    known = list(names)
-    for callback in callbacks:
+def checked_callbacks(callbacks, names: Iterable[str]) -> list[Callable]:
+    """Callbacks as a list; `ArgumentError` if one is none, or waits for what is not measured."""
+    if callable(callbacks) or not isinstance(callbacks, Iterable):
+        raise ArgumentError(
+            f"callbacks is {kind(callbacks)}; a list of callables is needed."
+            "\n  Try callbacks=[callback]."
+        )
+    listed, known = list(callbacks), list(names)
+    for callback in listed:
         if not callable(callback) or isinstance(callback, type):
             raise ArgumentError(
                 f"callbacks holds {kind(callback)}; a callable callback(epoch) is needed."
@@ -152,6 +158,7 @@ def check_monitors(callbacks: Iterable, names: Iterable[str]) -> None:
                 f"{type(callback).__name__} watches {monitor!r}, which is not measured; "
                 f"there are {', '.join(known)}.{hint}"
             )
+    return listed
 
 
 def _accepts(function: Callable, arguments: int) -> bool:

@@ -8,13 +8,17 @@ from functools import partial
 from typing import Any
 
 
+# Paths and code stay in one piece.
+_WHOLE = {"break_long_words": False, "break_on_hyphens": False}
+
+
 class VernalError(Exception):
     """Base of every error that Vernal raises on purpose."""
 
     __module__ = "vernal"
 
     def __init__(self, message: str):
-        wrap = partial(textwrap.wrap, subsequent_indent="  ", width=100, break_long_words=False)
+        wrap = partial(textwrap.wrap, subsequent_indent="  ", width=100, **_WHOLE)
         lines = message.splitlines()
         super().__init__("\n".join(part for line in lines for part in wrap(line) or [line]))
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import jax
@@ -90,6 +90,11 @@ class Recorder:
         """The averages of the last completed epoch, with its validation's results."""
         averages = {name: float(values[-1]) for name, values in self._epochs[-1].items()}
         return averages | self._validations.get(self.epochs, {})
+
+    def add_all(self, chunks: Iterable[list[Records]]) -> None:
+        """Take in the records of chunk after chunk."""
+        for chunk in chunks:
+            self.add(chunk)
 
     def add(self, chunk: list[Records]) -> None:
         """Take in the records of a chunk of updates."""

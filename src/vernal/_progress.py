@@ -36,6 +36,15 @@ class Interrupt:
         self.requested |= first
         return first
 
+    def tell(self, updates: int) -> None:
+        """Say that the run was interrupted, if it was, after so many updates."""
+        if self.requested:
+            print(
+                f"Interrupted after {updates:,} updates: fit returns the state and the history so "
+                "far.",
+                file=sys.stderr,
+            )
+
     def _hold(self, signum, frame) -> None:
         if self.requested:
             raise KeyboardInterrupt

@@ -1,4 +1,3 @@
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -146,8 +145,7 @@ class Trainer:
             started = time.perf_counter()
             index = loop.place[0]
             with recorder.kept_in_errors(begun):
-                for chunk in loop.chunks(index + 1):
-                    recorder.add(chunk)
+                recorder.add_all(loop.chunks(index + 1))
             if validate:
                 recorder.add_validation(validate())
             seconds = time.perf_counter() - started
@@ -196,8 +194,7 @@ class Trainer:
         validate_every = whole_number("validate_every", validate_every, at_least=1)
         started = epoch_started = time.perf_counter()
         loop, validate = self._start(model_or_state, data, batch_size, shuffle, validation_data)
-        callbacks = list(callbacks)
-        _checks.check_monitors(callbacks, loop.measures(validate is not None))
+        callbacks = _checks.checked_callbacks(callbacks, loop.measures(validate is not None))
         for begin in _hooks(callbacks, "start"):
             begin()
         recorder = Recorder(self._objective.recorded.metrics)
@@ -206,11 +203,8 @@ class Trainer:
         # The run is cut only where something happens between two updates.
         every = 1 if callbacks else validate_every if validate else epochs
         stopped = False
-        with (
-            recorder.kept_in_errors(started),
-            Interrupt() as interrupt,
-            Progress(progress, loop.updates_to(last)) as bar,
-        ):
+        bar = Progress(progress, loop.updates_to(last))
+        with recorder.kept_in_errors(started), Interrupt() as interrupt, bar:
             while epoch < last and not stopped:
                 # 1. Train, to the next cut.
                 stop = min(last, (epoch // every + 1) * every)
@@ -231,14 +225,9 @@ class Trainer:
                     done = Epoch(epoch - 1, loop.state(), recorder.latest, now - epoch_started)
                     epoch_started = now
                     stopped = any([callback(done) is True for callback in callbacks])
-        if interrupt.requested:
-            for chunk in loop.drain():
-                recorder.add(chunk)
-            print(
-                f"Interrupted after {recorder.updates:,} updates: fit returns the state and the "
-                "history so far.",
-                file=sys.stderr,
-            )
+        with recorder.kept_in_errors(started):
+            recorder.add_all(loop.drain())
+        interrupt.tell(recorder.updates)
         state = loop.finish()
         for finish in _hooks(callbacks, "finish"):
             state = finish(state)
@@ -286,7 +275,7 @@ class Trainer:
         **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling.
         """
         model, model_state = model_of(model_or_state)
-        _checks.check_stateful(self.loss, model, model_state)
+        _checks.check_stateful(None, model, model_state)
         inferring = eqx.nn.inference_mode(model), model_state
         source, _ = checked_source(None, *inferring, x, batch_size, name="x")
         return predict(model, model_state, source, self._objective.compute_dtype)

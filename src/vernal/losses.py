@@ -6,7 +6,7 @@ scalar metrics. Those below take a batch `(x, y)` or `(x, y, sample_weight)`.
 
 import abc
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -27,7 +27,8 @@ def forward(
     **Arguments:**
 
     - `model`: called as `model(example)`, with `key=...` if it takes a `key`; or, if there is a
-      `model_state`, as `model(example, model_state)`, which returns `(output, model_state)`.
+      `model_state` and it takes a second argument, as `model(example, model_state)`, which returns
+      `(output, model_state)`.
     - `x`: an array, or PyTree of arrays, with the examples along the leading axis.
     - `key`: split into one key an example; `None` gives the model no key, unless it needs one.
     - `model_state`: such as the running statistics of `eqx.nn.BatchNorm`.
@@ -36,16 +37,19 @@ def forward(
 
     **Raises:** `ShapeError` if the new state is not the same for all examples, or not returned.
     """
-    parameter = _key_parameter(model)
+    parameters = _parameters(model)
+    parameter = parameters.get("key")
     if key is None and parameter is not None and parameter.default is parameter.empty:
         key = jax.random.key(0)
     keys = None
     if key is not None and parameter is not None:
         keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
 
+    stateful = model_state is not None and _is_stateful(parameters)
+
     def of_example(example, key):
         named = {} if key is None else {"key": key}
-        if model_state is None:
+        if not stateful:
             return model(example, **named), None
         # A copy: an `eqx.nn.State` serves once.
         result = model(example, jax.tree.map(lambda leaf: leaf, model_state), **named)
@@ -57,7 +61,8 @@ def forward(
         return result
 
     try:
-        return jax.vmap(of_example, out_axes=(0, None), axis_name="batch")(x, keys)
+        outputs, new = jax.vmap(of_example, out_axes=(0, None), axis_name="batch")(x, keys)
+        return outputs, new if stateful else model_state
     except ValueError as error:
         if "out_axes" not in str(error):
             raise
@@ -74,9 +79,17 @@ def predictions(
     return forward(model, x, key, model_state)[0]
 
 
-def _key_parameter(model: Callable) -> inspect.Parameter | None:
+def _parameters(model: Callable) -> Mapping[str, inspect.Parameter]:
     call = model if inspect.isfunction(model) else type(model).__call__
-    return inspect.signature(call).parameters.get("key")
+    parameters = inspect.signature(call).parameters
+    return parameters if inspect.isfunction(model) else dict(list(parameters.items())[1:])
+
+
+def _is_stateful(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether there is a second positional argument, besides a key."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [name for name, p in parameters.items() if p.kind in positional and name != "key"]
+    return len(names) > 1
 
 
 def weighted_mean(values: Array, weight: Array | None) -> Array:

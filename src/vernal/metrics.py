@@ -119,7 +119,7 @@ class R2(AbstractMetric):
         return {
             "residual": average((target - prediction) ** 2),
             "mean": mean,
-            "variance": average((target - mean) ** 2),
+            "variance": average((target - mean[None]) ** 2),
         }
 
     def value(self, mean, spread, total):

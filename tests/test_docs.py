@@ -1,0 +1,79 @@
+"""What the pages under docs/ show is what happens."""
+
+import contextlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+
+
+def stand_in(monkeypatch, name, **functions):
+    """Put a module in a package's place, with the functions of it that the pages call."""
+    module = ModuleType(name)
+    vars(module).update(functions)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    calls = []
+
+    class Run:
+        def log(self, data, step=None):
+            calls.append(("log", data, step))
+
+    @contextlib.contextmanager
+    def init(*, project):
+        calls.append(("init", project))
+        yield Run()
+        calls.append(("finish",))
+
+    stand_in(monkeypatch, "wandb", init=init)
+    return calls
+
+
+@pytest.fixture
+def mlflow(monkeypatch):
+    calls = []
+
+    @contextlib.contextmanager
+    def start_run():
+        calls.append(("start_run",))
+        yield
+        calls.append(("end_run",))
+
+    def log_metrics(metrics, step=None):
+        calls.append(("log_metrics", metrics, step))
+
+    stand_in(monkeypatch, "mlflow", start_run=start_run, log_metrics=log_metrics)
+    return calls
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_example_does_what_is_shown(name, page, wandb, mlflow, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shown = page(DOCS / name)
+    languages = [language for language, _ in shown.blocks]
+    assert len(shown.run()) == languages.count("text")
+
+    services = {"wandb": wandb, "mlflow": mlflow}
+    used = [service for service in services if f"import {service}\n" in shown.text]
+    assert [service for service, calls in services.items() if calls] == used
+
+
+def test_the_loggers_of_callbacks_log_each_epoch(page, wandb, mlflow, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    page(DOCS / "callbacks.md").run()
+    assert [call[0] for call in wandb] == ["init", "log", "log", "log", "finish"]
+    assert wandb[0] == ("init", "sine")
+    assert [call[0] for call in mlflow] == ["start_run", *["log_metrics"] * 3, "end_run"]
+    for calls in wandb, mlflow:
+        logged = calls[1:-1]
+        assert [step for _, _, step in logged] == [0, 1, 2]
+        for _, metrics, _ in logged:
+            assert set(metrics) == {"loss"} and type(metrics["loss"]) is float
+    assert wandb[1:-1] == [("log", *call[1:]) for call in mlflow[1:-1]]  # the same run twice

@@ -1,0 +1,313 @@
+"""Metrics: what they are of one example, exact over ragged batches and weights, and where shown."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn import metrics as reference
+
+import vernal
+from vernal import losses, metrics, nn
+
+RNG = np.random.default_rng(0)
+N = 53  # ragged for every batch size below
+X = RNG.normal(size=(N, 4)).astype(np.float32)
+LABELS = RNG.integers(0, 3, N)
+TARGETS = (100 + X @ RNG.normal(size=(4, 2)) + RNG.normal(size=(N, 2))).astype(np.float32)
+WEIGHTS = RNG.integers(0, 4, N).astype(np.float32)
+
+
+class Identity(eqx.Module):
+    """Predicts its input, but for a parameter, so that there is something to train."""
+
+    shift: jax.Array
+
+    def __init__(self, shift=0.0):
+        self.shift = jnp.asarray(shift)
+
+    def __call__(self, x):
+        return x + self.shift
+
+
+def trainer(loss, **measured):
+    return vernal.Trainer(optax.sgd(1e-3), loss, metrics=measured)
+
+
+def classify(seed=0, classes=3):
+    return RNG.permutation(RNG.normal(size=(N, classes)).astype(np.float32))
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 10, 52, 53, 1000])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_classification_metrics_are_those_of_scikit_learn_whatever_the_batches(
+    batch_size, weighted
+):
+    logits = classify()
+    weight = WEIGHTS if weighted else None
+    data = (logits, LABELS, WEIGHTS) if weighted else (logits, LABELS)
+    found = trainer(
+        losses.CrossEntropy(),
+        accuracy=metrics.accuracy,
+        top2=metrics.top_k(2),
+        confusion=metrics.confusion_matrix,
+    ).evaluate(Identity(), data, batch_size=batch_size)
+    chosen = logits.argmax(axis=1)
+    expected = reference.accuracy_score(LABELS, chosen, sample_weight=weight)
+    assert found["accuracy"] == pytest.approx(expected, rel=1e-6)
+    expected = reference.top_k_accuracy_score(LABELS, logits, k=2, sample_weight=weight)
+    assert found["top2"] == pytest.approx(expected, rel=1e-6)
+    expected = reference.confusion_matrix(LABELS, chosen, sample_weight=weight)
+    np.testing.assert_array_equal(found["confusion"], expected)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 10, 52])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_regression_metrics_are_those_of_scikit_learn_whatever_the_batches(
+    batch_size, weighted, offset
+):
+    """R² is no average over batches, and a mean far from 0 must not cancel it away."""
+    y = (TARGETS + np.float32(offset)).astype(np.float32)
+    prediction = (y + RNG.normal(size=y.shape)).astype(np.float32)
+    weight = WEIGHTS if weighted else None
+    data = (prediction, y, WEIGHTS) if weighted else (prediction, y)
+    found = trainer(
+        losses.MeanSquaredError(), mae=metrics.mean_absolute_error, r2=metrics.r2
+    ).evaluate(Identity(), data, batch_size=batch_size)
+    exact = [array.astype(np.float64) for array in (y, prediction)]
+    expected = reference.mean_absolute_error(*exact, sample_weight=weight)
+    assert found["mae"] == pytest.approx(expected, rel=1e-5)
+    expected = reference.r2_score(*exact, sample_weight=weight)
+    assert found["r2"] == pytest.approx(expected, rel=2e-5 * (1 + offset / 100))
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("right", [True, False])
+def test_r2_of_targets_that_do_not_vary(batch_size, right):
+    y = np.full((5, 1), 7.0, np.float32)
+    found = trainer(losses.MeanSquaredError(), r2=metrics.r2).evaluate(
+        Identity(), (y if right else y + 1, y), batch_size=batch_size
+    )
+    assert found["r2"] == reference.r2_score(y, y if right else y + 1)
+
+
+def test_accuracy_of_single_logits_and_of_one_hot_targets():
+    logit, label = classify(classes=1), (LABELS > 0).astype(np.float32)[:, None]
+    found = trainer(
+        losses.BinaryCrossEntropy(), accuracy=metrics.accuracy, confusion=metrics.confusion_matrix
+    ).evaluate(Identity(), (logit, label), batch_size=10)
+    chosen = (logit > 0).astype(int)
+    assert found["accuracy"] == pytest.approx(np.mean(chosen == label))
+    expected = reference.confusion_matrix(label.ravel(), chosen.ravel())
+    np.testing.assert_array_equal(found["confusion"], expected)
+    flat = trainer(losses.BinaryCrossEntropy(), accuracy=metrics.accuracy)
+    data = (logit[:, 0], label[:, 0])
+    assert flat.evaluate(Identity(), data)["accuracy"] == pytest.approx(found["accuracy"])
+
+    logits, one_hot = classify(), np.eye(3, dtype=np.float32)[LABELS]
+    two = {"accuracy": metrics.accuracy, "top2": metrics.top_k(2)}
+    from_labels = trainer(losses.CrossEntropy(), **two).evaluate(Identity(), (logits, LABELS))
+    wrapped = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError(), metrics=two)
+    from_one_hot = wrapped.evaluate(Identity(), (logits, one_hot))
+    for name in two:
+        assert from_one_hot[name] == from_labels[name]
+
+
+def test_accuracy_of_sequences_counts_each_label():
+    logits = RNG.normal(size=(N, 7, 3)).astype(np.float32)
+    labels = RNG.integers(0, 3, (N, 7))
+    found = trainer(
+        losses.CrossEntropy(), accuracy=metrics.accuracy, confusion=metrics.confusion_matrix
+    ).evaluate(Identity(), (logits, labels), batch_size=10)
+    chosen = logits.argmax(-1)
+    assert found["accuracy"] == pytest.approx(np.mean(chosen == labels))
+    expected = reference.confusion_matrix(labels.ravel(), chosen.ravel())
+    np.testing.assert_array_equal(found["confusion"], expected)
+
+
+@pytest.mark.parametrize("metric", [metrics.accuracy, metrics.top_k(1), metrics.top_k(3)])
+def test_a_prediction_that_is_nan_is_never_right(metric):
+    assert metric(jnp.full(3, jnp.nan), jnp.array(1)) == 0
+    assert metrics.accuracy(jnp.nan, jnp.array(0.0)) == 0
+    assert metrics.accuracy(jnp.nan, jnp.array(1.0)) == 0
+
+
+def by_hand(model, data, epochs, batch_size):
+    """Plain updates; each batch's predictions before them, with targets and weights."""
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    optimizer = optax.sgd(1e-3)
+    opt_state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, opt_state, batch):
+        def objective(params):
+            prediction = jax.vmap(eqx.combine(params, static))(batch[0])
+            square = jnp.mean((prediction - batch[1]) ** 2, axis=1)
+            return jnp.sum(batch[2] * square) / jnp.sum(batch[2]), prediction
+
+        grads, prediction = jax.grad(objective, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return optax.apply_updates(params, updates), opt_state, prediction
+
+    made = []
+    for epoch in range(epochs):
+        made.append([])
+        for batch in vernal.batches(data, batch_size, epoch=epoch):
+            params, opt_state, prediction = step(params, opt_state, batch)
+            made[-1].append((np.asarray(prediction, np.float64), *map(np.asarray, batch[1:])))
+    return made
+
+
+@pytest.mark.parametrize("batch_size", [None, 10])
+def test_training_records_what_each_batch_gave_and_exact_averages_over_an_epoch(batch_size):
+    weight = (WEIGHTS + 0.5).astype(np.float32)
+    data = (X, TARGETS - 100, weight)
+    model = nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
+    measured = {"mae": metrics.mean_absolute_error, "r2": metrics.r2}
+    _, history = trainer(losses.MeanSquaredError(), **measured).fit(
+        model, data, epochs=4, batch_size=batch_size
+    )
+    made = by_hand(model, data, 4, batch_size)
+    functions = {"mae": reference.mean_absolute_error, "r2": reference.r2_score}
+    for name, function in functions.items():
+        of = lambda parts: function(parts[1], parts[0], sample_weight=parts[2])  # noqa: B023
+        steps = [of(batch) for epoch in made for batch in epoch]
+        np.testing.assert_allclose(history.steps[name], steps, rtol=2e-4, atol=2e-5)
+        whole = [list(map(np.concatenate, zip(*epoch, strict=True))) for epoch in made]
+        np.testing.assert_allclose(history.epochs[name], list(map(of, whole)), rtol=2e-4)
+
+
+def test_r2_of_epochs_does_not_depend_on_where_the_run_is_cut(monkeypatch):
+    data = (X, TARGETS)
+    model = nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
+    run = lambda: trainer(losses.MeanSquaredError(), r2=metrics.r2).fit(
+        model, data, epochs=5, batch_size=10
+    )
+    _, expected = run()
+    monkeypatch.setattr("vernal._loop._FIRST_WORK", 1)  # first chunks of one update
+    monkeypatch.setattr("vernal._loop._SECONDS", 1e-9)
+    _, cut = run()
+    np.testing.assert_array_equal(cut.steps["r2"], expected.steps["r2"])
+    np.testing.assert_allclose(cut.epochs["r2"], expected.epochs["r2"], rtol=1e-12)
+    assert len(cut.epochs["r2"]) == 5
+
+
+def test_metrics_are_everywhere_but_arrays_in_evaluate_alone():
+    data = (X, LABELS)
+    model = nn.MLP(4, 3, 8, 1, key=jax.random.key(0))
+    train = trainer(
+        losses.CrossEntropy(), accuracy=metrics.accuracy, confusion=metrics.confusion_matrix
+    )
+    state, history = train.fit(model, data, epochs=3, batch_size=10, validation_data=data)
+    assert set(history.steps) == {"loss", "accuracy"}
+    assert set(history.epochs) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    results = train.evaluate(state, data)
+    assert history.epochs["val_accuracy"][-1] == pytest.approx(results["accuracy"])
+    assert results["confusion"].sum() == N
+    epoch = next(iter(train.epochs(model, data, batch_size=10, validation_data=data)))
+    assert set(epoch.metrics) == set(history.epochs)
+    _, info = train.step(train.init(model), data)
+    assert set(info) == {"loss", "accuracy"}
+    at_start = vernal.Trainer(train.optimizer, train.loss, metrics=train.metrics)
+    assert float(info["accuracy"]) == pytest.approx(at_start.evaluate(model, data)["accuracy"])
+
+
+def test_metrics_do_not_change_the_run():
+    data, model = (X, TARGETS), nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
+    run = lambda **measured: trainer(losses.MeanSquaredError(), **measured).fit(
+        model, data, epochs=3, batch_size=10
+    )
+    plain, history = run()
+    measured, with_r2 = run(r2=metrics.r2, mae=metrics.mean_absolute_error)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(measured), strict=True):
+        if eqx.is_array(a) and not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(history.steps["loss"], with_r2.steps["loss"])
+
+
+def test_a_function_of_ones_own_is_averaged_over_what_it_returns():
+    within = lambda prediction, target: jnp.abs(prediction - target) < 0.5
+    y = TARGETS
+    prediction = (y + RNG.normal(size=y.shape)).astype(np.float32)
+    found = trainer(losses.MeanSquaredError(), within=within).evaluate(
+        Identity(), (prediction, y), batch_size=10
+    )
+    assert found["within"] == pytest.approx(np.mean(np.abs(prediction - y) < 0.5))
+
+
+class RootMeanSquare(metrics.AbstractMetric):
+    """A metric of one's own that is no average."""
+
+    def of_batch(self, prediction, target, weight):
+        return losses.weighted_mean((prediction - target) ** 2, weight)
+
+    def value(self, mean, spread, total):
+        return mean**0.5
+
+
+def test_a_metric_of_ones_own_is_made_of_averages():
+    y = TARGETS
+    prediction = (y + RNG.normal(size=y.shape)).astype(np.float32)
+    train = trainer(losses.MeanSquaredError(), rms=RootMeanSquare())
+    found = train.evaluate(Identity(), (prediction, y), batch_size=10)
+    assert found["rms"] == pytest.approx(np.sqrt(np.mean((prediction - y) ** 2)), rel=1e-6)
+    assert found["rms"] == pytest.approx(found["loss"] ** 0.5, rel=1e-6)
+
+
+def test_a_second_evaluation_compiles_nothing(compiled):
+    train = trainer(losses.CrossEntropy(), accuracy=metrics.accuracy, top2=metrics.top_k(2))
+    train.evaluate(Identity(), (classify(), LABELS), batch_size=10)
+    compiled.clear()
+    twin = vernal.Trainer(train.optimizer, train.loss, metrics=dict(train.metrics or {}))
+    twin.evaluate(Identity(1.0), (classify(), LABELS), batch_size=10)
+    assert compiled == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["accuracy"], 'metrics={"accuracy": metrics.accuracy}'),
+        ({"accuracy": "accuracy"}, "metrics['accuracy'] is 'accuracy'"),
+        ({"top": metrics.top_k}, "Try metrics.top_k(5)"),
+        ({"r2": metrics.R2}, "metrics['r2'] is the class R2"),
+        ({"loss": metrics.accuracy}, "'loss' is taken"),
+        ({"val_loss": metrics.accuracy}, "'val_loss' is taken"),
+        ({"learning_rate": metrics.accuracy}, "'learning_rate' is taken"),
+        ({0: metrics.accuracy}, "0 is taken, or no name"),
+    ],
+)
+def test_what_is_no_metric_is_told_before_anything_runs(given, message):
+    with pytest.raises(vernal.ArgumentError) as caught:
+        vernal.Trainer(optax.sgd(0.1), losses.CrossEntropy(), metrics=given)
+    assert message in str(caught.value)
+
+
+def test_a_loss_of_ones_own_returns_its_metrics_itself():
+    own = lambda model, batch, key: jnp.mean(jax.vmap(model)(batch[0]) ** 2)
+    with pytest.raises(vernal.ArgumentError, match="Return them from the loss"):
+        vernal.Trainer(optax.sgd(0.1), own, metrics={"accuracy": metrics.accuracy})
+
+
+@pytest.mark.parametrize(
+    ("metric", "loss", "data", "message"),
+    [
+        (
+            metrics.mean_absolute_error,
+            losses.CrossEntropy(),
+            (X, LABELS),
+            "mean_absolute_error needs (4,)",
+        ),
+        (metrics.r2, losses.CrossEntropy(), (X, LABELS), "r2 needs (53, 4)"),
+    ],
+)
+def test_a_metric_that_does_not_suit_the_shapes_is_told_before_compiling(
+    metric, loss, data, message, compiled
+):
+    train = trainer(loss, metric=metric)
+    compiled.clear()
+    with pytest.raises(vernal.ShapeError) as caught:
+        train.fit(Identity(), data, epochs=1)
+    assert message in str(caught.value)
+    assert compiled == []
