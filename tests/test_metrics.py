@@ -130,8 +130,8 @@ def test_accuracy_of_sequences_counts_each_label():
 @pytest.mark.parametrize("metric", [metrics.accuracy, metrics.top_k(1), metrics.top_k(3)])
 def test_a_prediction_that_is_nan_is_never_right(metric):
     assert metric(jnp.full(3, jnp.nan), jnp.array(1)) == 0
-    assert metrics.accuracy(jnp.nan, jnp.array(0.0)) == 0
-    assert metrics.accuracy(jnp.nan, jnp.array(1.0)) == 0
+    assert metrics.accuracy(jnp.array(jnp.nan), jnp.array(0.0)) == 0
+    assert metrics.accuracy(jnp.array(jnp.nan), jnp.array(1.0)) == 0
 
 
 def by_hand(model, data, epochs, batch_size):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-
 # Paths and code stay in one piece.
 _WHOLE = {"break_long_words": False, "break_on_hyphens": False}
 

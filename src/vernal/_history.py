@@ -104,6 +104,8 @@ class Recorder:
     def _add(self, records: Records) -> None:
         self._steps.append(records.values)
         n, length = records.updates, records.stack.length
+        if n == 0:  # the first of a chunk was not to be made
+            return
         if length == 1:
             self._epochs.append(records.values)
             self.epochs += n

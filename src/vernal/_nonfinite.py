@@ -35,8 +35,14 @@ def _looked_at(choices: Packed, state: Packed, batch: PyTree):
         "after the update opt_state": jax.tree.map(is_finite, opt_state),
         "after the update model_state": jax.tree.map(is_finite, measured.model_state),
     }
-    norm = jnp.sqrt(sum(jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(grads)))
-    return measured.info["loss"], norm, finite
+    return measured.info["loss"], _norm(jax.tree.leaves(grads)), finite
+
+
+def _norm(leaves: list[Array]) -> Array:
+    # Scaled: the squares of what is about to overflow would do so already.
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
+    scale = jnp.where(largest > 0, largest, 1)
+    return scale * jnp.sqrt(sum(jnp.sum(jnp.abs(leaf / scale) ** 2) for leaf in leaves))
 
 
 def grad_norm(choices: Choices, state: TrainState, batch: PyTree) -> float:

@@ -1,0 +1,272 @@
+"""A run ends before the update after which numbers would not be finite, and loses nothing."""
+
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import vernal
+from vernal import losses, nn
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(53, 4)).astype(np.float32)
+Y = X.sum(axis=1, keepdims=True)
+DATA = (X, Y)
+MSE = losses.MeanSquaredError()
+VALUES = (np.nan, np.inf, -np.inf)
+
+
+def mlp(seed=0):
+    return nn.MLP(4, 1, 8, 1, key=jax.random.key(seed))
+
+
+def fails(trainer, start, data=DATA, **kwargs):
+    with pytest.raises(vernal.NonFiniteError) as caught:
+        trainer.fit(start, data, **({"epochs": 1000, "batch_size": 10} | kwargs))
+    return caught.value
+
+
+def arrays(tree):
+    def array(leaf):
+        typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if typed else leaf)
+
+    return [array(leaf) for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)]
+
+
+def finite(tree):
+    return all(np.isfinite(leaf).all() for leaf in arrays(tree))
+
+
+def assert_same(one, other):
+    for a, b in zip(arrays(one), arrays(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@jax.custom_vjp
+def spoil(x, bad):
+    """The number itself, with a gradient that is `bad`, unless that is 1."""
+    return x
+
+
+spoil.defvjp(lambda x, bad: (x, bad), lambda bad, grad: (grad * bad, jnp.zeros_like(bad)))
+
+
+class Spoilt(eqx.Module):
+    """A model whose loss or gradient stops being finite at one update, which `count` counts.
+
+    `counter` has a gradient of -1 throughout, so that SGD of rate 1 counts updates with it.
+    """
+
+    mlp: eqx.Module
+    counter: jax.Array
+    at: jax.Array
+    value: jax.Array  # which of VALUES
+    what: str
+
+    def __call__(self, x):
+        now = jax.lax.stop_gradient(self.counter) == self.at
+        prediction, value = self.mlp(x), jnp.array(VALUES)[self.value]
+        if self.what == "gradient":
+            return spoil(prediction, jnp.where(now, value, 1.0))
+        return prediction + jnp.where(now, value, 0.0)
+
+
+def counting(model, batch, key):
+    return MSE(model, batch, key) - (model.counter - jax.lax.stop_gradient(model.counter))
+
+
+def spoilt(at, what, value):
+    which = next(i for i, v in enumerate(VALUES) if str(v) == str(value))
+    return Spoilt(mlp(), jnp.array(0.0), jnp.array(at), jnp.array(which), what)
+
+
+def by_layer(model):
+    labels = jax.tree.map(lambda leaf: "mlp", eqx.filter(model, eqx.is_inexact_array))
+    return eqx.tree_at(lambda m: m.counter, labels, "counter")
+
+
+COUNTING = optax.multi_transform({"mlp": optax.adam(1e-3), "counter": optax.sgd(1.0)}, by_layer)
+TRAINER = vernal.Trainer(COUNTING, counting)
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("at", [0, 1, 5, 6, 300])
+def test_the_update_is_found_and_not_made(at, what, value):
+    """Six batches an epoch, the last of them smaller: update 5 is of the tail."""
+    error = fails(TRAINER, spoilt(at, what, value))
+    assert (error.update, error.epoch) == (at, at // 6)
+    assert int(error.state.step) == at
+    assert finite(error.state)
+    assert len(error.history.steps["loss"]) == at
+    assert np.isfinite(error.history.steps["loss"]).all()
+    assert len(error.history.epochs.get("loss", ())) == at // 6
+    if what == "gradient":
+        assert error.path == "Spoilt.mlp.layers[0].weight"
+    # The state is the one that a run of so many updates ends with.
+    state = TRAINER.init(spoilt(at, what, value))
+    for epoch in range(at // 6 + 1):
+        for batch in vernal.batches(DATA, 10, epoch=epoch):
+            if state.step < at:
+                state, _ = TRAINER.step(state, batch)
+    assert_same(error.state.model, state.model)
+    assert_same(error.state.opt_state, state.opt_state)
+    # Whoever goes on from it meets the same.
+    again = fails(TRAINER, error.state)
+    assert again.update == at
+    assert_same(again.state, error.state)
+
+
+def test_the_norm_is_that_of_the_last_finite_gradients():
+    for at in (1, 6, 40):
+        error = fails(TRAINER, spoilt(at, "gradient", np.nan))
+        state = TRAINER.init(spoilt(at, "gradient", np.nan))
+        made = []
+        for epoch in range(at // 6 + 1):
+            for batch in vernal.batches(DATA, 10, epoch=epoch):
+                made.append((state, batch))
+                state, _ = TRAINER.step(state, batch)
+        before, batch = made[at - 1]
+        params, rest = eqx.partition(before.model, eqx.is_inexact_array)
+        grads = jax.grad(lambda p: counting(eqx.combine(p, rest), batch, None))(params)  # noqa: B023
+        expected = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in arrays(grads)))
+        assert error.grad_norm == pytest.approx(expected, rel=1e-5)
+        assert f"{error.grad_norm:.3g}" in str(error)
+    assert fails(TRAINER, spoilt(0, "gradient", np.nan)).grad_norm is None
+
+
+@pytest.mark.parametrize("batch_size", [None, 10, 53], ids=["full batch", "ragged", "one batch"])
+def test_a_learning_rate_that_is_too_large(batch_size):
+    trainer = vernal.Trainer(optax.sgd(50.0), MSE)
+    error = fails(trainer, mlp(), batch_size=batch_size)
+    assert finite(error.state)
+    assert error.history.steps["loss"][-1] > 1e3
+    assert np.isfinite(error.grad_norm)
+    assert error.path.startswith("MLP.layers[")
+    # The update itself makes it so.
+    state, batch = error.state, DATA
+    if batch_size == 10:
+        batches = list(vernal.batches(DATA, 10, epoch=error.epoch))
+        batch = batches[int(state.batch)]
+    after, info = trainer.step(state, batch)
+    assert not (finite(after) and np.isfinite(info["loss"]))
+
+
+def test_an_infinite_gradient_that_only_the_optimizer_remembers():
+    """Lion takes the gradient's sign: parameters stay finite, the momentum does not."""
+    lion = optax.lion(1e-3)
+    optimizer = optax.multi_transform({"mlp": lion, "counter": optax.sgd(1.0)}, by_layer)
+    error = fails(vernal.Trainer(optimizer, counting), spoilt(40, "gradient", np.inf))
+    assert error.update == 40
+    assert "gradient" in str(error)
+
+
+def test_what_never_was_finite_is_left_alone():
+    """A mask of -inf among the parameters, or a best loss of inf in an optimizer's state."""
+
+    class Masked(eqx.Module):
+        mlp: eqx.Module
+        mask: jax.Array
+
+        def __call__(self, x):
+            hidden = jnp.where(self.mask == 0, x, self.mask)
+            return self.mlp(jnp.where(jnp.isfinite(hidden), hidden, 0.0))
+
+    model = Masked(mlp(), jnp.array([0.0, -jnp.inf, 0.0, 0.0]))
+    for optimizer in (optax.sgd(1e-2), optax.contrib.reduce_on_plateau(patience=3)):
+        trainer = vernal.Trainer(optax.chain(optax.sgd(1e-2), optimizer), MSE)
+        state, history = trainer.fit(model, DATA, epochs=10, batch_size=10)
+        assert len(history.steps["loss"]) == 60
+        assert state.model.mask[1] == -np.inf
+
+
+def test_training_without_trouble_is_the_same_run():
+    run = lambda choice: vernal.Trainer(optax.adam(1e-2), MSE, on_nonfinite=choice).fit(
+        mlp(), DATA, epochs=50, batch_size=10
+    )
+    (raising, history), (ignoring, same) = run("raise"), run("ignore")
+    assert_same(raising, ignoring)
+    np.testing.assert_array_equal(history.steps["loss"], same.steps["loss"])
+
+
+def test_ignore_goes_on():
+    trainer = vernal.Trainer(optax.sgd(50.0), MSE, on_nonfinite="ignore")
+    state, history = trainer.fit(mlp(), DATA, epochs=50, batch_size=10)
+    assert int(state.step) == 300
+    assert np.isnan(history.steps["loss"][-1])
+
+
+def test_the_callers_state_and_what_callbacks_kept_stay_usable():
+    start = TRAINER.init(spoilt(40, "loss", np.nan))
+    best = vernal.callbacks.BestState("loss")
+    error = fails(TRAINER, start, callbacks=[best])
+    assert finite(start)
+    assert best.state is not None and finite(best.state)
+    TRAINER.evaluate(best.state, DATA)
+    TRAINER.evaluate(start, DATA)
+    assert error.update == 40
+
+
+def test_epochs_raises_it_too():
+    seen = []
+    with pytest.raises(vernal.NonFiniteError) as caught:
+        for epoch in TRAINER.epochs(spoilt(40, "loss", np.nan), DATA, batch_size=10):
+            seen.append(epoch)
+    assert len(seen) == 6
+    assert caught.value.update == 40
+    assert len(caught.value.history.steps["loss"]) == 40
+
+
+def test_a_batch_of_a_loader_that_holds_nan():
+    batches = [(X[:10], Y[:10]), (X[10:20], Y[10:20] * np.nan), (X[20:23], Y[20:23])]
+    error = fails(vernal.Trainer(optax.sgd(1e-3), MSE), mlp(), batches, batch_size=None)
+    assert (error.update, error.epoch) == (1, 0)
+    assert "the loss is nan" in str(error)
+
+
+def test_a_models_state_that_stops_being_finite():
+    def loss(model, batch, key, model_state):
+        level = model_state["level"] * 10.0
+        return MSE(model, batch, key), {}, {"level": level}
+
+    trainer = vernal.Trainer(optax.sgd(1e-3), loss)
+    start = trainer.init(mlp(), model_state={"level": jnp.array(1.0)})
+    error = fails(trainer, start)
+    assert error.update == 38  # 10³⁸ is a float32, 10³⁹ is none
+    assert error.path == "model_state['level']"
+
+
+def test_trouble_in_a_later_chunk_of_several_calls(monkeypatch):
+    """A chunk of many small calls, and chunks of one update: where exactly is found in both."""
+    monkeypatch.setattr("vernal._data._STACK_UPDATES", 12)
+    errors = [fails(TRAINER, spoilt(301, "loss", np.nan))]
+    monkeypatch.setattr("vernal._loop._FIRST_WORK", 1)
+    monkeypatch.setattr("vernal._loop._SECONDS", 1e-9)
+    errors.append(fails(TRAINER, spoilt(301, "loss", np.nan)))
+    for error in errors:
+        assert error.update == 301
+        assert len(error.history.steps["loss"]) == 301
+        assert_same(error.state, errors[0].state)
+
+
+def test_the_message():
+    error = fails(vernal.Trainer(optax.sgd(50.0), MSE), mlp())
+    lines = str(error).splitlines()
+    assert len(lines) <= 6 and max(map(len, lines)) <= 100
+    expected = (
+        r"in update \d+, of epoch \d+, .*(the loss is (nan|inf)|is not finite)"
+        r".*norm of the last finite gradients is [\d.e+]+"
+        r".*error's `state` .*history.*learning rate.*clip_by_global_norm.*on_nonfinite=.ignore"
+    )
+    assert re.search(expected, " ".join(lines).replace("  ", " "))
+    assert isinstance(error, vernal.VernalError) and isinstance(error, ArithmeticError)
+
+
+def test_another_choice_is_none():
+    with pytest.raises(vernal.ArgumentError, match='"raise" or "ignore" is needed'):
+        vernal.Trainer(optax.sgd(0.1), MSE, on_nonfinite="warn")  # pyright: ignore
