@@ -14,6 +14,7 @@ from vernal._errors import (
 )
 from vernal._history import Epoch, History
 from vernal._inspect import Cost, update_cost, update_jaxpr
+from vernal._learning_rate import LearningRates, find_learning_rate
 from vernal._recompile import no_recompilation
 from vernal._state import TrainState
 from vernal._trainer import Trainer
@@ -26,6 +27,7 @@ __all__ = [
     "Epoch",
     "ExamplesError",
     "History",
+    "LearningRates",
     "MissingExtraError",
     "NonFiniteError",
     "RecompilationError",
@@ -36,6 +38,7 @@ __all__ = [
     "VernalError",
     "batches",
     "callbacks",
+    "find_learning_rate",
     "losses",
     "metrics",
     "nn",

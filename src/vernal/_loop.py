@@ -225,7 +225,7 @@ class Loop:
         program = self._program._replace(
             capacity=_capacity(stack),
             repeats=stack.repeats,
-            length=stack.length if stack.tails else 0,
+            length=stack.length if stack.tails is not None else 0,
         )
         return run(
             program,

@@ -27,7 +27,9 @@ class Stack:
     @property
     def capacity(self) -> int:
         """How many batches the arrays have room for."""
-        return sum(len(jax.tree.leaves(part)[0]) for part in (self.batches, self.tails) if part)
+        return sum(
+            len(jax.tree.leaves(part)[0]) for part in (self.batches, self.tails) if part is not None
+        )
 
     def place(self, place: int) -> tuple[int, int]:
         """The same place in epochs completed, and updates made since."""

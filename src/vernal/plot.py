@@ -12,6 +12,7 @@ from vernal._errors import MissingExtraError, ShapeError
 from vernal._evaluate import compiled_apply
 from vernal._history import History
 from vernal._jit import pack
+from vernal._learning_rate import LearningRates
 from vernal._preflight import preflight
 from vernal._state import TrainState
 
@@ -53,6 +54,31 @@ def history(record: History, *, ax=None, label: str | None = None):
     ax.set_ylabel("loss")
     if len(ax.lines) > 1:
         ax.legend()
+    return ax
+
+
+def learning_rates(found: LearningRates, *, ax=None):
+    """Draw what a learning-rate range test measured: the loss over the rate, and the suggestion.
+
+    **Arguments:**
+
+    - `found`: what `vernal.find_learning_rate` returns.
+    - `ax`: matplotlib's axes to draw on; `None` makes new ones.
+
+    **Returns:** the axes.
+    """
+    ax = _axes(ax)
+    ax.plot(found.rates, found.losses, color="0.75", label="loss")
+    ax.plot(found.rates, found.smoothed, label="smoothed loss")
+    if found.suggestion is not None:
+        label = f"suggestion: {found.suggestion:.2g}"
+        ax.axvline(found.suggestion, color="tab:red", linestyle="--", label=label)
+    ax.set_xscale("log")
+    if np.all(found.losses > 0):
+        ax.set_yscale("log")
+    ax.set_xlabel("learning rate")
+    ax.set_ylabel("loss")
+    ax.legend()
     return ax
 
 
