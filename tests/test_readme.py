@@ -29,7 +29,18 @@ def test_links_lead_somewhere(readme):
     local = [link for link in links if not link.startswith("https://")]
     assert local
     for link in local:
-        assert (ROOT / link).is_file(), link
+        path, _, anchor = link.partition("#")
+        assert (ROOT / path).is_file(), link
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(encoding="utf-8"), re.M)
+            assert anchor in [re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles]
+
+
+def test_every_page_of_the_documentation_is_linked(readme):
+    pages = list((ROOT / "docs").glob("*.md"))
+    assert pages
+    for path in pages:
+        assert f"](docs/{path.name}" in readme.text
 
 
 def test_commands_are_there(readme):

@@ -187,6 +187,11 @@ def model_of(model_or_state: PyTree | TrainState) -> tuple[PyTree, PyTree]:
             f"model is {kind(model_or_state)}; an instance of an eqx.Module is needed, or a "
             "TrainState."
         )
+    if isinstance(model_or_state, tuple) and isinstance(model_or_state[-1], eqx.nn.State):
+        raise ArgumentError(
+            "model is a tuple, with an eqx.nn.State; a model is needed, or a TrainState."
+            "\n  Try trainer.init(model, model_state=model_state)."
+        )
     return model_or_state, None
 
 

@@ -57,6 +57,8 @@ def preflight(
         loss = objective and objective.loss
         message = _described(loss, model, batch, calls, again or error)
         hint = for_given(given, suggestion(objective, model, model_state, batch, calls))
+        if isinstance(again or error, NameError) and "axis name" in str(again or error):
+            hint = '\n  The axis of the examples is called "batch": give the layer that name.'
         raise ShapeError(about(name, message + hint)) from error
 
 

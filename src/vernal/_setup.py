@@ -1,7 +1,10 @@
 """What a run needs, checked and made."""
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Hashable, Iterable
 
+import equinox as eqx
+import jax
 import optax
 from jaxtyping import PyTree
 
@@ -9,7 +12,7 @@ from vernal._checks import checked_source, model_of
 from vernal._data import is_loader
 from vernal._errors import ArgumentError, kind
 from vernal._evaluate import evaluate
-from vernal._jit import pack
+from vernal._jit import pack, shapes_of, signature
 from vernal._loop import Loop
 from vernal._measure import Objective
 from vernal._state import TrainState
@@ -27,8 +30,9 @@ def choices_for(
         trained = trained_leaves(model, trainable)
     except ValueError as error:
         raise ArgumentError(
-            f"trainable is {kind(trainable)}, of another structure than the model: {error}"
-            "\n  Make it from the model: jax.tree.map(lambda _: False, model), then eqx.tree_at."
+            f"trainable is {kind(trainable)}; a function of an array is needed, or a PyTree of "
+            f"True and False with the structure of the model, {kind(model)}."
+            "\n  Make one from the model: jax.tree.map(lambda _: False, model), then eqx.tree_at."
         ) from error
     if not any(trained):
         raise ArgumentError(
@@ -36,6 +40,25 @@ def choices_for(
             "\n  Pass an instance of an eqx.Module, and see what `trainable` picks of it."
         )
     return Choices(optimizer, objective, trained)
+
+
+def check_opt_state(choices: Choices, state: TrainState) -> None:
+    """Raise `ArgumentError` if a state was made with another optimizer, or for other parameters."""
+    params, _ = choices.split(state.model)
+    arrays = eqx.filter(state.opt_state, eqx.is_array)
+    if _of_opt_state(choices.optimizer, signature(params)) != signature(arrays):
+        again = "state.model"
+        if state.model_state is not None:
+            again += ", model_state=state.model_state"
+        raise ArgumentError(
+            "state.opt_state was made by another optimizer, or for other trainable parameters."
+            f"\n  Begin anew with the model: trainer.init({again})."
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def _of_opt_state(optimizer: optax.GradientTransformation, params: Hashable) -> Hashable:
+    return signature(jax.eval_shape(optimizer.init, shapes_of(params)))
 
 
 def start(
@@ -56,8 +79,11 @@ def start(
     if validation_data is not None:
         size = None if is_loader(validation_data) else batch_size
         held_out, _ = checked_source(*measured, validation_data, size, name="validation_data")
-    fresh = not isinstance(model_or_state, TrainState)
-    state = new_state(choices, *learned, None) if fresh else pack(model_or_state)
+    if isinstance(model_or_state, TrainState):
+        check_opt_state(choices, model_or_state)
+        state = pack(model_or_state)
+    else:
+        state = new_state(choices, *learned, None)
     source.order_by(state.arrays[-1])
     loop = Loop(choices, state, source, shapes, rewinds)
     if held_out is None:

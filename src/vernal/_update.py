@@ -35,9 +35,13 @@ def trained_leaves(model: PyTree, trainable: PyTree) -> tuple[bool, ...]:
     **Arguments:**
 
     - `trainable`: a predicate of a leaf, a bool, or a PyTree of these that is a prefix of `model`.
+
+    **Raises:** `ValueError` if it is none of these.
     """
 
     def picks(choice, part) -> list[bool]:
+        if not callable(choice) and not isinstance(choice, bool | np.bool_):
+            raise ValueError(f"{choice!r} is neither True, False nor a function of an array")
         pick = choice if callable(choice) else lambda leaf: choice
         return [eqx.is_inexact_array(leaf) and bool(pick(leaf)) for leaf in jax.tree.leaves(part)]
 
