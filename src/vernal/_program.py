@@ -26,9 +26,11 @@ class Program(NamedTuple):
     length: int = 0  # batches in an epoch, the tail included, if there are tails
 
 
-# XLA's CPU compiler would make a single kernel of a loop of few numbers: faster, but it contracts
-# products and sums in another order there than in an update by itself.
-_OPTIONS = {"xla_disable_hlo_passes": "small-while-loop-hoisting"}
+# Two of XLA's passes would contract products and sums in another order than in an update by itself:
+# one makes a single kernel of a loop of few numbers, which is faster; the other takes out of a loop
+# what is the same in each turn, such as a learning rate that is not a constant.
+_PASSES = "small-while-loop-hoisting,while-loop-invariant-code-motion"
+_OPTIONS = {"xla_disable_hlo_passes": _PASSES}
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1, compiler_options=_OPTIONS)
