@@ -798,7 +798,9 @@ def test_the_line_that_mends_labels_mends_them(trainer, state, bad, line, good, 
         assert np.isfinite(losses_of(mended)).all()
 
 
-@pytest.mark.parametrize("loss", [losses.Huber, optax.losses.squared_error, "mse"], ids=["Huber", "squared_error", "mse"])
+@pytest.mark.parametrize(
+    "loss", [losses.Huber, optax.losses.squared_error, "mse"], ids=["Huber", "squared_error", "mse"]
+)
 def test_a_suggested_loss_does_it(loss, world):
     with pytest.raises(ArgumentError) as caught:
         MADE(ADAM, loss)
