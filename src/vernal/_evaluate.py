@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from vernal._averages import combined, mean
+from vernal._convolutions import channels_last
 from vernal._data import Source
 from vernal._jit import Packed, pack
 from vernal._measure import Measured, Objective, measure, outputs
@@ -102,4 +103,4 @@ def _map(function: Callable, batches: PyTree, single: bool) -> PyTree:
     """Apply a function to batch after batch, or to the one that there is."""
     if single:
         return jax.tree.map(lambda result: jnp.asarray(result)[None], function(batches))
-    return lax.map(function, batches)
+    return lax.map(channels_last(function), batches)

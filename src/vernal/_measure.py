@@ -120,20 +120,25 @@ def _like(old: PyTree, new: PyTree) -> PyTree:
         )
 
     def checked(path, old, new):
-        if jnp.shape(old) != jnp.shape(new):
+        if eqx.is_array(old) and jnp.shape(old) != jnp.shape(new):
             raise ShapeError(
                 f"model_state{jax.tree_util.keystr(path)} comes back with shape {jnp.shape(new)}, "
                 f"and had {jnp.shape(old)}."
             )
-        return strong(new, old.dtype)
+        return strong(new, old)
 
     return jax.tree_util.tree_map_with_path(checked, old, new)
 
 
-def strong(leaf: Array, dtype) -> Array:
-    """The same in a dtype that stays: JAX's weak types, as of Python's numbers, would not."""
-    is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    return leaf if is_key else jax.lax.convert_element_type(leaf, dtype)
+def strong(leaf: Any, like: Any) -> Any:
+    """An array in the dtype of another, and to stay: JAX's weak types, of numbers, would not.
+
+    What is no array is what it was.
+    """
+    if not eqx.is_array(like):
+        return like
+    is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
+    return leaf if is_key else jax.lax.convert_element_type(leaf, like.dtype)
 
 
 def _cast(tree: PyTree, dtype: np.dtype | None) -> PyTree:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import PyTree
 
+from vernal._convolutions import channels_last
 from vernal._jit import Packed, merge, pack, select
 from vernal._nonfinite import breaks
 from vernal._recompile import compiles
@@ -76,7 +77,7 @@ def run(
             buffers = jax.tree.map(put, buffers, measured)
             return batch if program.repeats else at(i + 1), changing, buffers
 
-        return lax.fori_loop(start, end, body, (at(start), *carry))[1:]
+        return lax.fori_loop(start, end, channels_last(body), (at(start), *carry))[1:]
 
     def epoch(i_and_carry):
         """What is left of an epoch: its full batches, then its tail."""

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal._arrays import PARTS
+from vernal._convolutions import channels_last
 from vernal._jit import Packed, pack
 from vernal._measure import Measured, Objective, measure, strong
 from vernal._recompile import compiles
@@ -118,16 +119,14 @@ def learning_rate_at(structure: tuple) -> int | None:
 
 
 @jax.jit
-def compiled_init(
-    choices_and_model: Packed, model_state: PyTree, key: PRNGKeyArray | None
-) -> Packed:
+def compiled_init(packed: Packed, key: PRNGKeyArray | None) -> Packed:
     """The state that training starts from."""
-    choices, model = choices_and_model.unpack()
+    choices, model, model_state = packed.unpack()
     params, _ = choices.split(model)
     key = jax.random.key(0) if key is None else key
     zero = np.zeros((), np.int32)
     opt_state = choices.optimizer.init(params)
-    model_state = jax.tree.map(lambda leaf: strong(leaf, leaf.dtype), model_state)
+    model_state = jax.tree.map(lambda leaf: strong(leaf, leaf), model_state)
     return pack(TrainState(model, model_state, opt_state, zero, zero, zero, key))
 
 
@@ -137,7 +136,7 @@ def new_state(
     """The state that training starts from, packed."""
     as_array = lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf
     model_state = jax.tree.map(as_array, model_state)
-    packed = compiled_init(pack((choices, model)), model_state, key)
+    packed = compiled_init(pack((choices, model, model_state)), key)
     put_counts(packed.arrays, 0, 0, 0)
     return packed
 
@@ -147,8 +146,12 @@ def compiled_step(choices: Packed, state: Packed, batch: PyTree) -> tuple[Packed
     """One update by itself."""
     chosen, before = choices.unpack(), state.unpack()
     compiles("step", **parts(chosen, before, batch))
-    new_state, (info, *_) = update(chosen, before, batch)
-    return pack(new_state), info
+
+    def one(state: Packed, batch: PyTree):
+        new, (info, *_) = update(chosen, state.unpack(), batch)
+        return pack(new), info
+
+    return channels_last(one)(state, batch)
 
 
 def parts(choices: Choices, state: TrainState, batch: PyTree) -> dict[str, PyTree]:
