@@ -75,14 +75,13 @@ def _has_any(param: Any) -> bool:
     """Whether there is a convolution in a part of an equation, or in a program."""
     if isinstance(param, tuple | list):
         return any(map(_has_any, param))
-    if isinstance(param, ClosedJaxpr):
-        return _has_any(param.jaxpr)
-    if not isinstance(param, Jaxpr):
+    program = param.jaxpr if isinstance(param, ClosedJaxpr) else param
+    if not isinstance(program, Jaxpr):
         return False
     parts = lambda eqn: (
         eqn.primitive.name == _CONVOLUTION or any(map(_has_any, eqn.params.values()))
     )
-    return any(map(parts, param.eqns))
+    return any(map(parts, program.eqns))
 
 
 def _rewritten(param: Any) -> Any:

@@ -13,7 +13,7 @@ from vernal._convolutions import channels_last
 from vernal._jit import Packed, merge, pack, select
 from vernal._nonfinite import breaks
 from vernal._recompile import compiles
-from vernal._update import parts, update
+from vernal._update import OPTIONS, parts, update
 
 
 class Program(NamedTuple):
@@ -27,14 +27,7 @@ class Program(NamedTuple):
     length: int = 0  # batches in an epoch, the tail included, if there are tails
 
 
-# Two of XLA's passes would contract products and sums in another order than in an update by itself:
-# one makes a single kernel of a loop of few numbers, which is faster; the other takes out of a loop
-# what is the same in each turn, such as a learning rate that is not a constant.
-_PASSES = "small-while-loop-hoisting,while-loop-invariant-code-motion"
-_OPTIONS = {"xla_disable_hlo_passes": _PASSES}
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1, compiler_options=_OPTIONS)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1, compiler_options=OPTIONS)
 def run(
     program: Program,
     changing: list,

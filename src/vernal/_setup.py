@@ -2,9 +2,12 @@
 
 import functools
 from collections.abc import Callable, Hashable, Iterable
+from dataclasses import replace
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import PyTree
 
@@ -42,10 +45,16 @@ def choices_for(
     return Choices(optimizer, objective, trained)
 
 
-def check_opt_state(choices: Choices, state: TrainState) -> None:
-    """Raise `ArgumentError` if a state was made with another optimizer, or for other parameters."""
+def with_checked_opt_state(choices: Choices, state: TrainState) -> TrainState:
+    """The state, with arrays for numbers that were put into the optimizer's state by hand.
+
+    **Raises:** `ArgumentError` if it was made with another optimizer, or for other parameters.
+    """
+    arrays, rest = eqx.partition(state.opt_state, eqx.is_array_like)
+    if not all(map(eqx.is_array, jax.tree.leaves(arrays))):
+        arrays = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.result_type(leaf)), arrays)
+        state = replace(state, opt_state=eqx.combine(arrays, rest))
     params, _ = choices.split(state.model)
-    arrays = eqx.filter(state.opt_state, eqx.is_array)
     if _of_opt_state(choices.optimizer, signature(params)) != signature(arrays):
         again = "state.model"
         if state.model_state is not None:
@@ -54,6 +63,7 @@ def check_opt_state(choices: Choices, state: TrainState) -> None:
             "state.opt_state was made by another optimizer, or for other trainable parameters."
             f"\n  Begin anew with the model: trainer.init({again})."
         )
+    return state
 
 
 @functools.lru_cache(maxsize=256)
@@ -80,8 +90,7 @@ def start(
         size = None if is_loader(validation_data) else batch_size
         held_out, _ = checked_source(*measured, validation_data, size, name="validation_data")
     if isinstance(model_or_state, TrainState):
-        check_opt_state(choices, model_or_state)
-        state = pack(model_or_state)
+        state = pack(with_checked_opt_state(choices, model_or_state))
     else:
         state = new_state(choices, *learned, None)
     source.order_by(state.arrays[-1])

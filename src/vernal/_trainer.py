@@ -20,7 +20,7 @@ from vernal._loop import Loop
 from vernal._measure import Objective
 from vernal._preflight import examples_error, preflight
 from vernal._progress import Interrupt, Progress
-from vernal._setup import check_opt_state, choices_for, start
+from vernal._setup import choices_for, start, with_checked_opt_state
 from vernal._state import TrainState
 from vernal._update import Choices, compiled_step, new_state
 
@@ -115,7 +115,7 @@ class Trainer:
         except Exception:
             # Only tracing can have failed.
             preflight(self._objective.recorded, *model_of(state), batch, given=given)
-            check_opt_state(choices, state)
+            with_checked_opt_state(choices, state)
             raise
         return new.unpack(), info
 

@@ -1,6 +1,7 @@
 """Loss to gradients to new state: one update, pure."""
 
-from functools import lru_cache
+import inspect
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -16,6 +17,12 @@ from vernal._jit import Packed, pack
 from vernal._measure import Measured, Objective, measure, strong
 from vernal._recompile import compiles
 from vernal._state import TrainState, put_counts
+
+# Two of XLA's passes would contract products and sums in a loop in another order than outside of
+# it: one makes a single kernel of a loop of few numbers, which is faster; the other takes out of a
+# loop what is the same in each turn, such as a learning rate that is not a constant.
+_PASSES = "small-while-loop-hoisting,while-loop-invariant-code-motion"
+OPTIONS = {"xla_disable_hlo_passes": _PASSES}
 
 
 class Choices(NamedTuple):
@@ -92,13 +99,24 @@ def gradients_and_update(
         return measured.info["loss"], measured
 
     grads, measured = jax.grad(objective, has_aux=True)(params)
-    extra = {}
-    if isinstance(choices.optimizer, optax.GradientTransformationExtraArgs | optax.MultiSteps):
-        # For optimizers that look at the loss, or try several lengths of a step.
-        value_fn = lambda params: objective(params)[0]
-        extra = {"value": measured.info["loss"], "grad": grads, "value_fn": value_fn}
+    # For optimizers that look at the loss, or try several lengths of a step.
+    known = {
+        "value": measured.info["loss"],
+        "grad": grads,
+        "value_fn": lambda params: objective(params)[0],
+    }
+    extra = _accepted(choices.optimizer, known)
     updates, opt_state = choices.optimizer.update(grads, state.opt_state, params, **extra)
+    opt_state = jax.tree.map(lambda leaf: strong(leaf, leaf), opt_state)
     return measured, grads, opt_state, optax.apply_updates(params, updates)
+
+
+def _accepted(optimizer: Any, known: dict[str, Any]) -> dict[str, Any]:
+    """Of what is known of an update, what an optimizer's `update` takes by name."""
+    parameters = inspect.signature(optimizer.update).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return known
+    return {name: value for name, value in known.items() if name in parameters}
 
 
 def learning_rate(opt_state: Any) -> Any:
@@ -107,7 +125,9 @@ def learning_rate(opt_state: Any) -> Any:
     `None` if there is none, or several.
     """
     found = optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")
-    rates = [value for _, value in found if jax.tree_util.all_leaves([value])]
+    # Not a parameter of that name, nor what a schedule keeps.
+    shown = lambda path: len(path) > 1 and getattr(path[-2], "name", None) == "hyperparams"
+    rates = [x for path, x in found if shown(path) and jax.tree_util.all_leaves([x])]
     return rates[0] if len(rates) == 1 and np.ndim(rates[0]) == 0 else None
 
 
@@ -126,6 +146,7 @@ def compiled_init(packed: Packed, key: PRNGKeyArray | None) -> Packed:
     key = jax.random.key(0) if key is None else key
     zero = np.zeros((), np.int32)
     opt_state = choices.optimizer.init(params)
+    opt_state = jax.tree.map(lambda leaf: strong(leaf, leaf), opt_state)
     model_state = jax.tree.map(lambda leaf: strong(leaf, leaf), model_state)
     return pack(TrainState(model, model_state, opt_state, zero, zero, zero, key))
 
@@ -141,7 +162,7 @@ def new_state(
     return packed
 
 
-@jax.jit
+@partial(jax.jit, compiler_options=OPTIONS)
 def compiled_step(choices: Packed, state: Packed, batch: PyTree) -> tuple[Packed, dict[str, Array]]:
     """One update by itself."""
     chosen, before = choices.unpack(), state.unpack()

@@ -1,0 +1,565 @@
+"""Models as people build them with Equinox: `fit` against loops written by hand, bit for bit."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import vernal
+from vernal import losses, metrics
+
+KEY = jax.random.key(7)
+
+
+def by_hand(objective, optimizer, model, model_state, batches, trained=eqx.is_inexact_array):
+    """The loop that Equinox's documentation teaches.
+
+    `objective(model, batch, key, model_state)` returns a scalar, a dict of metrics and the model's
+    new state. Returns the model, its state and the optimizer's; and what was measured, by name.
+    """
+
+    @eqx.filter_jit
+    def step(model, model_state, opt_state, batch, key):
+        params, frozen = eqx.partition(model, trained)
+
+        def loss(params):
+            model = eqx.combine(params, frozen)
+            value, info, new_state = objective(model, batch, key, model_state)
+            return value, ({"loss": value, **info}, new_state)
+
+        (_, (info, model_state)), grads = eqx.filter_value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return eqx.apply_updates(model, updates), model_state, opt_state, info
+
+    opt_state, infos = optimizer.init(eqx.filter(model, trained)), []
+    for number, batch in enumerate(batches):
+        key = jax.random.fold_in(KEY, number)
+        model, model_state, opt_state, info = step(model, model_state, opt_state, batch, key)
+        infos.append(info)
+    values = {name: np.array([info[name] for info in infos]) for name in infos[0]}
+    return (model, model_state, opt_state), values
+
+
+def mean_of(error):
+    """By hand: the mean error of a batch (x, y), each example with a key of its own."""
+
+    def objective(model, batch, key, state):
+        x, y = batch
+        keys = jax.random.split(key, len(x))
+        if state is None:
+            outputs = jax.vmap(lambda x, key: model(x, key=key))(x, keys)
+        else:
+            outputs, state = jax.vmap(
+                lambda x, key: model(x, state, key=key), out_axes=(0, None), axis_name="batch"
+            )(x, keys)
+        return jnp.mean(error(outputs, y)), {}, state
+
+    return objective
+
+
+def own(loss):
+    """By hand: a loss(model, batch, key) that returns a scalar."""
+    return lambda model, batch, key, state: (loss(model, batch, key), {}, state)
+
+
+cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+squared_error = optax.losses.squared_error
+
+
+def arrays(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)]
+
+
+def assert_same_bits(one, other):
+    ones, others = arrays(one), arrays(other)
+    assert len(ones) == len(others)
+    for a, b in zip(ones, others, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def batches_of(data, size, epochs):
+    for epoch in range(epochs):
+        yield from vernal.batches(data, size, epoch=epoch, key=KEY)
+
+
+def trained_as_by_hand(trainer, start, data, objective, *, epochs: int = 4, size: int | None = 10):
+    """Train; compare all that changes, after all updates, and what was measured of each."""
+    state, history = trainer.fit(start, data, epochs=epochs, batch_size=size)
+    learned, values = by_hand(
+        *(objective, trainer.optimizer, start.model, start.model_state),
+        *(batches_of(data, size, epochs), trainer.trainable),
+    )
+    examples = len(jax.tree.leaves(data)[0])
+    assert int(state.step) == len(values["loss"]) == epochs * math.ceil(examples / (size or 10**9))
+    for name, of_updates in values.items():
+        np.testing.assert_array_equal(history.steps[name], of_updates)
+    assert arrays(state.model) and len(arrays(learned[0])) == len(arrays(start.model))
+    assert_same_bits((state.model, state.model_state, state.opt_state), learned)
+    return state, history
+
+
+def fell(history, to):
+    """Whether the loss fell to such a part of what it was."""
+    of_epochs = history.epochs["loss"]
+    return of_epochs[-1] < to * of_epochs[0]
+
+
+# Batches of 53 are two an epoch; batches of 10 are eleven, the last with 6 examples. That one is a
+# program more to compile, so most models do without.
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(106, 3)).astype(np.float32)
+    return x, np.sin(x.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Images of digits and their labels, and some that are held out."""
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+    x, held_x, y, held_y = train_test_split(
+        x, y.astype(np.int32), test_size=0.2, random_state=0, stratify=y
+    )
+    return (x, y), (held_x, held_y)
+
+
+def dropped_out():
+    k1, k2 = jax.random.split(jax.random.key(1))
+    return eqx.nn.Sequential(
+        [
+            eqx.nn.Linear(3, 32, key=k1),
+            eqx.nn.Lambda(jax.nn.relu),
+            eqx.nn.Dropout(0.3),
+            eqx.nn.Linear(32, 1, key=k2),
+        ]
+    )
+
+
+def test_an_mlp_with_dropout_trains_as_by_hand_and_the_key_decides(data):
+    trainer = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
+    start = trainer.init(dropped_out(), key=KEY)
+    objective = mean_of(squared_error)
+    _, history = trained_as_by_hand(trainer, start, data, objective, epochs=40, size=53)
+    assert fell(history, 0.7)
+    # In the same order: what may differ is what is dropped out.
+    run = lambda s: trainer.fit(s, data, epochs=1, batch_size=53, shuffle=False)[1].steps["loss"]
+    other = trainer.init(dropped_out(), key=jax.random.key(8))
+    np.testing.assert_array_equal(run(start), run(start))
+    assert (run(start) != run(other)).all()
+
+
+def test_dropout_is_off_in_evaluate_and_predict(data):
+    x, y = data
+    trainer = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
+    model = dropped_out()
+    expected = jax.vmap(eqx.nn.inference_mode(model))(x)
+    np.testing.assert_allclose(trainer.predict(model, x), expected, rtol=1e-5, atol=1e-6)
+    loss = trainer.evaluate(model, data, batch_size=10)["loss"]
+    assert loss == pytest.approx(float(np.mean((expected - y) ** 2)), rel=1e-5)
+
+
+class CNN(eqx.Module):
+    convolutions: list[eqx.nn.Conv2d]
+    norms: list[eqx.nn.BatchNorm]
+    pool: eqx.nn.MaxPool2d
+    last: eqx.nn.Linear
+
+    def __init__(self, *channels, key):
+        *keys, last = jax.random.split(key, len(channels) + 1)
+        ins = (1, *channels)
+        self.convolutions = [
+            eqx.nn.Conv2d(i, o, 3, padding=1, key=k)
+            for i, o, k in zip(ins, channels, keys, strict=False)
+        ]
+        self.norms = [
+            eqx.nn.BatchNorm(size, "batch", momentum=0.9, mode="batch") for size in channels
+        ]
+        self.pool = eqx.nn.MaxPool2d(2, 2)
+        self.last = eqx.nn.Linear(channels[-1] * (8 // 2 ** len(channels)) ** 2, 10, key=last)
+
+    def __call__(self, x, state, *, key=None):
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x, state = norm(convolution(x), state)
+            x = self.pool(jax.nn.relu(x))
+        return self.last(x.ravel()), state
+
+
+@pytest.fixture(scope="module")
+def reader():
+    """A trainer, and what it starts from: 1,437 images in batches of 64 are 23 updates an epoch."""
+    trainer = vernal.Trainer(
+        optax.adam(optax.cosine_decay_schedule(3e-3, 12 * 23)),
+        losses.CrossEntropy(),
+        metrics={"accuracy": metrics.accuracy},
+    )
+    model, model_state = eqx.nn.make_with_state(CNN)(16, 32, key=jax.random.key(0))
+    return trainer, trainer.init(model, model_state=model_state, key=KEY)
+
+
+def test_a_cnn_with_batch_norm_reads_held_out_digits(reader, digits):
+    trainer, start = reader
+    state, history = trainer.fit(start, digits[0], epochs=12, batch_size=64)
+    assert trainer.evaluate(state, digits[1])["accuracy"] >= 0.98
+    assert history.epochs["accuracy"][-1] >= 0.98
+
+
+def test_batch_norms_statistics_are_those_of_a_loop_by_hand(reader, digits):
+    trainer, start = reader
+    trained_as_by_hand(trainer, start, digits[0], mean_of(cross_entropy), epochs=1, size=64)
+
+
+def test_measuring_uses_batch_norms_running_statistics_and_leaves_them_alone(reader, digits):
+    (trainer, start), (x, y) = reader, digits[1]
+    state, _ = trainer.fit(start, digits[0], epochs=1, batch_size=64)
+    before = [np.array(leaf) for leaf in arrays(state.model_state)]
+    assert not np.array_equal(before[1], arrays(start.model_state)[1])
+    model = eqx.nn.inference_mode(state.model)
+    outputs = jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="batch")
+    clone = jax.tree.map(lambda leaf: leaf, state.model_state)
+    expected = jax.jit(lambda x: outputs(x, clone)[0])(x)
+    np.testing.assert_allclose(trainer.predict(state, x), expected, rtol=1e-4, atol=1e-4)
+    result = trainer.evaluate(state, (x, y))
+    assert result["loss"] == pytest.approx(float(cross_entropy(expected, y).mean()), rel=1e-4)
+    assert_same_bits(before, state.model_state)
+
+
+class Recurrent(eqx.Module):
+    cell: eqx.nn.GRUCell
+    last: eqx.nn.Linear
+
+    def __init__(self, key):
+        cell, last = jax.random.split(key)
+        self.cell = eqx.nn.GRUCell(2, 16, key=cell)
+        self.last = eqx.nn.Linear(16, 1, key=last)
+
+    def __call__(self, sequence, *, key=None):
+        forward = lambda hidden, x: (self.cell(x, hidden), None)
+        hidden, _ = jax.lax.scan(forward, jnp.zeros(16), sequence)
+        return self.last(hidden)
+
+
+def test_a_gru_trains_as_by_hand():
+    x = np.random.default_rng(0).normal(size=(100, 12, 2)).astype(np.float32)
+    y = (x[..., 0].sum(axis=1) > 0).astype(np.float32)[:, None]
+    trainer = vernal.Trainer(
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2)),
+        losses.BinaryCrossEntropy(),
+        metrics={"accuracy": metrics.accuracy},
+    )
+    start = trainer.init(Recurrent(jax.random.key(1)), key=KEY)
+    objective = mean_of(optax.losses.sigmoid_binary_cross_entropy)
+    _, history = trained_as_by_hand(trainer, start, (x, y), objective, epochs=15)
+    assert history.epochs["accuracy"][-1] > 0.9
+
+
+class Block(eqx.Module):
+    """A causal transformer of one block."""
+
+    token: eqx.nn.Embedding
+    place: eqx.nn.Embedding
+    norms: list[eqx.nn.LayerNorm]
+    attention: eqx.nn.MultiheadAttention
+    mlp: eqx.nn.MLP
+    last: eqx.nn.Linear
+
+    def __init__(self, tokens, length, width, key):
+        keys = jax.random.split(key, 5)
+        self.token = eqx.nn.Embedding(tokens, width, key=keys[0])
+        self.place = eqx.nn.Embedding(length, width, key=keys[1])
+        self.norms = [eqx.nn.LayerNorm(width) for _ in range(2)]
+        self.attention = eqx.nn.MultiheadAttention(2, width, key=keys[2])
+        self.mlp = eqx.nn.MLP(width, width, 2 * width, 1, jax.nn.gelu, key=keys[3])
+        self.last = eqx.nn.Linear(width, tokens, key=keys[4])
+
+    def __call__(self, tokens, *, key=None):
+        first, second = (jax.vmap(norm) for norm in self.norms)
+        places = jnp.arange(len(tokens))
+        x = jax.vmap(self.token)(tokens) + jax.vmap(self.place)(places)
+        seen = places[:, None] >= places[None, :]
+        normed = first(x)
+        x = x + self.attention(normed, normed, normed, mask=seen)
+        return jax.vmap(self.last)(x + jax.vmap(self.mlp)(second(x)))
+
+
+def test_a_transformer_block_learns_to_label_a_sequence_as_by_hand():
+    tokens = np.random.default_rng(0).integers(0, 6, size=(100, 9)).astype(np.int32)
+    data = tokens, np.roll(tokens, 1, axis=1) * (np.arange(9, dtype=np.int32) > 0)  # the one before
+    trainer = vernal.Trainer(
+        optax.adamw(1e-2), losses.CrossEntropy(), metrics={"accuracy": metrics.accuracy}
+    )
+    start = trainer.init(Block(6, 9, 16, key=jax.random.key(1)), key=KEY)
+    _, history = trained_as_by_hand(trainer, start, data, mean_of(cross_entropy), epochs=30)
+    assert history.epochs["accuracy"][-1] > 0.95
+
+
+def test_a_denoising_autoencoder_trains_as_by_hand(digits):
+    images = digits[0][0][:100].reshape(-1, 64)
+    encoder, decoder = jax.random.split(jax.random.key(1))
+    model = eqx.nn.Sequential(
+        [
+            eqx.nn.Linear(64, 16, key=encoder),
+            eqx.nn.Lambda(jnp.tanh),
+            eqx.nn.Linear(16, 64, key=decoder),
+            eqx.nn.Lambda(jax.nn.sigmoid),
+        ]
+    )
+
+    def reconstruction(model, images, key):
+        noisy = images + 0.1 * jax.random.normal(key, images.shape)
+        return jnp.mean((jax.vmap(model)(noisy) - images) ** 2)
+
+    trainer = vernal.Trainer(optax.adam(3e-3), reconstruction)
+    start = trainer.init(model, key=KEY)
+    state, history = trained_as_by_hand(trainer, start, images, own(reconstruction), epochs=20)
+    assert fell(history, 0.4)
+    assert trainer.predict(state, images).shape == images.shape
+
+
+def test_a_network_solves_a_differential_equation_as_by_hand():
+    def residuals(u, t, key):
+        """Of u'' = -u, u(0) = 0, u'(0) = 1: the sine."""
+        slope = jax.grad(u)
+        inside = jax.vmap(jax.grad(slope))(t) + jax.vmap(u)(t)
+        return jnp.mean(inside**2) + 10 * (u(0.0) ** 2 + (slope(0.0) - 1) ** 2)
+
+    t = np.linspace(0, np.pi, 32, dtype=np.float32)
+    model = eqx.nn.MLP("scalar", "scalar", 32, 1, jnp.tanh, key=jax.random.key(1))
+    trainer = vernal.Trainer(optax.adam(optax.cosine_decay_schedule(1e-2, 2000)), residuals)
+    start = trainer.init(model, key=KEY)
+    state, _ = trained_as_by_hand(trainer, start, t, own(residuals), epochs=2000, size=None)
+    np.testing.assert_allclose(trainer.predict(state, t), np.sin(t), atol=1e-2)
+
+
+def test_a_fine_tune_takes_no_work_no_memory_and_no_decay_for_frozen_layers(data):
+    model = eqx.nn.MLP(3, 1, 16, 3, key=jax.random.key(1))
+    last = eqx.tree_at(lambda m: m.layers[-1], jax.tree.map(lambda _: False, model), True)
+    optimizer = optax.adamw(1e-2, weight_decay=0.1)
+    trainer = vernal.Trainer(optimizer, losses.MeanSquaredError(), trainable=last)
+    start = trainer.init(model, key=KEY)
+    state, history = trained_as_by_hand(trainer, start, data, mean_of(squared_error))
+    assert fell(history, 0.9)
+    assert_same_bits(model.layers[:-1], state.model.layers[:-1])
+    assert not np.array_equal(model.layers[-1].weight, state.model.layers[-1].weight)
+    # Adam keeps two numbers for each that is trained, and one for all.
+    assert sum(leaf.size for leaf in arrays(state.opt_state)) == 2 * (16 + 1) + 1
+
+    whole = vernal.Trainer(optimizer, losses.MeanSquaredError())
+    products = lambda t: str(vernal.update_jaxpr(t, model, data)).count("dot_general[")
+    # Forward one a layer; backward one for each weight, and one for each layer's input but x.
+    assert products(whole) == 4 + 4 + 3
+    assert products(trainer) == 4 + 1
+
+
+def test_a_contrastive_loss_over_pairs_trains_as_by_hand():
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(100, 4))
+    seen = lambda: (hidden @ rng.normal(size=(4, 6))).astype(np.float32)
+    pairs = {"one": seen(), "other": seen()}
+    one, other = jax.random.split(jax.random.key(1))
+    model = {name: eqx.nn.MLP(6, 4, 32, 1, key=k) for name, k in (("one", one), ("other", other))}
+
+    def info_nce(model, pairs, key):
+        unit = lambda v: v / jnp.linalg.norm(v)
+        one, other = (jax.vmap(lambda x, n=n: unit(model[n](x)))(pairs[n]) for n in sorted(pairs))
+        logits = one @ other.T / 0.2
+        labels = jnp.arange(len(logits))
+        accuracy = jnp.mean(jnp.argmax(logits, axis=1) == labels)
+        return jnp.mean(cross_entropy(logits, labels)), {"accuracy": accuracy}
+
+    trainer = vernal.Trainer(optax.adam(1e-2), info_nce)
+    start = trainer.init(model, key=KEY)
+    objective = lambda *args: (*info_nce(*args[:-1]), None)
+    state, history = trained_as_by_hand(trainer, start, pairs, objective, epochs=15, size=20)
+    assert history.epochs["accuracy"][-1] > 0.8 > history.epochs["accuracy"][0]
+    value, measured = info_nce(state.model, pairs, KEY)
+    expected = {"loss": float(value), "accuracy": float(measured["accuracy"])}
+    assert trainer.evaluate(state, pairs) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_ensemble_trains_as_by_hand_and_each_member_as_alone(data):
+    keys = jax.random.split(jax.random.key(1), 3)
+    make = lambda key: eqx.nn.MLP(3, 1, 16, 1, key=key)
+
+    def error(member, batch, key):
+        x, y = batch
+        return jnp.mean((jax.vmap(member)(x) - y) ** 2)
+
+    def of_members(members, batch, key):
+        each = eqx.filter_vmap(error, in_axes=(eqx.if_array(0), None, None))
+        return jnp.sum(each(members, batch, key))
+
+    optimizer = optax.adam(1e-2)
+    trainer = vernal.Trainer(optimizer, of_members)
+    start = trainer.init(eqx.filter_vmap(make)(keys), key=KEY)
+    objective = own(of_members)
+    state, history = trained_as_by_hand(trainer, start, data, objective, epochs=25, size=53)
+    alone, of_losses = vernal.Trainer(optimizer, error), []
+    for i, key in enumerate(keys):
+        member = jax.tree.map(
+            lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, state.model
+        )
+        one, of_one = alone.fit(alone.init(make(key), key=KEY), data, epochs=25, batch_size=53)
+        of_losses.append(of_one.steps["loss"])
+        # Not to the bit: the products of all members are one, which rounds in another way.
+        for a, b in zip(arrays(member), arrays(one.model), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(history.steps["loss"], np.sum(of_losses, axis=0), rtol=1e-4)
+
+
+class Tied(eqx.Module):
+    """Says which token follows: one table embeds tokens and reads them off again."""
+
+    shared: eqx.nn.Shared
+    turn: eqx.nn.Linear
+
+    def __init__(self, key):
+        first, second, third = jax.random.split(key, 3)
+        pair = eqx.nn.Embedding(8, 6, key=first), eqx.nn.Linear(6, 8, use_bias=False, key=second)
+        self.shared = eqx.nn.Shared(pair, lambda pair: pair[1].weight, lambda pair: pair[0].weight)
+        self.turn = eqx.nn.Linear(6, 6, key=third)
+
+    def __call__(self, token, *, key=None):
+        embedding, linear = self.shared()
+        return linear(jnp.tanh(self.turn(embedding(token))))
+
+
+def test_tied_weights_stay_tied_and_train_as_one_table_by_hand():
+    tokens = np.random.default_rng(0).integers(0, 8, size=100).astype(np.int32)
+    data = tokens, (tokens + 1) % 8
+    trainer = vernal.Trainer(optax.adam(1e-2), losses.CrossEntropy())
+    start = trainer.init(Tied(jax.random.key(1)), key=KEY)
+    state, history = trained_as_by_hand(trainer, start, data, mean_of(cross_entropy), epochs=15)
+    assert fell(history, 0.5)
+    embedding, linear = state.model.shared()
+    assert embedding.weight is linear.weight
+
+    def with_a_table(params, batch, key, _):
+        table, weight, bias = params
+        x, y = batch
+        logits = jax.vmap(lambda x: table @ jnp.tanh(weight @ table[x] + bias))(x)
+        return jnp.mean(cross_entropy(logits, y)), {}, None
+
+    turn = start.model.turn
+    plain = start.model.shared()[0].weight, turn.weight, turn.bias
+    learned, _ = by_hand(with_a_table, trainer.optimizer, plain, None, batches_of(data, 10, 15))
+    assert_same_bits((embedding.weight, state.model.turn), learned[0])
+
+
+def test_spectral_norm_trains_as_by_hand_and_bounds_the_model(data):
+    keys = jax.random.split(jax.random.key(1), 4)
+
+    def make():
+        return eqx.nn.Sequential(
+            [
+                eqx.nn.SpectralNorm(eqx.nn.Linear(3, 16, key=keys[0]), "weight", key=keys[1]),
+                eqx.nn.Lambda(jnp.tanh),
+                eqx.nn.SpectralNorm(eqx.nn.Linear(16, 1, key=keys[2]), "weight", key=keys[3]),
+            ]
+        )
+
+    model, model_state = eqx.nn.make_with_state(make)()
+    trainer = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
+    start = trainer.init(model, model_state=model_state, key=KEY)
+    objective = mean_of(squared_error)
+    state, history = trained_as_by_hand(trainer, start, data, objective, epochs=50, size=53)
+    assert fell(history, 0.95)
+    # No two outputs are further apart than their inputs.
+    x = np.random.default_rng(1).normal(size=(50, 3)).astype(np.float32)
+    out = np.asarray(trainer.predict(state, x))
+    apart = lambda v: np.linalg.norm(v[:, None] - v[None], axis=-1)
+    assert (apart(out) <= 1.01 * apart(x)).all()
+
+
+class Student(eqx.Module):
+    encoder: eqx.nn.MLP
+    predictor: eqx.nn.Linear
+
+    def __init__(self, key):
+        first, second = jax.random.split(key)
+        self.encoder = eqx.nn.MLP(3, 4, 16, 1, key=first)
+        self.predictor = eqx.nn.Linear(4, 4, key=second)
+
+
+def test_a_moving_average_teaches_as_by_hand(data):
+    x, _ = data
+    student = Student(jax.random.key(1))
+
+    def objective(model, x, key, teacher):
+        one, other = x[None] + 0.1 * jax.random.normal(key, (2, *x.shape))
+        target = jax.vmap(teacher)(other)
+        out = jax.vmap(lambda x: model.predictor(model.encoder(x)))(one)
+        loss = jnp.mean((out - jax.lax.stop_gradient(target)) ** 2)
+        # A module has leaves that are no arrays, such as its activation.
+        moved = lambda old, new: 0.9 * old + 0.1 * new if eqx.is_array(old) else old
+        return loss, {"spread": jnp.std(target)}, jax.tree.map(moved, teacher, model.encoder)
+
+    trainer = vernal.Trainer(optax.adam(1e-2), objective)
+    start = trainer.init(student, model_state=student.encoder, key=KEY)
+    state, history = trained_as_by_hand(trainer, start, x, objective, epochs=50, size=53)
+    assert fell(history, 0.5)
+    teacher, encoder = arrays(state.model_state), arrays(state.model.encoder)
+    assert not any(np.array_equal(a, b) for a, b in zip(teacher, encoder, strict=True))
+    before = [np.array(leaf) for leaf in teacher]
+    assert set(trainer.evaluate(state, x)) == {"loss", "spread"}
+    assert_same_bits(before, state.model_state)
+
+
+class Warmed(eqx.Module):
+    """A layer of one's own with a state: grows in over the first updates, which it counts."""
+
+    count: eqx.nn.StateIndex
+    linear: eqx.nn.Linear
+
+    def __init__(self, key):
+        self.count = eqx.nn.StateIndex(jnp.array(0))
+        self.linear = eqx.nn.Linear(3, 1, key=key)
+
+    def __call__(self, x, state, *, key=None):
+        count = state.get(self.count)
+        share = jnp.minimum((count + 1) / 20, 1.0)
+        return share * self.linear(x), state.set(self.count, count + 1)
+
+
+def test_a_layer_of_ones_own_counts_the_updates_and_nothing_else(data):
+    model, model_state = eqx.nn.make_with_state(Warmed)(jax.random.key(1))
+    trainer = vernal.Trainer(optax.sgd(1e-2), losses.MeanSquaredError())
+    start = trainer.init(model, model_state=model_state, key=KEY)
+    state, _ = trained_as_by_hand(trainer, start, data, mean_of(squared_error), epochs=3)
+    trainer.evaluate(state, data, batch_size=10)
+    trainer.predict(state, data[0], batch_size=10)
+    assert int(state.model_state.get(model.count)) == 33
+    more, _ = trainer.fit(state, data, epochs=1, batch_size=10, validation_data=data)
+    assert int(more.model_state.get(model.count)) == 44
+    assert int(start.model_state.get(model.count)) == int(model_state.get(model.count)) == 0
+
+
+def test_arithmetic_in_bfloat16_is_that_of_casts_by_hand(data):
+    model = eqx.nn.MLP(3, 1, 16, 2, key=jax.random.key(1))
+    trainer = vernal.Trainer(
+        optax.adam(1e-3), losses.MeanSquaredError(), compute_dtype=jnp.bfloat16
+    )
+
+    def objective(model, batch, key, state):
+        to = lambda dtype: lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf
+        x, y = batch
+        out = jax.vmap(jax.tree.map(to(jnp.bfloat16), model))(x.astype(jnp.bfloat16))
+        assert out.dtype == jnp.bfloat16
+        return jnp.mean(squared_error(out.astype(jnp.float32), y)), {}, state
+
+    start = trainer.init(model, key=KEY)
+    state, history = trained_as_by_hand(trainer, start, data, objective, epochs=50, size=53)
+    assert fell(history, 0.9)
+    assert {leaf.dtype for leaf in arrays(state.model)} == {np.dtype(np.float32)}
+    # Measured in float32, of numbers that were not.
+    out, full = trainer.predict(state, data[0]), jax.jit(jax.vmap(state.model))(data[0])
+    assert out.dtype == jnp.float32
+    np.testing.assert_allclose(out, full, atol=0.05)
+    assert not np.allclose(out, full, rtol=1e-4)
