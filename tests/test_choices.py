@@ -1,5 +1,7 @@
 """Choices, models and states that do not go together: told at once, with the line that mends it."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ MSE = losses.MeanSquaredError()
 MLP = nn.MLP(4, 1, 8, 1, key=KEY)
 
 
-def trainer(loss=MSE, **choices):
+def trainer(loss: Any = MSE, **choices):
     return vernal.Trainer(optax.adam(1e-3), loss, **choices)
 
 
@@ -38,7 +40,7 @@ class Net(eqx.Module):
 
 
 class ReturnsNoState(Net):
-    def __call__(self, x, state):
+    def __call__(self, x, state):  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.out(self.hidden(x))
 
 
@@ -75,6 +77,11 @@ def with_state(returned):
     return trainer(loss).fit(start, DATA, epochs=1)
 
 
+def wrong(argument) -> Any:
+    """An argument of a type that a type checker knows to be wrong."""
+    return argument
+
+
 FROZEN = jax.tree.map(lambda _: False, MLP)
 WRONG = {
     "a model with a state, alone": (
@@ -106,11 +113,11 @@ WRONG = {
         "four takes a model_state, and there is none.",
     ),
     "one callback and no list": (
-        lambda: trainer().fit(MLP, DATA, epochs=1, callbacks=callbacks.EarlyStopping()),
+        lambda: trainer().fit(MLP, DATA, epochs=1, callbacks=wrong(callbacks.EarlyStopping())),
         "Try callbacks=[callback]",
     ),
     "a callback's class": (
-        lambda: trainer().fit(MLP, DATA, epochs=1, callbacks=[callbacks.EarlyStopping]),
+        lambda: trainer().fit(MLP, DATA, epochs=1, callbacks=wrong([callbacks.EarlyStopping])),
         "callbacks holds the class EarlyStopping",
     ),
     "what is not measured is watched": (

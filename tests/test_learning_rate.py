@@ -30,12 +30,17 @@ def mlp(seed=0):
     return nn.MLP(2, 1, 16, 2, key=jax.random.key(seed))
 
 
-def adam(**options):
-    return SHOWN(optax.adam)(learning_rate=1e-3, **options)
+def adam():
+    """An optimizer of its own, for which nothing is compiled."""
+    return SHOWN(optax.adam)(learning_rate=1e-3)
 
 
 def trainer_of(optimizer, loss: Any = MSE, **options):
     return Trainer(optimizer, loss, **options)
+
+
+ADAM = adam()
+TRAINER = trainer_of(ADAM, on_nonfinite="ignore")
 
 
 def full_batches(data, size, first=0, key=None):
@@ -95,11 +100,11 @@ def average(values, updates):
 
 OPTIMIZERS = {
     "sgd": SHOWN(optax.sgd)(learning_rate=1e-3, momentum=0.9),
-    "adam": adam(),
-    "a chain": optax.chain(optax.clip_by_global_norm(1.0), adam(), optax.scale(0.5)),
-    "several steps": optax.MultiSteps(adam(), every_k_schedule=2),
+    "adam": ADAM,
+    "a chain": optax.chain(optax.clip_by_global_norm(1.0), ADAM, optax.scale(0.5)),
+    "several steps": optax.MultiSteps(ADAM, every_k_schedule=2),
     "a whole number": SHOWN(optax.sgd)(learning_rate=1),
-    "apply_if_finite": optax.apply_if_finite(adam(), 3),
+    "apply_if_finite": optax.apply_if_finite(ADAM, 3),
 }
 
 
@@ -119,7 +124,7 @@ def test_it_is_a_loop_by_hand_that_sets_the_rate(name, size):
 
 
 def test_it_ends_where_the_average_is_4_times_its_lowest():
-    found = find_learning_rate(trainer_of(adam()), mlp(), DATA, batch_size=32)
+    found = find_learning_rate(TRAINER, mlp(), DATA, batch_size=32)
     expected, end = average(found.losses.astype(float), 100)
     assert end == len(found.rates) - 1 < 99
     assert found.losses.shape == found.smoothed.shape == found.rates.shape
@@ -134,7 +139,7 @@ def wall(model, batch, key):
 
 
 def test_it_ends_before_a_loss_that_is_not_finite():
-    trainer, model = trainer_of(adam(), wall), mlp()
+    trainer, model = trainer_of(ADAM, wall), mlp()
     found = find_learning_rate(trainer, model, DATA)
     n = len(found.rates)
     assert 40 < n < 99 and np.isfinite(found.losses).all() and np.isfinite(found.smoothed).all()
@@ -147,7 +152,7 @@ def test_it_ends_before_a_loss_that_is_not_finite():
 
 def test_a_loss_that_is_never_finite_is_told():
     never = lambda model, batch, key: model.layers[0].weight.sum() * jnp.nan
-    found = find_learning_rate(trainer_of(adam(), never), mlp(), DATA)
+    found = find_learning_rate(trainer_of(ADAM, never), mlp(), DATA)
     assert found.suggestion is None
     assert len(found.rates) == len(found.losses) == len(found.smoothed) == 0
     assert repr(found) == "LearningRates(no suggestion: the first loss is not finite)"
@@ -158,8 +163,8 @@ def test_a_loss_that_is_never_finite_is_told():
 def test_a_negative_loss_does_not_end_it():
     """Four times a lowest of −20 would be less than any loss."""
     shifted = lambda model, batch, key: MSE(model, batch, key) - 20.0
-    found = find_learning_rate(trainer_of(adam(), shifted), mlp(), DATA)
-    plain = find_learning_rate(trainer_of(adam()), mlp(), DATA)
+    found = find_learning_rate(trainer_of(ADAM, shifted), mlp(), DATA)
+    plain = find_learning_rate(TRAINER, mlp(), DATA)
     assert len(found.rates) >= len(plain.rates) > 50
     np.testing.assert_allclose(found.losses[:50] + 20, plain.losses[:50], rtol=1e-3)
 
@@ -262,7 +267,7 @@ def test_gradient_descent_diverges_above_2_over_the_largest_eigenvalue(seed):
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("size", [None, 20])
 def test_a_network_trains_well_at_the_suggestion(size, seed):
-    trainer = trainer_of(adam(), on_nonfinite="ignore")
+    trainer = TRAINER
     found = find_learning_rate(trainer, mlp(seed), DATA, batch_size=size)
     assert found.suggestion is not None
     options: Any = {"epochs": 200 if size is None else 40, "batch_size": size}
@@ -274,7 +279,7 @@ def test_a_network_trains_well_at_the_suggestion(size, seed):
 
 @pytest.mark.parametrize("of", ["a model", "a state"])
 def test_the_callers_model_state_and_data_stay_as_they_are(of):
-    trainer = trainer_of(adam())
+    trainer = TRAINER
     model = mlp() if of == "a model" else trainer.fit(mlp(), DATA, epochs=3, batch_size=32)[0]
     arrays = [leaf for leaf in jax.tree.leaves((model, DATA)) if eqx.is_array(leaf)]
     is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -336,12 +341,12 @@ def normed(trainer):
 FIRST = eqx.tree_at(lambda m: m.layers[0], jax.tree.map(lambda _: False, mlp()), True)
 WEIGHTED = (X, Y, np.linspace(0, 1, N, dtype=np.float32))
 KINDS = {
-    "BatchNorm and dropout": (trainer_of(adam()), normed, DATA),
-    "a convolution": (trainer_of(adam()), lambda t: t.init(Convolved(KEY), key=KEY), DATA),
-    "a loss of one's own": (trainer_of(adam(), own), None, {"in": X, "out": Y}),
-    "metrics": (trainer_of(adam(), metrics={"r2": vernal.metrics.R2()}), None, WEIGHTED),
-    "lower precision": (trainer_of(adam(), compute_dtype=jnp.bfloat16), None, DATA),
-    "one layer": (trainer_of(adam(), trainable=FIRST), None, DATA),
+    "BatchNorm and dropout": (TRAINER, normed, DATA),
+    "a convolution": (TRAINER, lambda t: t.init(Convolved(KEY), key=KEY), DATA),
+    "a loss of one's own": (trainer_of(ADAM, own), None, {"in": X, "out": Y}),
+    "metrics": (trainer_of(ADAM, metrics={"r2": vernal.metrics.R2()}), None, WEIGHTED),
+    "lower precision": (trainer_of(ADAM, compute_dtype=jnp.bfloat16), None, DATA),
+    "one layer": (trainer_of(ADAM, trainable=FIRST), None, DATA),
 }
 
 
@@ -389,7 +394,7 @@ class Loader:
 
 @pytest.mark.parametrize("kind", ["list", "loader"])
 def test_a_loaders_batches_are_taken_epoch_after_epoch(kind):
-    trainer, loader = trainer_of(adam()), Loader()
+    trainer, loader = TRAINER, Loader()
     data: Any = Loader.batches(1) if kind == "list" else loader
     found = find_learning_rate(trainer, mlp(), data, updates=50)
     epochs = itertools.repeat(1) if kind == "list" else itertools.count(loader.epoch - 17 + 1)
@@ -405,7 +410,7 @@ def test_a_loaders_batches_are_taken_epoch_after_epoch(kind):
 def test_batches_of_several_sizes_are_refused():
     ready = [(X[:8], Y[:8]), (X[:9], Y[:9])]
     with pytest.raises(DataError) as caught:
-        find_learning_rate(trainer_of(adam()), mlp(), ready)
+        find_learning_rate(TRAINER, mlp(), ready)
     assert str(caught.value) == (
         "data has batches of shapes [(8, 2), (8, 1)] and [(9, 2), (9, 1)]; a range test needs them "
         "alike,\n  apart from smaller ones, which are left out."
@@ -446,7 +451,7 @@ class Stateless(optax._src.base.StatefulSchedule):  # pyright: ignore
         (optax.chain(optax.clip(1.0), SHOWN(optax.adam)(learning_rate=SCHEDULE)), SCHEDULED),
         (optax.MultiSteps(SHOWN(optax.adam)(learning_rate=SCHEDULE), 2), SCHEDULED),
         (
-            optax.partition({"a": adam(), "b": adam()}, LABELS),
+            optax.partition({"a": ADAM, "b": ADAM}, LABELS),
             "the optimizer shows 2 learning rates; a range test sets one.",
         ),
     ],
@@ -498,22 +503,22 @@ BOUNDS = "lowest and highest need to be positive numbers, highest the larger; th
 )
 def test_bounds_that_cannot_be_are_refused(options, message):
     with pytest.raises(ArgumentError) as caught:
-        FIND(trainer_of(adam()), mlp(), DATA, **options)
+        FIND(TRAINER, mlp(), DATA, **options)
     line = "" if "updates" in options else "\n  Try lowest=1e-7, highest=10.0."
     assert str(caught.value) == message + line
 
 
 def test_the_line_that_mends_bounds_mends_them():
     with pytest.raises(ArgumentError) as caught:
-        find_learning_rate(trainer_of(adam()), mlp(), DATA, lowest=20.0)
+        find_learning_rate(TRAINER, mlp(), DATA, lowest=20.0)
     [code] = re.findall(r"Try (.+)\.$", str(caught.value))
     mended = eval(f"dict({code})")
-    assert find_learning_rate(trainer_of(adam()), mlp(), DATA, **mended).suggestion is not None
+    assert find_learning_rate(TRAINER, mlp(), DATA, **mended).suggestion is not None
 
 
 def test_bounds_may_be_any_numbers():
     bounds = {"lowest": np.float32(1e-3), "highest": jnp.float32(1.0)}
-    trainer = trainer_of(adam())
+    trainer = TRAINER
     assert FIND(trainer, mlp(), DATA, updates=10, **bounds).rates[0] == bounds["lowest"]
     assert FIND(trainer, mlp(), DATA, updates=10, lowest=1, highest=2).rates[0] == 1
 
@@ -534,7 +539,7 @@ def test_bounds_may_be_any_numbers():
     ],
 )
 def test_all_else_is_checked_as_fit_checks_it(model, data, options, compiled):
-    trainer, told = trainer_of(adam()), []
+    trainer, told = TRAINER, []
     fit = lambda: trainer.fit(model, data, epochs=1, **options)
     for call in (fit, lambda: find_learning_rate(trainer, model, data, **options)):
         compiled.clear()
@@ -550,7 +555,7 @@ def test_all_else_is_checked_as_fit_checks_it(model, data, options, compiled):
 
 @pytest.mark.parametrize("axes", ["new", "the caller's"])
 def test_the_picture_has_labels_and_the_suggestion(axes):
-    found = find_learning_rate(trainer_of(adam()), mlp(), DATA, batch_size=32)
+    found = find_learning_rate(TRAINER, mlp(), DATA, batch_size=32)
     given = None if axes == "new" else plt.subplots()[1]
     ax = found.plot(ax=given)
     assert given is None or ax is given

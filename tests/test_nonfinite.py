@@ -1,6 +1,7 @@
 """A run ends before the update after which numbers would not be finite, and loses nothing."""
 
 import re
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -27,7 +28,8 @@ def mlp(seed=0):
 def fails(trainer, start, data=DATA, **kwargs):
     with pytest.raises(vernal.NonFiniteError) as caught:
         trainer.fit(start, data, **({"epochs": 1000, "batch_size": 10} | kwargs))
-    return caught.value
+    error: Any = caught.value
+    return error
 
 
 def arrays(tree):
@@ -62,7 +64,7 @@ class Spoilt(eqx.Module):
     `counter` has a gradient of -1 throughout, so that SGD of rate 1 counts updates with it.
     """
 
-    mlp: eqx.Module
+    mlp: nn.MLP
     counter: jax.Array
     at: jax.Array
     value: jax.Array  # which of VALUES
@@ -170,7 +172,7 @@ def test_what_never_was_finite_is_left_alone():
     """A mask of -inf among the parameters, or a best loss of inf in an optimizer's state."""
 
     class Masked(eqx.Module):
-        mlp: eqx.Module
+        mlp: nn.MLP
         mask: jax.Array
 
         def __call__(self, x):

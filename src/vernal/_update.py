@@ -125,10 +125,14 @@ def learning_rate(opt_state: Any) -> Any:
     `None` if there is none, or several.
     """
     found = optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")
-    # Not a parameter of that name, nor what a schedule keeps.
-    shown = lambda path: len(path) > 1 and getattr(path[-2], "name", None) == "hyperparams"
-    rates = [x for path, x in found if shown(path) and jax.tree_util.all_leaves([x])]
+    rates = [x for path, x in found if _is_shown(path) and jax.tree_util.all_leaves([x])]
     return rates[0] if len(rates) == 1 and np.ndim(rates[0]) == 0 else None
+
+
+def _is_shown(path: tuple) -> bool:
+    """Whether a learning rate is a field of a state, or a hyperparameter; and not a parameter."""
+    field = isinstance(path[-1], optax.tree_utils.NamedTupleKey)
+    return field or (len(path) > 1 and getattr(path[-2], "name", None) == "hyperparams")
 
 
 @lru_cache(maxsize=256)
