@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -14,6 +15,8 @@ import vernal
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 matplotlib.use("Agg")
+# As in a terminal: a shell starts what runs in the background with Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same examples each time; how long one takes says nothing, for the first of a shape compiles.
 hypothesis.settings.register_profile("vernal", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("vernal")
