@@ -176,7 +176,7 @@ class CNN(eqx.Module):
         *keys, last = jax.random.split(key, len(channels) + 1)
         ins = (1, *channels)
         self.convolutions = [
-            eqx.nn.Conv2d(i, o, 3, padding=1, key=k)
+            eqx.nn.Conv2d(i, o, 3, padding=1, use_bias=False, key=k)
             for i, o, k in zip(ins, channels, keys, strict=False)
         ]
         self.norms = [

@@ -34,7 +34,8 @@ def run(objective: Objective | None, model: PyTree, model_state: PyTree, batch: 
     """What is measured of a batch, as in training; or a model's predictions, if nothing is."""
     if objective is None:
         return predictions(model, batch, model_state=model_state)
-    return measure(objective, model, model_state, batch, jax.random.key(0))
+    measured = measure(objective, model, model_state, batch, jax.random.key(0))
+    return measured._replace(model_state=None)  # which may hold what is no array
 
 
 def traced(function: Callable, *args: PyTree) -> PyTree:
