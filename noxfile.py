@@ -23,6 +23,10 @@ PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 
 
+# Each file of tests in a process of its own, as many at once as there are cores.
+PYTEST = ("pytest", "--numprocesses", "auto", "--dist", "loadfile")
+
+
 def group(name: str) -> tuple[str, ...]:
     """Return the requirements of one dependency group: older versions of pip have no `--group`."""
     return nox.project.dependency_groups(PYPROJECT, name)
@@ -51,7 +55,7 @@ def find_python(version: str) -> str | None:
 def tests(session: nox.Session) -> None:
     """Run the tests on the Python that runs nox."""
     session.install("-e", ".[all]", *group("test"))
-    session.run("pytest", *session.posargs)
+    session.run(*PYTEST, *session.posargs)
 
 
 # A Python that is not installed gets no environment (False): its session only says so.
@@ -73,7 +77,7 @@ def tests_matrix(session: nox.Session, version: str, pins: list[str]) -> None:
     if session.python is False:
         session.skip(f"Python {version} is missing on this machine")
     session.install("-e", ".[all]", *group("test"), *pins)
-    session.run("pytest", *session.posargs)
+    session.run(*PYTEST, *session.posargs)
 
 
 @nox.session
