@@ -78,7 +78,8 @@ def check_stateful(loss: Callable | None, model: PyTree, model_state: PyTree) ->
             f"\n  Make both: model, model_state = eqx.nn.make_with_state({name})(...),"
             "\n  and pass trainer.init(model, model_state=model_state) in place of the model."
         )
-    if loss is None or _accepts(loss, 3 if model_state is None else 4):
+    known = loss is None or isinstance(loss, AbstractSupervised)
+    if known or _accepts(loss, 3 if model_state is None else 4):
         return
     loss_name = getattr(loss, "__name__", type(loss).__name__)
     if model_state is None:

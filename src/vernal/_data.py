@@ -17,8 +17,8 @@ from vernal._stack import Stack
 
 # How much is gathered at once. Small epochs share a stack until it has so many updates, or takes so
 # many bytes, that a call's own cost no longer shows; a large epoch is taken in parts.
-_STACK_UPDATES = 256
-_SHARED_BYTES = 2**20
+_STACK_UPDATES = 1024
+_SHARED_BYTES = 2**22
 _STACK_BYTES = 2**26
 
 
@@ -90,10 +90,11 @@ class ArraySource:
         return self._stack(arrays, part, tails, batch, end, epoch, origin=batch)
 
     def _stack(self, arrays, rows, tails, first, end, epoch, origin=0) -> Stack:
+        orders = rows.reshape(-1, self._size), tails if self._tail else None
+        batches, tails = _gather(arrays, orders)
         return Stack(
-            _gather(arrays, rows.reshape(-1, self._size)),
-            *(first, end, epoch, self._size, self.length, origin),
-            tails=_gather(arrays, tails) if self._tail else None,
+            *(batches, first, end, epoch, self._size, self.length, origin),
+            tails=tails,
             tail_size=self._tail,
         )
 
@@ -254,8 +255,12 @@ def _nbytes(tree: PyTree) -> int:
 
 
 @jax.jit
-def _gather(arrays: PyTree, rows: Array) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), arrays)
+def _gather(arrays: PyTree, orders: PyTree[Array]) -> PyTree:
+    """The examples of each of some orders."""
+    take = lambda rows: jax.tree.map(
+        lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), arrays
+    )
+    return jax.tree.map(take, orders)
 
 
 @jax.jit

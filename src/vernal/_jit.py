@@ -1,13 +1,35 @@
 """PyTrees across `jax.jit`: their arrays are traced, the rest of them is static."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial, wraps
 from typing import Any
 
 import equinox as eqx
 import jax
 from jaxtyping import PyTree
+
+# Passes of XLA's compiler that would have updates in a loop contract products and sums in another
+# order than an update by itself. One makes a single kernel of a loop of few numbers, which is
+# faster; one takes out of a loop what is the same in each turn, such as a learning rate that is
+# not a constant; and one removes the fences that `jax.lax.optimization_barrier` sets, before
+# arithmetic is fused across them.
+_PASSES = "small-while-loop-hoisting,while-loop-invariant-code-motion,cse_barrier_expander"
+
+
+def jit_updates(function: Callable, **options: Any) -> Callable:
+    """`jax.jit` for updates, so that a CPU makes the same bits of them in a loop and without."""
+
+    @cache
+    def jitted(backend: str) -> Callable:
+        passes = {"xla_disable_hlo_passes": _PASSES} if backend == "cpu" else None
+        return jax.jit(function, compiler_options=passes, **options)
+
+    @wraps(function)
+    def called(*args):
+        return jitted(jax.default_backend())(*args)
+
+    return called
 
 
 @jax.tree_util.register_pytree_node_class

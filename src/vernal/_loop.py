@@ -31,6 +31,8 @@ _SECONDS = 0.1
 _BYTES_A_SECOND, _MOST_SECONDS = 4 * 10**7, 1.0
 # The first chunk's products of parameters and data; a core makes some 10⁹ of them a second.
 _FIRST_WORK = 3 * 10**8
+# An update that does so little that the loop's own cost shows is one of several in its turn.
+_LITTLE_WORK, _UNROLL = 10**5, 4
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,6 @@ class Records:
     place: int  # the first update's place in the stack
     updates: int
     step: int  # of the first update
-    broken: Any  # whether the state stopped being finite
     values: dict[str, Any]  # name -> one value an update, JAX's and then NumPy's
     weights: Any  # each batch's weight, if it is not its number of examples
     averages: dict[str, PyTree]  # of each metric that is made from such
@@ -64,23 +65,23 @@ class Records:
         return len(finite) if finite.all() else int(np.argmin(finite))
 
 
-def _first_guess(changing: list, stack: Stack) -> int:
-    """How many updates to make before there is one to measure: some milliseconds' worth.
+def _work(changing: list, stack: Stack) -> int:
+    """How much an update does: every number that it changes, once with every number of a batch.
 
-    Taking every number that an update changes once with every number of a batch overestimates
-    what layers do that share no weights, and is about right for those that do.
+    That overestimates what layers do that share no weights, and is about right for those that do.
     """
     batch = sum(leaf.size // len(leaf) for leaf in jax.tree.leaves(stack.batches)) * (
         stack.size if stack.repeats else 1
     )
-    return max(1, _FIRST_WORK // (1 + sum(leaf.size for leaf in changing) * batch))
+    return 1 + sum(leaf.size for leaf in changing) * batch
 
 
 @dataclass
 class _Chunk:
     """Consecutive calls whose records are looked at together."""
 
-    start: list | None = None  # what changes, as it was before, to go back to; or not kept
+    # What changes, as it was before, to go back to, and which of it was finite; or not kept.
+    start: tuple[list, Any] | None = None
     records: list[Records] = field(default_factory=list)
 
 
@@ -94,9 +95,9 @@ class Loop:
 
     - `measured`: the shapes of what an update measures.
     - `rewinds`: whether to go back, and raise, when numbers stop being finite. The updates
-      themselves do not look, which would cost more than 2 % of their time: after each call it is
-      looked whether the loss, the parameters and the rest of the state are finite. If not, the
-      chunk is made again in parts, to find the update.
+      themselves do not look, which would cost more than 2 % of their time: it is looked at each
+      chunk's losses, and at the state after it. If they are not finite, the chunk is made again,
+      in parts, to find the update.
     """
 
     def __init__(
@@ -118,16 +119,18 @@ class Loop:
         picks += [True] * (len(state.arrays) - 4 - len(picks)) + [False] * 4
         changing, self._fixed = select(state.arrays, tuple(picks))
         self._choices, self._packed_choices = choices, pack(choices)
-        self._program = Program(state.structure, tuple(picks), _kept(measured, state))
+        work = _work(changing, self._stack)
+        unroll = _UNROLL if work < _LITTLE_WORK else 1
+        self._program = Program(state.structure, tuple(picks), _kept(measured, state), unroll)
         self._rewinds = rewinds
         # Where chunks begin with a copy, the first goes back to the caller's own arrays.
-        self._changing = changing if rewinds else copied(changing)
+        self._changing = changing if rewinds else copied(changing)[0]
         self._seconds = _SECONDS
         if rewinds:
             seconds = sum(leaf.nbytes for leaf in changing) / _BYTES_A_SECOND
             self._seconds = min(max(_SECONDS, seconds), _MOST_SECONDS)
         self._queued = _Chunk()  # the chunk under way
-        self._updates = _first_guess(changing, self._stack)  # to make in the next one
+        self._updates = max(1, _FIRST_WORK // work)  # to make in the next one
         self._fetched_at = time.perf_counter()
 
     @property
@@ -154,7 +157,7 @@ class Loop:
 
     def state(self) -> TrainState:
         """The state here and now, in arrays of its own."""
-        return self._state(copied(self._changing), self._step, self.place)
+        return self._state(copied(self._changing)[0], self._step, self.place)
 
     def finish(self) -> TrainState:
         """The state at the end: the loop gives its arrays away, and makes no more updates."""
@@ -176,29 +179,34 @@ class Loop:
         **Raises:** `NonFiniteError`, without a history, after the records before it.
         """
         while self.place[0] < until_epoch and not stopped():
-            before, self._queued = self._queued, _Chunk()
-            if self._rewinds:
-                self._queued.start, self._changing = self._changing, copied(self._changing)
+            before, self._queued = self._queued, _Chunk(self._mark())
             left = self._updates
             while left > 0 and self.place[0] < until_epoch:
                 self._queued.records.append(self._call(left, until_epoch))
                 left -= self._queued.records[-1].updates
-            yield from self._fetch(before)
+            yield from self._fetch(before, self._queued.start)
         yield from self.drain()
 
     def drain(self) -> Iterator[list[Records]]:
         """Wait for what is queued, and return its records."""
         before, self._queued = self._queued, _Chunk()
-        yield from self._fetch(before)
+        yield from self._fetch(before, self._mark() if before.records else None)
 
-    def _fetch(self, chunk: _Chunk) -> Iterator[list[Records]]:
-        fetched: list[Records] = []
-        for i, records in enumerate(chunk.records):
-            fetched.append(records.fetched())
-            finite = fetched[i].finite_losses == records.updates and not records.broken
-            if chunk.start is not None and not finite:
-                good, error = self._first_bad(chunk.start, fetched)
-                yield [*fetched[:i], fetched[i].first(good)]
+    def _mark(self) -> tuple[list, Any] | None:
+        """Keep what changes to go back to, where there is a need, and go on with a copy."""
+        if not self._rewinds:
+            return None
+        start = self._changing
+        self._changing, finite = copied(start)
+        return start, finite
+
+    def _fetch(self, chunk: _Chunk, after: tuple[list, Any] | None) -> Iterator[list[Records]]:
+        fetched = [records.fetched() for records in chunk.records]
+        if chunk.start is not None and after is not None:
+            losses = all(records.finite_losses == records.updates for records in fetched)
+            if not losses or _breaks(chunk.start[1], after[1]):
+                whole, good, error = self._first_bad(*chunk.start, fetched)
+                yield [*fetched[:whole], fetched[whole].first(good)]
                 raise error
         now = time.perf_counter()
         updates = sum(records.updates for records in fetched)
@@ -214,11 +222,13 @@ class Loop:
             self._place = self._stack.first
         stack, place, step = self._stack, self._place, self._step
         to_epoch = (until_epoch - stack.epoch) * stack.length
-        updates = min(updates, _capacity(stack), min(stack.end, to_epoch) - place)
-        self._changing, broken, kept = self._run(self._changing, stack, place, updates, step)
+        room = min(_capacity(stack), min(stack.end, to_epoch) - place)
+        # Better a call of twice the length than two.
+        updates = room if room < 2 * updates else updates
+        self._changing, kept = self._run(self._changing, stack, place, updates, step)
         self._step += updates
         self._place += updates
-        return Records(stack, place, updates, step, broken, *kept)
+        return Records(stack, place, updates, step, *kept)
 
     def _run(self, changing: list, stack: Stack, place: int, updates: int, step: int):
         """Give what changes to the compiled program, for so many updates from a place on."""
@@ -236,37 +246,44 @@ class Loop:
             *(np.int32(0 if stack.repeats else place), np.int32(updates), np.int32(step)),
         )
 
-    def _first_bad(self, start: list, made: list[Records]) -> tuple[int, NonFiniteError]:
-        """How many good updates the last of some records begin with, and the error after them."""
-        earlier, last = made[:-1], made[-1]
+    def _first_bad(
+        self, start: list, finite: Any, made: list[Records]
+    ) -> tuple[int, int, NonFiniteError]:
+        """How many records, and updates of the next, are good; and the error of the one after."""
 
-        def again(records: Records, arrays: list, updates: int) -> tuple[list, bool]:
+        def again(arrays: list, records: Records, updates: int) -> list:
+            """What so many of some records' updates make of what changes."""
             at = (records.stack, records.place, updates, records.step)
-            arrays, broken, _ = self._run(copied(arrays), *at)
-            return arrays, bool(broken)
+            return self._run(copied(arrays)[0], *at)[0]
 
-        def before(records: Records, arrays: list, updates: int) -> tuple[TrainState, PyTree]:
-            """The state after so many updates, and the batch that comes next."""
-            arrays, _ = again(records, arrays, updates)
-            place = records.place + updates
-            state = self._state(arrays, records.step + updates, records.stack.place(place))
-            return state, records.stack.batch(place)
+        def after(arrays: list, records: Records, updates: int) -> tuple[TrainState, PyTree]:
+            """The state after so many of some records' updates, and the batch that comes next."""
+            place, step = records.place + updates, records.step + updates
+            arrays = again(arrays, records, updates)
+            return self._state(arrays, step, records.stack.place(place)), records.stack.batch(place)
 
-        starts = [start]
-        for records in earlier:
-            starts.append(again(records, starts[-1], records.updates)[0])
-        # After `good` updates all is well; after `bad` it is not.
-        good, bad = 0, min(last.finite_losses + 1, last.updates)
+        # 1. The first records that are bad.
+        latest = None  # where the last good update is
+        for whole, records in enumerate(made):
+            good, bad = 0, min(records.finite_losses + 1, records.updates)
+            end = again(start, records, bad)
+            if records.finite_losses < records.updates or _breaks(finite, copied(end)[1]):
+                break
+            latest, start = (start, records, records.updates - 1), end
+        # 2. After `good` of its updates all is well; after `bad` it is not.
         while bad - good > 1:
             middle = (good + bad) // 2
-            good, bad = (good, middle) if again(last, starts[-1], middle)[1] else (middle, bad)
-        norm = None
+            broken = _breaks(finite, copied(again(start, records, middle))[1])
+            good, bad = (good, middle) if broken else (middle, bad)
         if good:
-            norm = grad_norm(self._choices, *before(last, starts[-1], good - 1))
-        elif earlier:
-            records = earlier[-1]
-            norm = grad_norm(self._choices, *before(records, starts[-2], records.updates - 1))
-        return good, nonfinite(self._choices, *before(last, starts[-1], good), norm)
+            latest = start, records, good - 1
+        norm = None if latest is None else grad_norm(self._choices, *after(*latest))
+        return whole, good, nonfinite(self._choices, *after(start, records, good), norm)
+
+
+def _breaks(before: Any, after: Any) -> bool:
+    """Whether an array is not finite any more: those that never were are meant so."""
+    return bool(np.any(np.asarray(before) & ~np.asarray(after)))
 
 
 def _capacity(stack: Stack) -> int:

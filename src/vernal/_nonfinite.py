@@ -18,12 +18,6 @@ def is_finite(leaf: Array) -> Array:
     return jnp.all(jnp.isfinite(leaf))
 
 
-def breaks(before: list[Array], after: list[Array]) -> Array:
-    """Whether one of some arrays is not finite any more: those that never were are meant so."""
-    broken = [is_finite(old) & ~is_finite(new) for old, new in zip(before, after, strict=True)]
-    return jnp.any(jnp.stack(broken))
-
-
 @jax.jit
 def _looked_at(choices: Packed, state: Packed, batch: PyTree):
     """The loss, the gradients' norm, and what is finite: by path, of what an update makes."""

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import PyTree
+from jaxtyping import Array
 
 from vernal._convolutions import channels_last
-from vernal._jit import Packed, merge, pack, select
-from vernal._nonfinite import breaks
+from vernal._jit import Packed, jit_updates, merge, pack, select
+from vernal._nonfinite import is_finite
 from vernal._recompile import compiles
-from vernal._update import OPTIONS, parts, update
+from vernal._update import parts, update
 
 
 class Program(NamedTuple):
@@ -22,12 +22,13 @@ class Program(NamedTuple):
     structure: tuple  # of the state
     changing: tuple[bool, ...]  # which of the state's arrays an update changes
     kept: tuple  # of what is kept of each update: the treedef; shapes and dtypes
+    unroll: int  # updates a turn of the loop
     capacity: int = 0  # the most updates of one call
     repeats: bool = False  # every update is on the same batch
     length: int = 0  # batches in an epoch, the tail included, if there are tails
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1, compiler_options=OPTIONS)
+@functools.partial(jit_updates, static_argnums=0, donate_argnums=1)
 def run(
     program: Program,
     changing: list,
@@ -40,8 +41,7 @@ def run(
 ):
     """Make `count` updates from a place in a stack on; the trip count is a run-time value.
 
-    Returns what changed, whether that stopped being finite, and for each array that is kept a
-    buffer for `capacity` of them.
+    Returns what changed, and for each array that is kept a buffer for `capacity` of them.
     """
     batches, tails, origin = stack
     state = Packed(merge(changing, fixed, program.changing), program.structure).unpack()
@@ -58,19 +58,24 @@ def run(
             pick = lambda leaf: lax.dynamic_index_in_dim(leaf, row + i - start, keepdims=False)
             return jax.tree.map(pick, arrays)
 
-        # The next batch is carried from turn to turn: sliced where it is used, it would be fused
-        # with the arithmetic, and that be rounded in another way than in an update by itself.
-        def body(i, carry):
-            batch, changing, buffers = carry
+        @channels_last
+        def one(i, changing, buffers):
+            # A fence: what is before an update must not be fused with its arithmetic, which would
+            # be rounded in another way than in an update by itself.
+            batch, changing, buffers = lax.optimization_barrier((at(i), changing, buffers))
             state = Packed(merge(changing, fixed, program.changing), program.structure).unpack()
             state = replace(state, step=step + i)
             state, measured = update(choices.unpack(), state, batch)
             changing, _ = select(pack(state).arrays, program.changing)
             put = lambda buffer, number: lax.dynamic_update_index_in_dim(buffer, number, i, 0)
-            buffers = jax.tree.map(put, buffers, measured)
-            return batch if program.repeats else at(i + 1), changing, buffers
+            return i + 1, changing, jax.tree.map(put, buffers, measured)
 
-        return lax.fori_loop(start, end, channels_last(body), (at(start), *carry))[1:]
+        carry = start, *carry
+        for several in sorted({program.unroll, 1}, reverse=True):
+            more = lambda carry, n=several: carry[0] + n <= end
+            turn = lambda carry, n=several: functools.reduce(lambda c, _: one(*c), range(n), carry)
+            carry = lax.while_loop(more, turn, carry)
+        return carry[1:]
 
     def epoch(i_and_carry):
         """What is left of an epoch: its full batches, then its tail."""
@@ -88,14 +93,13 @@ def run(
     )
     carry = changing, buffers
     if tails is None:
-        new, buffers = updates(0, count, batches, place - origin, carry)
-    else:
-        more = lambda i_and_carry: i_and_carry[0] < count
-        new, buffers = lax.while_loop(more, epoch, (jnp.int32(0), carry))[1]
-    return new, breaks(changing, new), buffers
+        return updates(0, count, batches, place - origin, carry)
+    more = lambda i_and_carry: i_and_carry[0] < count
+    return lax.while_loop(more, epoch, (jnp.int32(0), carry))[1]
 
 
 @jax.jit
-def copied(arrays: PyTree) -> PyTree:
-    """The same in arrays that may be given away."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=leaf.dtype, copy=True), arrays)
+def copied(arrays: list) -> tuple[list, Array]:
+    """The same in arrays that may be given away; and of each, whether all of it is finite."""
+    copies = [jnp.array(leaf, dtype=leaf.dtype, copy=True) for leaf in arrays]
+    return copies, jnp.stack(list(map(is_finite, arrays)))

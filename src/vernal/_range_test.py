@@ -1,6 +1,5 @@
 """Updates at growing learning rates, in one compiled program."""
 
-import functools
 import itertools
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,10 +14,10 @@ from jaxtyping import PyTree
 from vernal._convolutions import channels_last
 from vernal._data import ArraySource, LoaderSource
 from vernal._errors import ArgumentError, DataError
-from vernal._jit import Packed, pack
+from vernal._jit import Packed, jit_updates, pack
 from vernal._recompile import compiles
 from vernal._state import TrainState
-from vernal._update import OPTIONS, parts, update
+from vernal._update import parts, update
 
 # A tenth of the test is what the average remembers, what it takes to begin with, and the stretch
 # that a fall is measured over: in less, the noise of mini-batches is steeper than any fall.
@@ -26,7 +25,7 @@ TENTH = 10
 _WORST = 4  # the test ends where the smoothed loss is so many times its lowest
 
 
-@functools.partial(jax.jit, compiler_options=OPTIONS)
+@jit_updates
 def range_test(choices: Packed, state: Packed, examples: PyTree, rows, rates):
     """Make an update at each rate: how many were made, their losses, and these smoothed.
 
@@ -46,7 +45,9 @@ def range_test(choices: Packed, state: Packed, examples: PyTree, rows, rates):
     compiles("find_learning_rate", **parts(chosen, state.unpack(), batch_at(0)), **held)
 
     def body(carry):
-        i, _, batch, packed, (average, lowest), buffers = carry
+        i, _, packed, (average, lowest), buffers = carry
+        # A fence, as in `vernal._program`.
+        batch, packed = lax.optimization_barrier((batch_at(i), packed))
         new, (info, *_) = update(chosen, packed.unpack(), batch)
         loss = info["loss"].astype(dtype)
         average = memory * average + (1 - memory) * loss
@@ -55,14 +56,12 @@ def range_test(choices: Packed, state: Packed, examples: PyTree, rows, rates):
         going = jnp.isfinite(smoothed) & (smoothed <= lowest + (_WORST - 1) * jnp.abs(lowest))
         put = lambda buffer, number: lax.dynamic_update_index_in_dim(buffer, number, i, 0)
         buffers = put(buffers[0], loss), put(buffers[1], smoothed)
-        # The next batch and rate are carried, as in `vernal._program`: taken where they are used,
-        # they would be fused with the arithmetic, and that be rounded in another way.
         new = pack(with_rate(new, rates[i + 1]))
-        return i + 1, going, batch_at(i + 1), new, (average, lowest), buffers
+        return i + 1, going, new, (average, lowest), buffers
 
     averages = jnp.zeros((), dtype), jnp.array(jnp.inf, dtype)
     buffers = jnp.zeros(updates, dtype), jnp.zeros(updates, dtype)
-    start = jnp.int32(0), jnp.array(True), batch_at(0), state, averages, buffers
+    start = jnp.int32(0), jnp.array(True), state, averages, buffers
     more = lambda carry: carry[1] & (carry[0] < updates)
     end = lax.while_loop(more, channels_last(body), start)
     return end[0], *end[-1]

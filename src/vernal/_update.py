@@ -1,7 +1,7 @@
 """Loss to gradients to new state: one update, pure."""
 
 import inspect
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -13,16 +13,10 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal._arrays import PARTS
 from vernal._convolutions import channels_last
-from vernal._jit import Packed, pack
+from vernal._jit import Packed, jit_updates, pack
 from vernal._measure import Measured, Objective, measure, strong
 from vernal._recompile import compiles
 from vernal._state import TrainState, put_counts
-
-# Two of XLA's passes would contract products and sums in a loop in another order than outside of
-# it: one makes a single kernel of a loop of few numbers, which is faster; the other takes out of a
-# loop what is the same in each turn, such as a learning rate that is not a constant.
-_PASSES = "small-while-loop-hoisting,while-loop-invariant-code-motion"
-OPTIONS = {"xla_disable_hlo_passes": _PASSES}
 
 
 class Choices(NamedTuple):
@@ -166,7 +160,7 @@ def new_state(
     return packed
 
 
-@partial(jax.jit, compiler_options=OPTIONS)
+@jit_updates
 def compiled_step(choices: Packed, state: Packed, batch: PyTree) -> tuple[Packed, dict[str, Array]]:
     """One update by itself."""
     chosen, before = choices.unpack(), state.unpack()
