@@ -19,7 +19,7 @@ DATA = (X, X**2)
 
 def programs() -> int:
     """How many loops were compiled so far."""
-    return getattr(run, "_cache_size")()  # noqa: B009
+    return run.jitted._cache_size()
 
 
 def fresh():

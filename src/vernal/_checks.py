@@ -78,8 +78,9 @@ def check_stateful(loss: Callable | None, model: PyTree, model_state: PyTree) ->
             f"\n  Make both: model, model_state = eqx.nn.make_with_state({name})(...),"
             "\n  and pass trainer.init(model, model_state=model_state) in place of the model."
         )
-    known = loss is None or isinstance(loss, AbstractSupervised)
-    if known or _accepts(loss, 3 if model_state is None else 4):
+    if loss is None or isinstance(loss, AbstractSupervised):
+        return
+    if _accepts(loss, 3 if model_state is None else 4):
         return
     loss_name = getattr(loss, "__name__", type(loss).__name__)
     if model_state is None:
@@ -217,7 +218,8 @@ def checked_source(
     except DataError as error:
         raise DataError(about(name, str(error))) from None
     given = None if isinstance(source, LoaderSource) else data
-    shapes = preflight(*measured, source.example, name=name, given=given)
+    shapes, convolves = preflight(*measured, source.example, name=name, given=given)
+    source.loops = not (convolves and jax.default_backend() == "cpu")
     labels = label_check(*measured, source.example, name)
     if isinstance(source, LoaderSource):
         source.check = partial(preflight, *measured, name=name)

@@ -22,7 +22,14 @@ _SHARED_BYTES = 2**22
 _STACK_BYTES = 2**26
 
 
-class ArraySource:
+class _Source:
+    # Whether many batches may be taken in one compiled loop. XLA lays the numbers of a convolution
+    # out for a CPU only outside of loops: inside, one takes several times as long, and is rounded
+    # in another way.
+    loops: bool = True
+
+
+class ArraySource(_Source):
     """Examples in memory: arrays with equal leading axes."""
 
     def __init__(
@@ -118,7 +125,7 @@ class ArraySource:
             yield jax.tree.map(lambda leaf, rows=rows: leaf[rows], self.arrays)
 
 
-class LoaderSource:
+class LoaderSource(_Source):
     """Ready batches from anything that can be iterated again and again."""
 
     def __init__(self, loader: Iterable, batch_size: int | None, *, name: str = "data"):

@@ -12,7 +12,6 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from vernal._averages import combined, mean
-from vernal._convolutions import channels_last
 from vernal._data import Source
 from vernal._jit import Packed, pack
 from vernal._measure import Measured, Objective, measure, outputs
@@ -62,6 +61,10 @@ def _each(function: Callable, source: Source) -> Iterator[tuple[PyTree, int, int
         if stack.repeats:
             yield function(stack.batches, True), 1, stack.size
             continue
+        if not source.loops:
+            for place in range(stack.first, stack.end):
+                yield function(stack.batch(place), True), 1, int(stack.sizes(place, place + 1)[0])
+            continue
         has_tail = stack.tails is not None and stack.end == stack.length
         yield function(stack.batches, False), stack.end - stack.origin - has_tail, stack.size
         if has_tail:
@@ -103,4 +106,4 @@ def _map(function: Callable, batches: PyTree, single: bool) -> PyTree:
     """Apply a function to batch after batch, or to the one that there is."""
     if single:
         return jax.tree.map(lambda result: jnp.asarray(result)[None], function(batches))
-    return lax.map(channels_last(function), batches)
+    return lax.map(function, batches)

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -14,9 +14,12 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxtyping import PyTree
 
 from vernal._calls import Call, Calls, module_paths
+from vernal._jit import holds, inner
 
 _NAME = "vernal-call-"
 _SCOPE = re.compile(_NAME + r"(\d+)")
+# Of a loop XLA counts one round.
+LOOPS = ("scan", "while")
 # Operations that only run others. Their names differ between versions of JAX.
 _WRAPPERS = {"jit", "pjit", "closed_call", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 
@@ -95,15 +98,15 @@ def _walk(jaxpr: Jaxpr, outer: tuple[int, ...], times: float, tally: Tally) -> N
     for eqn in jaxpr.eqns:
         scopes = outer + tuple(map(int, _SCOPE.findall(str(eqn.source_info.name_stack))))
         begun.update(scopes)
-        name, inner = eqn.primitive.name, list(_inner(eqn))
+        name, programs = eqn.primitive.name, list(inner(eqn))
         if name == "cond":
-            branches = [Tally() for _ in inner]
-            for branch, each in zip(inner, branches, strict=True):
+            branches = [Tally() for _ in programs]
+            for branch, each in zip(programs, branches, strict=True):
                 _walk(branch, scopes, times, each)
             tally.add(max(branches, key=lambda each: (math.isnan(each.total), each.total)))
-        elif name in ("scan", "while") or name in _WRAPPERS:
+        elif name in LOOPS or name in _WRAPPERS:
             rounds = {"scan": eqn.params.get("length"), "while": math.nan}.get(name, 1)
-            for part in inner:
+            for part in programs:
                 _walk(part, scopes, times * rounds, tally)
         else:
             own[scopes[-1] if scopes else -1].append(eqn)
@@ -113,26 +116,9 @@ def _walk(jaxpr: Jaxpr, outer: tuple[int, ...], times: float, tally: Tally) -> N
         tally.flops[call] += times * _xla_flops(eqns)
 
 
-def _inner(eqn: JaxprEqn) -> Iterator[Jaxpr]:
-    """The programs that an operation runs."""
-    for value in eqn.params.values():
-        for part in value if isinstance(value, tuple) else (value,):
-            part = getattr(part, "jaxpr", part)
-            if isinstance(part, Jaxpr):
-                yield part
-
-
-def has_loop(jaxpr: Jaxpr) -> bool:
-    """Whether there is a loop in a program, of which XLA counts one round."""
-    return any(
-        eqn.primitive.name in ("scan", "while") or any(map(has_loop, _inner(eqn)))
-        for eqn in jaxpr.eqns
-    )
-
-
 def _xla_flops(eqns: list[JaxprEqn]) -> float:
     """What XLA counts for some operations, each on inputs of its own; nothing is compiled."""
-    if any(has_loop(part) for eqn in eqns for part in _inner(eqn)):
+    if any(holds(part, *LOOPS) for eqn in eqns for part in inner(eqn)):
         return math.nan
 
     def program(inputs):

@@ -11,8 +11,8 @@ from jaxtyping import PyTree
 
 from vernal import _table
 from vernal._checks import checked_source, model_of
-from vernal._flops import cost_of, count, has_loop
-from vernal._jit import pack
+from vernal._flops import LOOPS, cost_of, count
+from vernal._jit import holds, pack
 from vernal._state import TrainState
 from vernal._trainer import Trainer
 from vernal._update import compiled_step, new_state
@@ -95,7 +95,7 @@ def update_cost(
     compiled = traced.lower().compile()
     costs = cost_of(compiled.cost_analysis) or {}
     flops, accessed = costs.get("flops", math.nan), costs.get("bytes accessed", math.nan)
-    if has_loop(traced.jaxpr.jaxpr):
+    if holds(traced.jaxpr.jaxpr, *LOOPS):
         flops, accessed = count(traced.jaxpr).total, math.nan
     memory = compiled.memory_analysis()
     if memory is None:
@@ -120,7 +120,7 @@ def _traced(trainer: Trainer, model_or_state, data, batch_size) -> tuple[Any, in
     size = rows if batch_size is None else min(batch_size, rows)
     shape = lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype)
     batch = jax.tree.map(shape, source.example)
-    return compiled_step.trace(pack(choices), state, batch), size
+    return compiled_step.jitted.trace(pack(choices), state, batch), size
 
 
 def _known(value: float) -> int | None:

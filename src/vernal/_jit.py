@@ -1,12 +1,13 @@
 """PyTrees across `jax.jit`: their arrays are traced, the rest of them is static."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial, wraps
+from functools import cache, partial
 from typing import Any
 
 import equinox as eqx
 import jax
+from jax.extend.core import Jaxpr, JaxprEqn
 from jaxtyping import PyTree
 
 # Passes of XLA's compiler that would have updates in a loop contract products and sums in another
@@ -17,19 +18,25 @@ from jaxtyping import PyTree
 _PASSES = "small-while-loop-hoisting,while-loop-invariant-code-motion,cse_barrier_expander"
 
 
-def jit_updates(function: Callable, **options: Any) -> Callable:
+class jit_updates:
     """`jax.jit` for updates, so that a CPU makes the same bits of them in a loop and without."""
 
-    @cache
-    def jitted(backend: str) -> Callable:
-        passes = {"xla_disable_hlo_passes": _PASSES} if backend == "cpu" else None
-        return jax.jit(function, compiler_options=passes, **options)
+    def __init__(self, function: Callable, **options: Any):
+        @cache
+        def jitted(backend: str) -> Any:
+            passes = {"xla_disable_hlo_passes": _PASSES} if backend == "cpu" else None
+            return jax.jit(function, compiler_options=passes, **options)
 
-    @wraps(function)
-    def called(*args):
-        return jitted(jax.default_backend())(*args)
+        self._jitted = jitted
 
-    return called
+    @property
+    def jitted(self) -> Any:
+        """What `jax.jit` makes of the function, for the backend that there is."""
+        return self._jitted(jax.default_backend())
+
+    def __call__(self, *args):
+        """Call what was compiled."""
+        return self.jitted(*args)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -90,3 +97,20 @@ def shapes_of(signature) -> PyTree[jax.ShapeDtypeStruct]:
     """The PyTree of shapes and dtypes that a signature was taken from."""
     treedef, leaves = signature
     return treedef.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+
+
+def inner(eqn: JaxprEqn) -> Iterator[Jaxpr]:
+    """The programs that an operation runs."""
+    for value in eqn.params.values():
+        for part in value if isinstance(value, tuple) else (value,):
+            part = getattr(part, "jaxpr", part)
+            if isinstance(part, Jaxpr):
+                yield part
+
+
+def holds(jaxpr: Jaxpr, *names: str) -> bool:
+    """Whether a program, or one that it runs, has one of some operations."""
+    return any(
+        eqn.primitive.name in names or any(holds(part, *names) for part in inner(eqn))
+        for eqn in jaxpr.eqns
+    )

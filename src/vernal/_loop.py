@@ -121,7 +121,8 @@ class Loop:
         self._choices, self._packed_choices = choices, pack(choices)
         work = _work(changing, self._stack)
         unroll = _UNROLL if work < _LITTLE_WORK else 1
-        self._program = Program(state.structure, tuple(picks), _kept(measured, state), unroll)
+        kept = _kept(measured, state)
+        self._program = Program(state.structure, tuple(picks), kept, source.loops, unroll)
         self._rewinds = rewinds
         # Where chunks begin with a copy, the first goes back to the caller's own arrays.
         self._changing = changing if rewinds else copied(changing)[0]
@@ -222,7 +223,7 @@ class Loop:
             self._place = self._stack.first
         stack, place, step = self._stack, self._place, self._step
         to_epoch = (until_epoch - stack.epoch) * stack.length
-        room = min(_capacity(stack), min(stack.end, to_epoch) - place)
+        room = min(self._capacity(stack), min(stack.end, to_epoch) - place)
         # Better a call of twice the length than two.
         updates = room if room < 2 * updates else updates
         self._changing, kept = self._run(self._changing, stack, place, updates, step)
@@ -230,20 +231,31 @@ class Loop:
         self._place += updates
         return Records(stack, place, updates, step, *kept)
 
+    def _capacity(self, stack: Stack) -> int:
+        """The most updates of one compiled call."""
+        if not self._source.loops:
+            return 1
+        return _REPEATS if stack.repeats else stack.capacity
+
     def _run(self, changing: list, stack: Stack, place: int, updates: int, step: int):
         """Give what changes to the compiled program, for so many updates from a place on."""
+        batches, tails, origin, place = stack.batches, stack.tails, stack.origin, place
+        if stack.repeats:
+            place = 0
+        elif not self._source.loops:
+            (batches, place), tails, origin = stack.row(place), None, 0
         program = self._program._replace(
-            capacity=_capacity(stack),
+            capacity=self._capacity(stack),
             repeats=stack.repeats,
-            length=stack.length if stack.tails is not None else 0,
+            length=0 if tails is None else stack.length,
         )
         return run(
             program,
             changing,
             self._fixed,
             self._packed_choices,
-            (stack.batches, stack.tails, np.int32(stack.origin)),
-            *(np.int32(0 if stack.repeats else place), np.int32(updates), np.int32(step)),
+            (batches, tails, np.int32(origin)),
+            *(np.int32(place), np.int32(updates), np.int32(step)),
         )
 
     def _first_bad(
@@ -254,7 +266,7 @@ class Loop:
         def again(arrays: list, records: Records, updates: int) -> list:
             """What so many of some records' updates make of what changes."""
             at = (records.stack, records.place, updates, records.step)
-            return self._run(copied(arrays)[0], *at)[0]
+            return self._run(copied(arrays)[0], *at)[0] if updates else arrays
 
         def after(arrays: list, records: Records, updates: int) -> tuple[TrainState, PyTree]:
             """The state after so many of some records' updates, and the batch that comes next."""
@@ -262,32 +274,34 @@ class Loop:
             arrays = again(arrays, records, updates)
             return self._state(arrays, step, records.stack.place(place)), records.stack.batch(place)
 
-        # 1. The first records that are bad.
-        latest = None  # where the last good update is
-        for whole, records in enumerate(made):
-            good, bad = 0, min(records.finite_losses + 1, records.updates)
-            end = again(start, records, bad)
-            if records.finite_losses < records.updates or _breaks(finite, copied(end)[1]):
-                break
-            latest, start = (start, records, records.updates - 1), end
-        # 2. After `good` of its updates all is well; after `bad` it is not.
+        def breaks(start: list, records: Records, updates: int) -> bool:
+            if updates > records.finite_losses:
+                return True
+            return _breaks(finite, copied(again(start, records, updates))[1])
+
+        # 1. The first records that end badly. Their updates come out as they did: there are some.
+        whole, before = 0, start
+        while not breaks(start, made[whole], made[whole].updates):
+            before, start = start, again(start, made[whole], made[whole].updates)
+            whole += 1
+        records = made[whole]
+        # 2. After `good` of their updates all is well; after `bad` it is not.
+        good, bad = 0, records.updates
         while bad - good > 1:
             middle = (good + bad) // 2
-            broken = _breaks(finite, copied(again(start, records, middle))[1])
-            good, bad = (good, middle) if broken else (middle, bad)
+            good, bad = (good, middle) if breaks(start, records, middle) else (middle, bad)
+        norm = None
         if good:
-            latest = start, records, good - 1
-        norm = None if latest is None else grad_norm(self._choices, *after(*latest))
+            norm = grad_norm(self._choices, *after(start, records, good - 1))
+        elif whole:
+            latest = made[whole - 1]
+            norm = grad_norm(self._choices, *after(before, latest, latest.updates - 1))
         return whole, good, nonfinite(self._choices, *after(start, records, good), norm)
 
 
 def _breaks(before: Any, after: Any) -> bool:
     """Whether an array is not finite any more: those that never were are meant so."""
     return bool(np.any(np.asarray(before) & ~np.asarray(after)))
-
-
-def _capacity(stack: Stack) -> int:
-    return _REPEATS if stack.repeats else stack.capacity
 
 
 def _kept(measured: Measured, state: Packed) -> tuple:

@@ -7,7 +7,7 @@ the layer that is at odds with its input; and then once more for each line that 
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,11 +15,18 @@ from jaxtyping import PyTree
 
 from vernal._calls import Calls, located, watched
 from vernal._errors import ExamplesError, ShapeError, VernalError, first_line, joined, kind
-from vernal._jit import pack, shapes_of, signature
+from vernal._jit import holds, pack, shapes_of, signature
 from vernal._layers import Unmet, at_fault
 from vernal._measure import Objective
 from vernal._suggest import for_given, run, suggestion
 from vernal.losses import AbstractSupervised, BinaryCrossEntropy, CrossEntropy, predictions
+
+
+class Traced(NamedTuple):
+    """What a trace says."""
+
+    shapes: PyTree  # of what was returned
+    convolves: bool  # whether there are convolutions
 
 
 def preflight(
@@ -30,7 +37,7 @@ def preflight(
     *,
     name: str = "data",
     given: PyTree = None,
-) -> PyTree:
+) -> Traced:
     """Trace a loss with its metrics, or a model alone, on the shapes of a batch.
 
     **Arguments:**
@@ -40,7 +47,8 @@ def preflight(
     - `name`: the argument that the batch was taken from.
     - `given`: that argument, where the batch was made from it: of lists, say, or data frames.
 
-    **Returns:** what `measure` returns, or the model's outputs, as shapes.
+    **Returns:** what `measure` returns, or the model's outputs, as shapes; and whether there are
+    convolutions on the way.
 
     **Raises:** `ShapeError`, with a line that mends the data if one was found to work; any other
     of Vernal's errors as it is.
@@ -71,12 +79,13 @@ def about(name: str, message: str) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _trace(function: Callable, of) -> PyTree:
+def _trace(function: Callable, of) -> Traced:
     # Tracing takes milliseconds; a trace that went well is not made again for the same program.
     def unpacked(packed, batch):
         return function(*packed.unpack(), batch)
 
-    return jax.eval_shape(unpacked, *shapes_of(of))
+    jaxpr, shapes = jax.make_jaxpr(unpacked, return_shape=True)(*shapes_of(of))
+    return Traced(shapes, holds(jaxpr.jaxpr, "conv_general_dilated"))
 
 
 def _described(
@@ -168,7 +177,7 @@ def label_check(
 
     def check(batch: PyTree) -> None:
         try:
-            loss.check_labels(batch[1], made.shape)
+            loss.check_labels(batch[1], made.shapes.shape)
         except ExamplesError as error:
             raise ExamplesError(about(name, str(error))) from None
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from vernal._convolutions import channels_last
 from vernal._jit import Packed, jit_updates, merge, pack, select
 from vernal._nonfinite import is_finite
 from vernal._recompile import compiles
@@ -22,6 +21,7 @@ class Program(NamedTuple):
     structure: tuple  # of the state
     changing: tuple[bool, ...]  # which of the state's arrays an update changes
     kept: tuple  # of what is kept of each update: the treedef; shapes and dtypes
+    loops: bool  # or else there is a single update, and no loop
     unroll: int  # updates a turn of the loop
     capacity: int = 0  # the most updates of one call
     repeats: bool = False  # every update is on the same batch
@@ -58,7 +58,6 @@ def run(
             pick = lambda leaf: lax.dynamic_index_in_dim(leaf, row + i - start, keepdims=False)
             return jax.tree.map(pick, arrays)
 
-        @channels_last
         def one(i, changing, buffers):
             # A fence: what is before an update must not be fused with its arithmetic, which would
             # be rounded in another way than in an update by itself.
@@ -71,6 +70,8 @@ def run(
             return i + 1, changing, jax.tree.map(put, buffers, measured)
 
         carry = start, *carry
+        if not program.loops:
+            return one(*carry)[1:]
         for several in sorted({program.unroll, 1}, reverse=True):
             more = lambda carry, n=several: carry[0] + n <= end
             turn = lambda carry, n=several: functools.reduce(lambda c, _: one(*c), range(n), carry)

@@ -11,7 +11,6 @@ import optax
 from jax import lax
 from jaxtyping import PyTree
 
-from vernal._convolutions import channels_last
 from vernal._data import ArraySource, LoaderSource
 from vernal._errors import ArgumentError, DataError
 from vernal._jit import Packed, jit_updates, pack
@@ -63,7 +62,7 @@ def range_test(choices: Packed, state: Packed, examples: PyTree, rows, rates):
     buffers = jnp.zeros(updates, dtype), jnp.zeros(updates, dtype)
     start = jnp.int32(0), jnp.array(True), state, averages, buffers
     more = lambda carry: carry[1] & (carry[0] < updates)
-    end = lax.while_loop(more, channels_last(body), start)
+    end = lax.while_loop(more, body, start)
     return end[0], *end[-1]
 
 

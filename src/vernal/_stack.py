@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax import lax
 from jaxtyping import Array, PyTree
 
 
@@ -40,13 +41,23 @@ class Stack:
         """The batch at a place."""
         if self.repeats:
             return self.batches
+        arrays, row = self.row(place)
+        return taken(arrays, row)
+
+    def row(self, place: int) -> tuple[PyTree, int]:
+        """The batch at a place: the arrays that it is in, and its row there."""
         epoch, batch = divmod(place, self.length)
         if self.tails is not None and batch == self.length - 1:
-            return jax.tree.map(lambda leaf: leaf[epoch], self.tails)
-        row = place - self.origin - (epoch if self.tails is not None else 0)
-        return jax.tree.map(lambda leaf: leaf[row], self.batches)
+            return self.tails, epoch
+        return self.batches, place - self.origin - (epoch if self.tails is not None else 0)
 
     def sizes(self, start: int, stop: int) -> np.ndarray:
         """How many examples there are in the batches at some places."""
         is_tail = (np.arange(start, stop) + 1) % self.length == 0
         return np.where(is_tail & (self.tails is not None), self.tail_size, self.size)
+
+
+@jax.jit
+def taken(arrays: PyTree, row: int) -> PyTree:
+    """A row of each of some arrays."""
+    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, row, keepdims=False), arrays)

@@ -12,7 +12,6 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal._arrays import PARTS
-from vernal._convolutions import channels_last
 from vernal._jit import Packed, jit_updates, pack
 from vernal._measure import Measured, Objective, measure, strong
 from vernal._recompile import compiles
@@ -165,12 +164,8 @@ def compiled_step(choices: Packed, state: Packed, batch: PyTree) -> tuple[Packed
     """One update by itself."""
     chosen, before = choices.unpack(), state.unpack()
     compiles("step", **parts(chosen, before, batch))
-
-    def one(state: Packed, batch: PyTree):
-        new, (info, *_) = update(chosen, state.unpack(), batch)
-        return pack(new), info
-
-    return channels_last(one)(state, batch)
+    new, (info, *_) = update(chosen, before, batch)
+    return pack(new), info
 
 
 def parts(choices: Choices, state: TrainState, batch: PyTree) -> dict[str, PyTree]:
