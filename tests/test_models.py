@@ -242,6 +242,49 @@ def test_measuring_uses_batch_norms_running_statistics_and_leaves_them_alone(rea
     assert_same_bits(before, state.model_state)
 
 
+def test_convolutions_on_the_full_batch_are_those_of_a_loop_by_hand(reader, digits):
+    (trainer, start), data = reader, (digits[0][0][:90], digits[0][1][:90])
+    state, history = trainer.fit(start, data, epochs=5)
+    learned, values = by_hand(
+        *(mean_of(cross_entropy), trainer.optimizer, start.model, start.model_state), [data] * 5
+    )
+    assert_same_bits(history.steps["loss"], values["loss"])
+    assert_same_bits((state.model, state.model_state), learned[:2])
+
+
+def test_convolutions_measure_and_predict_the_same_in_batches(reader, digits):
+    """Of 360 images, in batches of 100 and one of 60."""
+    (trainer, start), (x, y) = reader, digits[1]
+    whole, parts = (trainer.evaluate(start, (x, y), batch_size=size) for size in (None, 100))
+    assert parts == pytest.approx(whole, rel=1e-5)
+    predictions = [trainer.predict(start, x, batch_size=size) for size in (None, 100)]
+    assert predictions[0].shape == (360, 10)
+    np.testing.assert_allclose(*predictions, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [None, 40], ids=["full batch", "batches"])
+def test_convolutions_that_overflow_end_before_that_update(digits, size):
+    model, model_state = eqx.nn.make_with_state(CNN)(4, 4, key=jax.random.key(0))
+    trainer = vernal.Trainer(optax.sgd(1e30), losses.CrossEntropy())
+    start = trainer.init(model, model_state=model_state, key=KEY)
+    data = (digits[0][0][:90], digits[0][1][:90])
+    state, made = start, []
+    for batch in [data] * 9 if size is None else batches_of(data, size, 3):
+        new, info = trainer.step(state, batch)
+        good = np.isfinite(info["loss"]) and all(map(np.all, map(np.isfinite, arrays(new.model))))
+        if not good:
+            break
+        state = new
+        made.append(info["loss"])
+    with pytest.raises(vernal.NonFiniteError) as raised:
+        trainer.fit(start, data, epochs=9, batch_size=size)
+    assert raised.value.update == len(made) < 9
+    assert_same_bits(raised.value.history.steps["loss"], made)
+    assert_same_bits(
+        (raised.value.state.model, raised.value.state.opt_state), (state.model, state.opt_state)
+    )
+
+
 class Recurrent(eqx.Module):
     cell: eqx.nn.GRUCell
     last: eqx.nn.Linear
