@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from vernal._averages import combined
 from vernal._errors import NonFiniteError
-from vernal._loop import Records
+from vernal._records import Records
 from vernal._state import TrainState
 from vernal.metrics import AbstractMetric
 

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from vernal._jit import Packed, merge, pack, select
 from vernal._measure import Measured
 from vernal._nonfinite import grad_norm, nonfinite
 from vernal._program import Program, copied, run
+from vernal._records import Records
 from vernal._stack import Stack
 from vernal._state import TrainState, counts, put_counts
 from vernal._update import Choices, learning_rate_at
@@ -33,36 +34,6 @@ _BYTES_A_SECOND, _MOST_SECONDS = 4 * 10**7, 1.0
 _FIRST_WORK = 3 * 10**8
 # An update that does so little that the loop's own cost shows is one of several in its turn.
 _LITTLE_WORK, _UNROLL = 10**5, 4
-
-
-@dataclass(frozen=True)
-class Records:
-    """What consecutive updates on one stack measured; arrays may still be on their way."""
-
-    stack: Stack
-    place: int  # the first update's place in the stack
-    updates: int
-    step: int  # of the first update
-    values: dict[str, Any]  # name -> one value an update, JAX's and then NumPy's
-    weights: Any  # each batch's weight, if it is not its number of examples
-    averages: dict[str, PyTree]  # of each metric that is made from such
-
-    def fetched(self) -> "Records":
-        """The same as NumPy arrays, cut to the updates that were made."""
-        # A copy: a view of a few numbers would keep the whole buffer.
-        cut = lambda buffer: np.array(np.asarray(buffer)[: self.updates])
-        kept = jax.tree.map(cut, (self.values, self.weights, self.averages))
-        return replace(self, values=kept[0], weights=kept[1], averages=kept[2])
-
-    def first(self, updates: int) -> "Records":
-        """Those of so many updates only."""
-        return replace(self, updates=updates).fetched()
-
-    @property
-    def finite_losses(self) -> int:
-        """How many updates there are before a loss that is not finite."""
-        finite = np.isfinite(self.values["loss"])
-        return len(finite) if finite.all() else int(np.argmin(finite))
 
 
 def _work(changing: list, stack: Stack) -> int:
@@ -239,7 +210,7 @@ class Loop:
 
     def _run(self, changing: list, stack: Stack, place: int, updates: int, step: int):
         """Give what changes to the compiled program, for so many updates from a place on."""
-        batches, tails, origin, place = stack.batches, stack.tails, stack.origin, place
+        batches, tails, origin = stack.batches, stack.tails, stack.origin
         if stack.repeats:
             place = 0
         elif not self._source.loops:

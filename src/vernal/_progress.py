@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 
-from vernal._loop import Records
+from vernal._records import Records
 
 
 class Interrupt:

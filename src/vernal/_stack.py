@@ -1,3 +1,5 @@
+"""Batches on the device, one behind the other."""
+
 import sys
 from dataclasses import dataclass
 
