@@ -134,6 +134,9 @@ def build(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Time the training loop."""
+    """Time Vernal and its peers: `nox -s bench -- a c` for some of the workloads."""
     session.install("-e", ".[all]")
-    session.run("python", "benchmarks/loop.py", *session.posargs)
+    for peer in group("bench"):
+        # The table names those that do not install here.
+        session.install(peer, success_codes=range(256))
+    session.run("python", "benchmarks/compare.py", *session.posargs)

@@ -359,7 +359,10 @@ def test_any_run_can_be_tested_from_a_state_on(name):
     found = find_learning_rate(trainer, state, data, batch_size=32, updates=50)
     assert len(found.rates) > 20
     batches = full_batches(data, 32, 2, KEY)
-    np.testing.assert_array_equal(found.losses, by_steps(trainer, state, batches, found.rates))
+    # A CPU rounds convolutions in a loop, which the test is, in another way.
+    tolerance = 1e-4 if name == "a convolution" else 0
+    expected = by_steps(trainer, state, batches, found.rates)
+    np.testing.assert_allclose(found.losses, expected, rtol=tolerance)
 
 
 def test_low_precision_of_the_parameters_is_that_of_the_rates():

@@ -1,0 +1,187 @@
+"""Vernal and its peers side by side: the same data, network, optimizer and number of updates.
+
+`python benchmarks/compare.py [workloads] [--rivals ...]` prints a table for each workload and
+writes `build/benchmarks/compare.json`. `nox -s bench` runs it with every peer that installs.
+
+Each rival is a process of its own. It builds its data, and trains once: the time of that first run,
+with what it compiles, and the time from the start of `python` to its end are taken then, and the
+memory that the process took at most. Then the rivals take turns, so that a machine that slows down
+does so for all. `speed` is that of `fit` relative to a rival: the median of the ratios of turns,
+and the ratio of the best times. Above 1, `fit` is faster. The last column is the loss over all
+examples after the last run, the same arithmetic for all: nobody wins by doing less.
+"""
+
+import argparse
+import importlib
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BUILD = HERE.parent / "build" / "benchmarks"
+# name -> the module and function here, what it is
+RIVALS = {
+    "vernal": ("ours.prepare", "`Trainer.fit`, `equinox.nn`"),
+    "own": ("ours.prepare_own", "`Trainer.fit`, `vernal.nn`"),
+    "scan": ("by_hand.prepare_scan", "best hand-written `lax.scan`"),
+    "loop": ("by_hand.prepare_loop", "hand-written Equinox loop"),
+    "nnx": ("flax_nnx.prepare", "Flax NNX"),
+    "keras": ("keras_jax.prepare", "Keras 3 on JAX"),
+    "keras-many": ("keras_jax.prepare_many", "Keras 3, `steps_per_execution`"),
+    "torch": ("torch_loop.prepare", "PyTorch loop"),
+    "lightning": ("torch_loop.prepare_lightning", "Lightning"),
+    "sklearn": ("sklearn_mlp.prepare", "scikit-learn"),
+    "klax": ("klax_fit.prepare", "klax"),
+}
+
+
+def work(rival: str, name: str) -> None:
+    """Be one rival: train once, then once more for each line that comes in."""
+    began = float(sys.stdin.readline())
+    sys.path.insert(0, str(HERE))
+    from workloads import workload
+
+    module, function = RIVALS[rival][0].split(".")
+    try:
+        prepare = getattr(importlib.import_module(f"rivals.{module}"), function)
+        chosen = workload(name)
+        run, outputs = prepare(chosen)
+    except ModuleNotFoundError as error:
+        return tell(missing=f"{error.name} is not installed")
+    except NotImplementedError as error:
+        return tell(missing=str(error))
+    start = time.perf_counter()
+    run()
+    first, whole = time.perf_counter() - start, time.time() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tell(first=first, whole=whole, peak=peak / 2**10 / (1024 if sys.platform == "darwin" else 1))
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        run()
+        tell(seconds=time.perf_counter() - start)
+    x, y = chosen.data()
+    tell(loss=chosen.loss(outputs(x), y))
+
+
+def tell(**facts) -> None:
+    """Say something to the process that compares."""
+    print("\n@" + json.dumps(facts), flush=True)
+
+
+class Rival:
+    """A rival's process, and what it told."""
+
+    def __init__(self, name: str, workload: str):
+        self.name = name
+        command = [sys.executable, __file__, "--be", name, workload]
+        pipe = subprocess.PIPE
+        self._log = (BUILD / f"{workload}-{name}.log").open("w+")
+        self._process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=self._log, text=True
+        )
+        self.facts = {"seconds": []} | self._asked(str(time.time()))
+
+    def _asked(self, line: str | None) -> dict:
+        told, said = self._process.stdout, self._process.stdin
+        if line is None:
+            said.close()
+        else:
+            print(line, file=said, flush=True)
+        for answer in told:
+            if answer.startswith("@"):
+                return json.loads(answer[1:])
+        self._log.seek(0)
+        last = (self._log.read().strip().splitlines() or ["without a word"])[-1]
+        return {"missing": f"it ended: {last[:160]}"}
+
+    @property
+    def runs(self) -> bool:
+        """Whether it takes part."""
+        return "missing" not in self.facts
+
+    def turn(self) -> None:
+        """Train once more."""
+        answer = self._asked("again")
+        seconds = answer.pop("seconds", None)
+        self.facts |= answer
+        self.facts["seconds"] += [] if seconds is None else [seconds]
+
+    def end(self) -> None:
+        """Tell the loss, and go."""
+        if self.runs:
+            self.facts |= self._asked(None)
+        self._process.kill()
+        self._process.wait()
+
+
+def compare(workload: str, rivals: list[str], turns: int, patience: float) -> dict[str, dict]:
+    """Have the rivals take turns on a workload; one that takes long takes fewer of them."""
+    taking_part = [Rival(name, workload) for name in rivals]
+    for turn in range(turns):
+        for rival in taking_part:
+            if rival.runs and (turn < 2 or sum(rival.facts["seconds"]) < patience):
+                rival.turn()
+    for rival in taking_part:
+        rival.end()
+    return {rival.name: rival.facts for rival in taking_part}
+
+
+def table(workload: str, facts: dict[str, dict]) -> str:
+    """A workload's figures in Markdown."""
+    from workloads import workload as named
+
+    w = named(workload)
+    what = f"{w.kind} {' → '.join(map(str, w.sizes))}, {w.examples:,} examples"
+    how = "full batch" if w.batch_size is None else f"batches of {w.batch_size}"
+    rows = [
+        f"({workload}) {what}, {how}, {w.updates:,} updates of {w.optimizer}",
+        "",
+        "| rival | second fit, s: median (min to max) | speed of `fit`: turns, best "
+        "| first fit, s | from `python` on, s | peak memory, MiB | loss |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    ours = facts.get("vernal", {}).get("seconds")
+    for name, told in facts.items():
+        if "missing" in told:
+            rows.append(f"| {RIVALS[name][1]} | – {told['missing']} | | | | | |")
+            continue
+        times, speed = told["seconds"], ""
+        if ours:
+            turns = statistics.median(a / b for a, b in zip(times, ours, strict=False))
+            speed = f"{turns:.2f}, {min(times) / min(ours):.2f}"
+        middle = f"{statistics.median(times):.3g} ({min(times):.3g} to {max(times):.3g})"
+        rows.append(
+            f"| {RIVALS[name][1]} | {middle} | {speed} | {told['first']:.2f} | "
+            f"{told['whole']:.1f} | {told['peak']:,.0f} | {told['loss']:.4g} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    """Compare, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("workloads", nargs="*", default=list("abcdefg"))
+    parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS))
+    parser.add_argument("--turns", type=int, default=7, help="at most; two for slow rivals")
+    parser.add_argument("--patience", type=float, default=4.0, help="seconds for a rival's turns")
+    parser.add_argument("--be", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.be:
+        return work(*options.be)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    sys.path.insert(0, str(HERE))
+    print(f"Python {platform.python_version()}, {platform.machine()}, {platform.system()}\n")
+    results = {}
+    for name in options.workloads:
+        results[name] = compare(name, options.rivals, options.turns, options.patience)
+        print(table(name, results[name]), flush=True)
+        (BUILD / "compare.json").write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

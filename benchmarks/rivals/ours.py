@@ -1,0 +1,43 @@
+"""Vernal: everything on that is on by default, but for the progress bar, which needs a terminal."""
+
+from functools import cache
+
+import jax
+
+import vernal
+from rivals.equinox_models import activation, model, optimizer
+from vernal import losses, nn
+
+
+def _prepare(workload, make):
+    loss = losses.CrossEntropy() if workload.classifies else losses.MeanSquaredError()
+    trainer = vernal.Trainer(optimizer(workload), loss)
+    data, trained = workload.data(), []
+    epochs, size = workload.epochs, workload.batch_size
+    first_model = cache(lambda: make(workload, jax.random.key(0)))
+
+    def run():
+        trained[:] = trainer.fit(first_model(), data, epochs=epochs, batch_size=size)
+        jax.block_until_ready(jax.tree.leaves(trained[0].opt_state))
+
+    return run, lambda x: trainer.predict(trained[0], x, batch_size=256)
+
+
+def prepare(workload):
+    """A model of Equinox's own layers."""
+    return _prepare(workload, model)
+
+
+def _own(workload, key):
+    first, *hidden, last = workload.sizes
+    if workload.kind != "dense" or len(set(hidden)) > 1:
+        raise NotImplementedError("vernal.nn has dense layers of one width")
+    if not hidden:
+        return nn.Linear(first, last, key=key)
+    return nn.MLP(first, last, hidden[0], len(hidden), activation(workload), key=key)
+
+
+def prepare_own(workload):
+    """A model of `vernal.nn`."""
+    _own(workload, jax.random.key(0))
+    return _prepare(workload, _own)
