@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
@@ -71,38 +72,46 @@ class ArraySource(_Source):
 
     def stacks(self, epoch: int, batch: int) -> Iterator[Stack]:
         """The run's batches from a place on, without end."""
-        arrays = self._on_device
         while True:
             skipped, batch = divmod(batch, self.length)
             epoch += skipped
             if self.length == 1:
-                yield Stack(arrays, 0, sys.maxsize, epoch, self._n, 1, repeats=True)
+                yield Stack(on_device(self.arrays), 0, sys.maxsize, epoch, self._n, 1, repeats=True)
                 return
             stack = self._whole_epochs if self._part >= self._full else self._part_of_epoch
-            yield (stack := stack(arrays, epoch, batch))
+            yield (stack := stack(epoch, batch))
             batch = stack.end
 
-    def _whole_epochs(self, arrays: PyTree, epoch: int, batch: int) -> Stack:
+    def _whole_epochs(self, epoch: int, batch: int) -> Stack:
         orders = np.stack([self._order(epoch + i) for i in range(self._epochs)])
         rows, tails = np.split(orders, [self._full * self._size], axis=1)
-        return self._stack(arrays, rows, tails, batch, self.length * self._epochs, epoch)
+        return self._stack(rows, tails, batch, self.length * self._epochs, epoch)
 
-    def _part_of_epoch(self, arrays: PyTree, epoch: int, batch: int) -> Stack:
+    def _part_of_epoch(self, epoch: int, batch: int) -> Stack:
         rows, tails = np.split(self._order(epoch)[None], [self._full * self._size], axis=1)
         part = rows[:, batch * self._size : (batch + self._part) * self._size]
         end = batch + part.size // self._size
         end = self.length if end >= self._full else end  # with the tail
         padding = self._part * self._size - part.size
         part = np.pad(part, ((0, 0), (0, padding)))
-        return self._stack(arrays, part, tails, batch, end, epoch, origin=batch)
+        return self._stack(part, tails, batch, end, epoch, origin=batch)
 
-    def _stack(self, arrays, rows, tails, first, end, epoch, origin=0) -> Stack:
+    def _stack(self, rows, tails, first, end, epoch, origin=0) -> Stack:
         orders = rows.reshape(-1, self._size), tails if self._tail else None
-        batches, tails = _gather(arrays, orders)
+        batches, tails = self._gathered(orders)
         return Stack(
             *(batches, first, end, epoch, self._size, self.length, origin),
             tails=tails,
             tail_size=self._tail,
+        )
+
+    def _gathered(self, orders: PyTree[np.ndarray]) -> PyTree[Array]:
+        """The examples of each of some orders."""
+        if jax.default_backend() != "cpu":
+            return _gather(self._on_device, orders)
+        # The host's memory is the device's: a copy of all examples would only take room and time.
+        return jax.tree.map(
+            lambda rows: jax.tree.map(lambda leaf: _taken(leaf, rows), self.arrays), orders
         )
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -259,6 +268,17 @@ def batches(
 
 def _nbytes(tree: PyTree) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def _taken(leaf: np.ndarray | Array, rows: np.ndarray) -> Array:
+    """The rows of an array, gathered by NumPy."""
+    leaf = np.asarray(leaf)
+    shape = rows.shape + leaf.shape[1:]
+    # JAX takes memory that begins at a multiple of 64 bytes as it is, and copies other.
+    memory = np.empty(math.prod(shape) * leaf.itemsize + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    gathered = memory[start : start + memory.size - 64].view(leaf.dtype).reshape(shape)
+    return jax.device_put(leaf.take(rows, axis=0, out=gathered, mode="clip"))
 
 
 @jax.jit
