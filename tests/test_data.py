@@ -1,5 +1,7 @@
 """Examples to batches: every one once an epoch, in an order that (key, epoch) alone decides."""
 
+import weakref
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -406,3 +408,33 @@ def test_a_loader_without_batches_is_an_error(batches):
 def test_a_batch_size_is_not_for_a_loader():
     with pytest.raises(vernal.ArgumentError, match="batch_size=2 was given with a loader"):
         as_source(Loader(cut(examples(8), [4, 4])), 2)
+
+
+def test_of_a_large_file_few_batches_are_held_at_once(tmp_path, monkeypatch):
+    """However fast they go by: a run through a file needs no more memory than through a part."""
+    live, most = set(), []
+    made = _data.Stack.__init__
+
+    def counted(stack, *args, **kwargs):
+        made(stack, *args, **kwargs)
+        live.add(id(stack))
+        weakref.finalize(stack, live.discard, id(stack))
+        most.append(len(live))
+
+    x = np.random.default_rng(0).normal(size=(10_000, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    x = np.load(tmp_path / "x.npy", mmap_mode="r")
+    size = 100 * 8 * 4  # bytes of a hundred examples
+    monkeypatch.setattr(_data, "_STACK_BYTES", 2 * size)
+    monkeypatch.setattr(_data, "_SHARED_BYTES", size)
+    monkeypatch.setattr("vernal._loop._HELD_BYTES", 3 * size)
+    monkeypatch.setattr(_data.Stack, "__init__", counted)
+    trainer = vernal.Trainer(optax.sgd(1e-3), lambda model, x, key: jnp.mean(jax.vmap(model)(x)))
+    model = eqx.nn.Linear(8, 1, key=jax.random.key(0))
+    state, history = trainer.fit(model, x, epochs=4, batch_size=100)
+    assert len(most) > 100
+    assert max(most) <= 10
+    monkeypatch.undo()
+    whole, _ = trainer.fit(model, np.array(x), epochs=4, batch_size=100)
+    assert len(history.steps["loss"]) == 400
+    np.testing.assert_array_equal(state.model.weight, whole.model.weight)

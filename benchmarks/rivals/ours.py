@@ -9,9 +9,13 @@ from rivals.equinox_models import activation, model, optimizer
 from vernal import losses, nn
 
 
+def loss_of(workload):
+    """The loss."""
+    return losses.CrossEntropy() if workload.classifies else losses.MeanSquaredError()
+
+
 def _prepare(workload, make):
-    loss = losses.CrossEntropy() if workload.classifies else losses.MeanSquaredError()
-    trainer = vernal.Trainer(optimizer(workload), loss)
+    trainer = vernal.Trainer(optimizer(workload), loss_of(workload))
     data, trained = workload.data(), []
     epochs, size = workload.epochs, workload.batch_size
     first_model = cache(lambda: make(workload, jax.random.key(0)))

@@ -20,7 +20,7 @@ from vernal._stack import Stack
 # many bytes, that a call's own cost no longer shows; a large epoch is taken in parts.
 _STACK_UPDATES = 1024
 _SHARED_BYTES = 2**22
-_STACK_BYTES = 2**26
+_STACK_BYTES = 2**25
 
 
 class _Source:

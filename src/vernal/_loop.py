@@ -30,6 +30,8 @@ _SECONDS = 0.1
 # Where the state is copied before each chunk, a chunk takes longer if that is many bytes, so that
 # the copies take a hundredth of the time; but not longer than a second.
 _BYTES_A_SECOND, _MOST_SECONDS = 4 * 10**7, 1.0
+# How much of the data a chunk may hold: if more of it goes by in that time, a chunk is shorter.
+_HELD_BYTES = 2**26
 # The first chunk's products of parameters and data; a core makes some 10⁹ of them a second.
 _FIRST_WORK = 3 * 10**8
 # An update that does so little that the loop's own cost shows is one of several in its turn.
@@ -152,10 +154,13 @@ class Loop:
         """
         while self.place[0] < until_epoch and not stopped():
             before, self._queued = self._queued, _Chunk(self._mark())
-            left = self._updates
-            while left > 0 and self.place[0] < until_epoch:
-                self._queued.records.append(self._call(left, until_epoch))
-                left -= self._queued.records[-1].updates
+            left, stack, held = self._updates, None, 0
+            while left > 0 and held < _HELD_BYTES and self.place[0] < until_epoch:
+                records = self._call(left, until_epoch)
+                self._queued.records.append(records)
+                left -= records.updates
+                held += 0 if records.stack is stack else records.stack.nbytes
+                stack = records.stack
             yield from self._fetch(before, self._queued.start)
         yield from self.drain()
 

@@ -34,6 +34,11 @@ class Stack:
             len(jax.tree.leaves(part)[0]) for part in (self.batches, self.tails) if part is not None
         )
 
+    @property
+    def nbytes(self) -> int:
+        """The size of the arrays."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves((self.batches, self.tails)))
+
     def place(self, place: int) -> tuple[int, int]:
         """The same place in epochs completed, and updates made since."""
         epochs, batch = divmod(place, self.length)
