@@ -1,5 +1,6 @@
 """Examples to batches: every one once an epoch, in an order that (key, epoch) alone decides."""
 
+import functools
 import weakref
 
 import equinox as eqx
@@ -200,7 +201,7 @@ def take(batches, number):
 @pytest.mark.parametrize("n, size", [(12, 4), (15, 4), (7, 6), (5, 1)], ids=str)
 def test_stacks_hold_the_batches_of_epoch_after_epoch(n, size, shuffle, stack_bytes, monkeypatch):
     if stack_bytes is not None:  # so that an epoch is taken in parts, of one batch or of more
-        monkeypatch.setattr(_data, "_STACK_BYTES", stack_bytes)
+        monkeypatch.setattr("vernal._stack.STACK_BYTES", stack_bytes)
         monkeypatch.setattr(_data, "_SHARED_BYTES", stack_bytes)
     data = examples(n)
     make = lambda: ordered(data, size, shuffle=shuffle)
@@ -224,7 +225,7 @@ def test_small_epochs_share_a_stack_and_large_ones_are_taken_in_parts(monkeypatc
     data = examples(1000)  # of 12 bytes each
     stack = next(ordered(data, 100).stacks(0, 0))
     assert stack.end > 2 * stack.length
-    monkeypatch.setattr(_data, "_STACK_BYTES", 4000)
+    monkeypatch.setattr("vernal._stack.STACK_BYTES", 4000)
     for stack in take(ordered(data, 100).stacks(0, 0), 5):
         assert sum(leaf.nbytes for leaf in jax.tree.leaves(stack.batches)) <= 4000
         assert stack.end - stack.first <= 3
@@ -241,7 +242,7 @@ def test_the_full_batch_is_there_once_and_repeats():
 @pytest.mark.parametrize("size", [4, 5, 1, 12, 100, None])
 @pytest.mark.parametrize("stack_bytes", [2**26, 60])
 def test_one_pass_is_one_epoch_in_order(size, stack_bytes, monkeypatch):
-    monkeypatch.setattr(_data, "_STACK_BYTES", stack_bytes)
+    monkeypatch.setattr("vernal._stack.STACK_BYTES", stack_bytes)
     data = examples(12)
     # To measure, a batch size beyond what there is will do.
     results = list(unrolled(as_source(data, size).one_pass()))
@@ -289,7 +290,7 @@ LOADERS = {"list": list, "loader": Loader, "sized loader": SizedLoader}
 @pytest.mark.parametrize("stack_bytes", [2**26, 100])
 @pytest.mark.parametrize("cuts", [[4, 4, 4], [1], [2, 5, 5, 1, 4, 4, 4, 2], [3, 2, 3, 2]], ids=str)
 def test_stacks_hold_a_loaders_batches_in_its_order(kind, cuts, stack_bytes, monkeypatch):
-    monkeypatch.setattr(_data, "_STACK_BYTES", stack_bytes)
+    monkeypatch.setattr("vernal._stack.STACK_BYTES", stack_bytes)
     batches = cut(examples(sum(cuts)), cuts)
     make = lambda: ordered(LOADERS[kind](batches), None, shuffle=True)
     expected = batches * 3
@@ -425,7 +426,7 @@ def test_of_a_large_file_few_batches_are_held_at_once(tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", x)
     x = np.load(tmp_path / "x.npy", mmap_mode="r")
     size = 100 * 8 * 4  # bytes of a hundred examples
-    monkeypatch.setattr(_data, "_STACK_BYTES", 2 * size)
+    monkeypatch.setattr("vernal._stack.STACK_BYTES", 2 * size)
     monkeypatch.setattr(_data, "_SHARED_BYTES", size)
     monkeypatch.setattr("vernal._loop._HELD_BYTES", 3 * size)
     monkeypatch.setattr(_data.Stack, "__init__", counted)
@@ -438,3 +439,51 @@ def test_of_a_large_file_few_batches_are_held_at_once(tmp_path, monkeypatch):
     whole, _ = trainer.fit(model, np.array(x), epochs=4, batch_size=100)
     assert len(history.steps["loss"]) == 400
     np.testing.assert_array_equal(state.model.weight, whole.model.weight)
+
+
+def test_batches_from_a_function_that_yields_them():
+    x, y = examples(50)
+    parts = [(x[i : i + 20], y[i : i + 20]) for i in range(0, 50, 20)]
+
+    def batches():
+        yield from parts
+
+    trainer = vernal.Trainer(optax.sgd(1e-3), losses.MeanSquaredError())
+    model = eqx.nn.Linear(2, y.shape[1], key=jax.random.key(0))
+    expected, of_list = trainer.fit(model, parts, epochs=3)
+    for data in (batches, lambda: iter(parts), functools.partial(iter, parts)):
+        state, history = trainer.fit(model, data, epochs=3, validation_data=batches)
+        assert len(history.steps["loss"]) == 9
+        np.testing.assert_array_equal(history.steps["loss"], of_list.steps["loss"])
+        np.testing.assert_array_equal(state.model.weight, expected.model.weight)
+    with pytest.raises(vernal.DataError, match=r"data is a function that returns None"):
+        trainer.fit(model, lambda: None, epochs=1)
+
+
+def test_a_batch_that_is_a_list_of_arrays_is_a_tuple():
+    """As the loaders of PyTorch give them."""
+    x, y = examples(40)
+    tuples = [(x[i : i + 10], y[i : i + 10]) for i in range(0, 40, 10)]
+    trainer = vernal.Trainer(optax.sgd(1e-3), losses.MeanSquaredError())
+    model = eqx.nn.Linear(2, y.shape[1], key=jax.random.key(0))
+    _, expected = trainer.fit(model, tuples, epochs=2)
+    _, history = trainer.fit(model, list(map(list, tuples)), epochs=2)
+    np.testing.assert_array_equal(history.steps["loss"], expected.steps["loss"])
+
+
+def test_a_loaders_own_exception_comes_through_and_the_state_stays():
+    x, y = examples(40)
+
+    def breaking():
+        yield x[:10], y[:10]
+        yield x[10:20], y[10:20]
+        raise OSError("the disk is gone")
+
+    trainer = vernal.Trainer(optax.adam(1e-3), losses.MeanSquaredError())
+    start = trainer.init(eqx.nn.Linear(2, y.shape[1], key=jax.random.key(0)))
+    before = np.array(start.model.weight)
+    with pytest.raises(OSError, match="the disk is gone"):
+        trainer.fit(start, breaking, epochs=3)
+    np.testing.assert_array_equal(start.model.weight, before)
+    state, _ = trainer.fit(start, (x, y), epochs=1)
+    assert int(state.step) == 1

@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vernal._arrays import as_arrays, is_whole
-from vernal._data import LoaderSource, Source, as_source
+from vernal._data import Source, as_source
 from vernal._errors import ArgumentError, DataError, ExamplesError, kind
+from vernal._loader import LoaderSource
 from vernal._measure import Objective
 from vernal._preflight import about, examples_error, label_check, preflight
 from vernal._state import TrainState

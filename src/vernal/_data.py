@@ -1,36 +1,26 @@
 """Examples to batches, in an order that (key, epoch) fixes."""
 
 import functools
-import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from vernal import _stack
 from vernal._arrays import as_arrays, checked_batch_size
-from vernal._errors import ArgumentError, DataError
-from vernal._jit import signature
-from vernal._stack import Stack
+from vernal._loader import LoaderSource, is_function
+from vernal._stack import AbstractSource, Stack, nbytes, on_device
 
 # How much is gathered at once. Small epochs share a stack until it has so many updates, or takes so
 # many bytes, that a call's own cost no longer shows; a large epoch is taken in parts.
 _STACK_UPDATES = 1024
 _SHARED_BYTES = 2**22
-_STACK_BYTES = 2**25
 
 
-class _Source:
-    # Whether many batches may be taken in one compiled loop. XLA lays the numbers of a convolution
-    # out for a CPU only outside of loops: inside, one takes several times as long, and is rounded
-    # in another way.
-    loops: bool = True
-
-
-class ArraySource(_Source):
+class ArraySource(AbstractSource):
     """Examples in memory: arrays with equal leading axes."""
 
     def __init__(
@@ -51,13 +41,16 @@ class ArraySource(_Source):
         # The full batch has no order: shuffled or not, it is the same sum.
         self._shuffle = shuffle and self.length > 1
         self._seed: list[int] = []
-        epoch_bytes = max(1, _nbytes(self.arrays))
+        self._drawn: tuple[int, np.ndarray] = (-1, np.empty(0))  # the latest epoch's order
+        epoch_bytes = max(1, nbytes(self.arrays))
         shared = min(_STACK_UPDATES // self.length, _SHARED_BYTES // epoch_bytes)
         self._epochs = max(1, shared) if endless else 1  # in a stack
-        self._part = max(1, self._full * _STACK_BYTES // epoch_bytes)  # batches in one, if fewer
+        # Batches in a stack, if fewer.
+        self._part = max(1, self._full * _stack.STACK_BYTES // epoch_bytes)
 
     def order_by(self, key: PRNGKeyArray) -> None:
         """Shuffle, if at all, in the order that a key and the epoch fix."""
+        self._drawn = (-1, np.empty(0))
         if self._shuffle:
             self._seed = np.ravel(jax.random.key_data(key)).tolist()
 
@@ -88,7 +81,9 @@ class ArraySource(_Source):
         return self._stack(rows, tails, batch, self.length * self._epochs, epoch)
 
     def _part_of_epoch(self, epoch: int, batch: int) -> Stack:
-        rows, tails = np.split(self._order(epoch)[None], [self._full * self._size], axis=1)
+        if epoch != self._drawn[0]:
+            self._drawn = epoch, self._order(epoch)
+        rows, tails = np.split(self._drawn[1][None], [self._full * self._size], axis=1)
         part = rows[:, batch * self._size : (batch + self._part) * self._size]
         end = batch + part.size // self._size
         end = self.length if end >= self._full else end  # with the tail
@@ -122,10 +117,6 @@ class ArraySource(_Source):
         order = np.random.Generator(np.random.Philox(seed)).permutation(self._n)
         return order.astype(np.int32)
 
-    def one_pass(self) -> Iterator[Stack]:
-        """One epoch, and no more."""
-        return _first_epoch(self.stacks(0, 0))
-
     def batches(self, epoch: int) -> Iterator[PyTree]:
         """One epoch's batches, each by itself."""
         order = self._order(epoch)
@@ -134,93 +125,20 @@ class ArraySource(_Source):
             yield jax.tree.map(lambda leaf, rows=rows: leaf[rows], self.arrays)
 
 
-class LoaderSource(_Source):
-    """Ready batches from anything that can be iterated again and again."""
-
-    def __init__(self, loader: Iterable, batch_size: int | None, *, name: str = "data"):
-        self._name = name
-        if batch_size is not None:
-            raise ArgumentError(
-                f"batch_size={batch_size} was given with a loader, whose batches have a size "
-                "already.\n  Leave batch_size out, or pass arrays."
-            )
-        if isinstance(loader, Iterator):
-            raise DataError(
-                f"{name} is a {type(loader).__name__}, which can be read only once; every epoch "
-                "reads it again.\n  Pass what it was made from: a list, or an object whose "
-                "__iter__ starts afresh."
-            )
-        self._loader = loader
-        self._capacities: dict[Any, int] = {}
-        self.check: Callable[[PyTree], Any] = lambda batch: None  # the first batch of each shape
-        self.check_labels: Callable[[PyTree], Any] = lambda batch: None  # every batch
-        self.length = len(loader) if isinstance(loader, Sized) else sys.maxsize
-        first = next(iter(loader), None)
-        if first is None:
-            raise DataError(f"{name} is a {type(loader).__name__} without a single batch.")
-        self.example = as_arrays(first, finite=False)
-
-    def order_by(self, key: PRNGKeyArray) -> None:
-        """Do nothing: a loader has an order of its own."""
-
-    def stacks(self, epoch: int, batch: int) -> Iterator[Stack]:
-        """The run's batches from a place on, without end."""
-        while True:
-            batches = (as_arrays(item, finite=False) for item in self._loader)
-            skipped = sum(1 for _ in itertools.islice(batches, batch))
-            if skipped < batch:  # the place was counted over several epochs
-                if skipped == 0:
-                    raise DataError(f"{self._name} had no batches when it was read again.")
-                more, batch = divmod(batch, skipped)
-                epoch += more
-                continue
-            yield from self._epoch(batches, epoch, batch)
-            epoch, batch = epoch + 1, 0
-
-    def one_pass(self) -> Iterator[Stack]:
-        """One epoch, and no more."""
-        return _first_epoch(self.stacks(0, 0))
-
-    def _epoch(self, batches: Iterator[PyTree], epoch: int, batch: int) -> Iterator[Stack]:
-        pending = next(batches, None)
-        if pending is None and batch == 0:
-            raise DataError(
-                f"{self._name} had no batches when it was read again."
-                "\n  Pass a list, or an object whose __iter__ starts afresh."
-            )
-        while pending is not None:
-            shape = signature(pending)
-            if shape not in self._capacities:
-                self.check(pending)
-            room = self._capacities.get(shape) or max(1, min(256, _STACK_BYTES // _nbytes(pending)))
-            items = [pending]
-            while (pending := next(batches, None)) is not None:
-                if len(items) == room or signature(pending) != shape:
-                    break
-                items.append(pending)
-            for item in items:
-                self.check_labels(item)
-            # The first stack of a shape settles how long its stacks are: one compilation for all.
-            room = self._capacities.setdefault(shape, len(items))
-            padded = items + items[:1] * (room - len(items))
-            stacked = on_device(jax.tree.map(lambda *leaves: np.stack(leaves), *padded))
-            size = len(jax.tree.leaves(items[0])[0])
-            end = batch + len(items)
-            length = end if pending is None else sys.maxsize
-            yield Stack(stacked, batch, end, epoch, size, length, origin=batch)
-            batch = end
-
-
 Source = ArraySource | LoaderSource
 
 
 def is_loader(data) -> bool:
     """Whether data is ready batches to iterate over, and not arrays."""
-    return isinstance(data, list) or (
-        hasattr(data, "__iter__")
-        and not hasattr(data, "__array__")
-        and not isinstance(data, str)
-        and jax.tree_util.all_leaves([data])
+    return (
+        isinstance(data, list)
+        or is_function(data)
+        or (
+            hasattr(data, "__iter__")
+            and not hasattr(data, "__array__")
+            and not isinstance(data, str)
+            and jax.tree_util.all_leaves([data])
+        )
     )
 
 
@@ -232,13 +150,6 @@ def as_source(data, batch_size: int | None, *, name: str = "data", **order) -> S
     if is_loader(data):
         return LoaderSource(data, batch_size, name=name)
     return ArraySource(data, batch_size, name=name, **order)
-
-
-def _first_epoch(stacks: Iterator[Stack]) -> Iterator[Stack]:
-    for stack in stacks:
-        yield stack
-        if stack.repeats or stack.end >= stack.length:
-            return
 
 
 def batches(
@@ -266,10 +177,6 @@ def batches(
     return source.batches(epoch)
 
 
-def _nbytes(tree: PyTree) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-
-
 def _taken(leaf: np.ndarray | Array, rows: np.ndarray) -> Array:
     """The rows of an array, gathered by NumPy."""
     leaf = np.asarray(leaf)
@@ -288,10 +195,3 @@ def _gather(arrays: PyTree, orders: PyTree[Array]) -> PyTree:
         lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), arrays
     )
     return jax.tree.map(take, orders)
-
-
-@jax.jit
-def on_device(arrays: PyTree) -> PyTree:
-    """Bring NumPy's arrays to the device."""
-    # For small arrays the way through a compiled function is faster than `jax.device_put`.
-    return arrays

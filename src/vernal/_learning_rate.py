@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vernal._checks import checked_source, model_of, whole_number
-from vernal._data import LoaderSource
 from vernal._errors import ArgumentError
 from vernal._jit import pack
+from vernal._loader import LoaderSource
 from vernal._range_test import TENTH, from_loader, range_test, rate_dtype, shuffled, with_rate
 from vernal._state import TrainState
 from vernal._trainer import Trainer

@@ -11,9 +11,10 @@ import optax
 from jax import lax
 from jaxtyping import PyTree
 
-from vernal._data import ArraySource, LoaderSource
+from vernal._data import ArraySource
 from vernal._errors import ArgumentError, DataError
 from vernal._jit import Packed, jit_updates, pack
+from vernal._loader import LoaderSource
 from vernal._recompile import compiles
 from vernal._state import TrainState
 from vernal._update import parts, update

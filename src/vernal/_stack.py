@@ -1,12 +1,17 @@
 """Batches on the device, one behind the other."""
 
+import abc
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
+
+# How much is stacked at once, at most; a single batch may be larger.
+STACK_BYTES = 2**25
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Stack:
     @property
     def nbytes(self) -> int:
         """The size of the arrays."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves((self.batches, self.tails)))
+        return nbytes((self.batches, self.tails))
 
     def place(self, place: int) -> tuple[int, int]:
         """The same place in epochs completed, and updates made since."""
@@ -68,3 +73,36 @@ class Stack:
 def taken(arrays: PyTree, row: int) -> PyTree:
     """A row of each of some arrays."""
     return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, row, keepdims=False), arrays)
+
+
+class AbstractSource(abc.ABC):
+    """Where batches come from."""
+
+    # Whether many batches may be taken in one compiled loop. XLA lays the numbers of a convolution
+    # out for a CPU only outside of loops: inside, one takes several times as long, and is rounded
+    # in another way.
+    loops: bool = True
+    length: int  # batches in an epoch; `sys.maxsize` if that is not known
+
+    @abc.abstractmethod
+    def stacks(self, epoch: int, batch: int) -> Iterator[Stack]:
+        """The run's batches from a place on, without end."""
+
+    def one_pass(self) -> Iterator[Stack]:
+        """One epoch, and no more."""
+        for stack in self.stacks(0, 0):
+            yield stack
+            if stack.repeats or stack.end >= stack.length:
+                return
+
+
+def nbytes(tree: PyTree) -> int:
+    """The size of some arrays."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+@jax.jit
+def on_device(arrays: PyTree) -> PyTree:
+    """Bring NumPy's arrays to the device."""
+    # For small arrays the way through a compiled function is faster than `jax.device_put`.
+    return arrays

@@ -173,8 +173,8 @@ class Trainer:
 
         - `model_or_state`: a model, or a state to go on from. Its arrays stay valid.
         - `data`: a tuple `(x, y)` or `(x, y, sample_weight)` of arrays with equal leading axes; for
-          a loss of your own, any PyTree of such arrays; or a re-iterable of ready batches, such as
-          a list or a data loader, taken in its own order.
+          a loss of your own, any PyTree of such arrays; or ready batches, taken in their own order:
+          a list, a data loader, or a function that yields them, anew at each call.
         - `epochs`: how many this call trains, counting as one what is left of an epoch under way.
         - `batch_size`: examples in a batch; `None` is all of them. The last batch of an epoch may
           be smaller, and is trained on as it is.
