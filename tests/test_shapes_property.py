@@ -288,7 +288,8 @@ def test_what_is_right_passes(first):
     """Warnings are errors in all of these tests."""
     for seed in range(first, first + 25):
         trainer, model, data = right_program(seed)
-        info, weight, *_ = checks.preflight(Objective(trainer.loss, {}, None), model, None, data)
+        objective = Objective(trainer.loss, {}, None)
+        (info, weight, *_), _ = checks.preflight(objective, model, None, data)
         assert info["loss"].shape == ()
         assert (weight is None) == (len(data) == 2)
 
