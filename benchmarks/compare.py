@@ -124,7 +124,7 @@ def compare(workload: str, rivals: list[str], turns: int, patience: float) -> di
     taking_part = [Rival(name, workload) for name in rivals]
     for turn in range(turns):
         for rival in taking_part:
-            if rival.runs and (turn < 2 or sum(rival.facts["seconds"]) < patience):
+            if rival.runs and (turn < 1 or sum(rival.facts["seconds"]) < patience):
                 rival.turn()
     for rival in taking_part:
         rival.end()
@@ -167,7 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("workloads", nargs="*", default=list("abcdefg"))
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS))
-    parser.add_argument("--turns", type=int, default=7, help="at most; two for slow rivals")
+    parser.add_argument("--turns", type=int, default=7, help="at most; one for slow rivals")
     parser.add_argument("--patience", type=float, default=4.0, help="seconds for a rival's turns")
     parser.add_argument("--be", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -14,7 +14,16 @@ ROOT = Path(__file__).parent.parent
 def compared():
     """What a short run prints and writes: of full batches, and of batches with a smaller last."""
     rivals = ["vernal", "scan", "loop", "sklearn", "klax"]
-    command = [sys.executable, "benchmarks/compare.py", "a-", "h2-", "--turns", "2"]
+    command = [
+        sys.executable,
+        "benchmarks/compare.py",
+        "a-",
+        "h2-",
+        "--turns",
+        "2",
+        "--patience",
+        "60",
+    ]
     done = subprocess.run(
         [*command, "--rivals", *rivals], cwd=ROOT, capture_output=True, text=True, check=True
     )
