@@ -44,7 +44,7 @@ def work(rival: str, name: str) -> None:
     """Be one rival: train once, then once more for each line that comes in."""
     began = float(sys.stdin.readline())
     sys.path.insert(0, str(HERE))
-    from workloads import workload
+    from workloads import Unfit, workload
 
     module, function = RIVALS[rival][0].split(".")
     try:
@@ -53,7 +53,7 @@ def work(rival: str, name: str) -> None:
         run, outputs = prepare(chosen)
     except ModuleNotFoundError as error:
         return tell(missing=f"{error.name} is not installed")
-    except NotImplementedError as error:
+    except Unfit as error:
         return tell(missing=str(error))
     start = time.perf_counter()
     run()

@@ -5,6 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 
+class Unfit(Exception):
+    """A rival has nothing for a workload: why, for the table."""
+
+
 @dataclass(frozen=True)
 class Workload:
     """What to train, on what, and for how long.

@@ -6,7 +6,7 @@ os.environ["KERAS_BACKEND"] = "jax"
 
 import keras
 import numpy as np
-from workloads import LENGTH
+from workloads import LENGTH, Unfit
 
 
 def _transformer(sizes):
@@ -74,5 +74,5 @@ def prepare_many(workload):
     """As many steps an execution as there are in an epoch, to 100."""
     steps = workload.updates // workload.epochs
     if steps == 1:
-        raise NotImplementedError("an execution ends with its epoch, which has one step")
+        raise Unfit("an execution ends with its epoch, which has one step")
     return _prepare(workload, min(100, steps))

@@ -4,6 +4,7 @@ from functools import cache
 
 import jax
 import klax
+from workloads import Unfit
 
 from rivals.by_hand import applied
 from rivals.equinox_models import model, optimizer
@@ -12,7 +13,7 @@ from rivals.equinox_models import model, optimizer
 def prepare(workload):
     """Its `fit`, with the history and callbacks that are its default."""
     if workload.classifies:
-        raise NotImplementedError("its losses are of numbers")
+        raise Unfit("its losses are of numbers")
     data, trained = workload.data(), []
     tx, size = optimizer(workload), workload.batch_size or workload.examples
     first_model = cache(lambda: model(workload, jax.random.key(0)))

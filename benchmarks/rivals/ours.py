@@ -3,6 +3,7 @@
 from functools import cache
 
 import jax
+from workloads import Unfit
 
 import vernal
 from rivals.equinox_models import activation, model, optimizer
@@ -35,7 +36,7 @@ def prepare(workload):
 def _own(workload, key):
     first, *hidden, last = workload.sizes
     if workload.kind != "dense" or len(set(hidden)) > 1:
-        raise NotImplementedError("vernal.nn has dense layers of one width")
+        raise Unfit("vernal.nn has dense layers of one width")
     if not hidden:
         return nn.Linear(first, last, key=key)
     return nn.MLP(first, last, hidden[0], len(hidden), activation(workload), key=key)

@@ -4,13 +4,14 @@ import warnings
 
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPRegressor
+from workloads import Unfit
 
 
 def prepare(workload):
     """As many epochs as the workload has: no early end."""
     hidden = workload.sizes[1:-1]
     if workload.kind != "dense" or not hidden:
-        raise NotImplementedError("MLPRegressor has hidden dense layers")
+        raise Unfit("MLPRegressor has hidden dense layers")
     warnings.simplefilter("ignore", ConvergenceWarning)
     (x, y), trained = workload.data(), []
 
