@@ -49,7 +49,7 @@ def run(
     held = {"batches at once": program.capacity, "batches an epoch": program.length, "tail": tails}
     compiles("fit", **parts(choices.unpack(), state, batch), **held)
 
-    def updates(start, end, arrays, row, carry):
+    def updates(start, end, arrays, row, carry, unroll=1):
         """Make the updates `start` to `end`, the first of them on the batch in a row of arrays."""
 
         def at(i):
@@ -72,7 +72,7 @@ def run(
         carry = start, *carry
         if not program.loops:
             return one(*carry)[1:]
-        for several in sorted({program.unroll, 1}, reverse=True):
+        for several in sorted({unroll, 1}, reverse=True):
             more = lambda carry, n=several: carry[0] + n <= end
             turn = lambda carry, n=several: functools.reduce(lambda c, _: one(*c), range(n), carry)
             carry = lax.while_loop(more, turn, carry)
@@ -85,7 +85,7 @@ def run(
         full = program.length - 1
         tail = jnp.minimum(i + full - batch, count)
         end = jnp.minimum(tail + 1, count)
-        carry = updates(i, tail, batches, epoch * full + batch - origin, carry)
+        carry = updates(i, tail, batches, epoch * full + batch - origin, carry, program.unroll)
         return end, updates(tail, end, tails, epoch, carry)
 
     treedef, kept = program.kept
@@ -94,7 +94,7 @@ def run(
     )
     carry = changing, buffers
     if tails is None:
-        return updates(0, count, batches, place - origin, carry)
+        return updates(0, count, batches, place - origin, carry, program.unroll)
     more = lambda i_and_carry: i_and_carry[0] < count
     return lax.while_loop(more, epoch, (jnp.int32(0), carry))[1]
 
