@@ -75,3 +75,28 @@ class Page:
 def page():
     """Reads a page, and runs it."""
     return Page
+
+
+class Terminal:
+    """A standard error that says it is a terminal, and keeps what is written."""
+
+    encoding = "utf-8"
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+        return len(text)
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def terminal():
+    """A terminal to put in the place of standard error."""
+    return Terminal()

@@ -257,24 +257,11 @@ def test_a_learning_rate_may_be_set_by_hand_between_runs(rate, data):
     np.testing.assert_array_equal(history.steps["learning_rate"], np.full(3, 1e-3, np.float32))
 
 
-def test_progress_shows_the_learning_rate(data, monkeypatch):
-    class Terminal:
-        encoding = "utf-8"
-        text = ""
-
-        def write(self, text):
-            self.text += text
-            return len(text)
-
-        def flush(self):
-            pass
-
-        def isatty(self):
-            return True
-
+def test_progress_shows_the_learning_rate(data, terminal, monkeypatch):
     for name in ("injected schedule", "plateau"):
         trainer = vernal.Trainer(CASES[name].optimizer, losses.MeanSquaredError())
-        monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+        terminal.text = ""
+        monkeypatch.setattr(sys, "stderr", terminal)
         _, history = trainer.fit(the_model(), data, epochs=4, batch_size=SIZE)
         last = terminal.text.split("\r")[-1]
         if CASES[name].rate:

@@ -463,26 +463,7 @@ def test_a_callback_that_raises_leaves_what_it_was_given_usable(data):
     assert_same_bits(again, kept[0])
 
 
-class Terminal:
-    """A standard error that says it is a terminal, and keeps what is written."""
-
-    encoding = "utf-8"
-
-    def __init__(self):
-        self.text = ""
-
-    def write(self, text):
-        self.text += text
-        return len(text)
-
-    def flush(self):
-        pass
-
-    def isatty(self):
-        return True
-
-
-def test_progress_shows_loss_and_speed_on_a_terminal_only(data, monkeypatch, capsys):
+def test_progress_shows_loss_and_speed_on_a_terminal_only(data, terminal, monkeypatch, capsys):
     trainer = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
     run = lambda **options: trainer.fit(
         MODELS["MLP"](), data, epochs=4, batch_size=10, validation_data=data, **options
@@ -490,7 +471,6 @@ def test_progress_shows_loss_and_speed_on_a_terminal_only(data, monkeypatch, cap
     run()
     out, err = capsys.readouterr()
     assert out == err == ""  # captured: not a terminal
-    terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     run(progress=False)
     assert terminal.text == ""
