@@ -223,8 +223,10 @@ def test_stacks_hold_the_batches_of_epoch_after_epoch(n, size, shuffle, stack_by
 
 def test_small_epochs_share_a_stack_and_large_ones_are_taken_in_parts(monkeypatch):
     data = examples(1000)  # of 12 bytes each
-    stack = next(ordered(data, 100).stacks(0, 0))
+    first, *_, stack = take(ordered(data, 100).stacks(0, 0), 4)
     assert stack.end > 2 * stack.length
+    assert first.end < stack.end / 10  # the device begins soon
+    assert first.capacity == stack.capacity  # in the same program
     monkeypatch.setattr("vernal._stack.STACK_BYTES", 4000)
     for stack in take(ordered(data, 100).stacks(0, 0), 5):
         assert sum(leaf.nbytes for leaf in jax.tree.leaves(stack.batches)) <= 4000

@@ -43,10 +43,13 @@ class ArraySource(AbstractSource):
         self._seed: list[int] = []
         self._drawn: tuple[int, np.ndarray] = (-1, np.empty(0))  # the latest epoch's order
         epoch_bytes = max(1, nbytes(self.arrays))
-        shared = min(_STACK_UPDATES // self.length, _SHARED_BYTES // epoch_bytes)
+        most = min(_SHARED_BYTES, _stack.STACK_BYTES) // epoch_bytes
+        shared = min(_STACK_UPDATES // self.length, most)
         self._epochs = max(1, shared) if endless else 1  # in a stack
-        # Batches in a stack, if fewer.
-        self._part = max(1, self._full * _stack.STACK_BYTES // epoch_bytes)
+        # Batches in a stack of a part of an epoch.
+        self._part = min(self._full, max(1, self._full * _stack.STACK_BYTES // epoch_bytes))
+        # A run's first stack is not filled, but for a share of it, so that the device begins soon.
+        self._first_share = 16 if endless else 1
 
     def order_by(self, key: PRNGKeyArray) -> None:
         """Shuffle, if at all, in the order that a key and the epoch fix."""
@@ -65,49 +68,49 @@ class ArraySource(AbstractSource):
 
     def stacks(self, epoch: int, batch: int) -> Iterator[Stack]:
         """The run's batches from a place on, without end."""
+        if self.length == 1:
+            yield Stack(on_device(self.arrays), 0, sys.maxsize, epoch, self._n, 1, repeats=True)
+            return
+        share = self._first_share
         while True:
             skipped, batch = divmod(batch, self.length)
             epoch += skipped
-            if self.length == 1:
-                yield Stack(on_device(self.arrays), 0, sys.maxsize, epoch, self._n, 1, repeats=True)
-                return
-            stack = self._whole_epochs if self._part >= self._full else self._part_of_epoch
-            yield (stack := stack(epoch, batch))
-            batch = stack.end
+            stack = self._whole_epochs if self._epochs > 1 else self._part_of_epoch
+            yield (stack := stack(epoch, batch, share))
+            batch, share = stack.end, max(1, share // 4)
 
-    def _whole_epochs(self, epoch: int, batch: int) -> Stack:
-        orders = np.stack([self._order(epoch + i) for i in range(self._epochs)])
+    def _whole_epochs(self, epoch: int, batch: int, share: int) -> Stack:
+        epochs = max(1, self._epochs // share)
+        orders = np.stack([self._order(epoch + i) for i in range(epochs)])
         rows, tails = np.split(orders, [self._full * self._size], axis=1)
-        return self._stack(rows, tails, batch, self.length * self._epochs, epoch)
+        room = self._epochs * self._full, self._epochs
+        return self._stack(rows, tails, room, batch, self.length * epochs, epoch)
 
-    def _part_of_epoch(self, epoch: int, batch: int) -> Stack:
+    def _part_of_epoch(self, epoch: int, batch: int, share: int) -> Stack:
         if epoch != self._drawn[0]:
             self._drawn = epoch, self._order(epoch)
-        rows, tails = np.split(self._drawn[1][None], [self._full * self._size], axis=1)
-        part = rows[:, batch * self._size : (batch + self._part) * self._size]
-        end = batch + part.size // self._size
+        rows, tails = np.split(self._drawn[1], [self._full * self._size])
+        end = batch + max(1, self._part // share)
+        rows = rows[batch * self._size : end * self._size]
         end = self.length if end >= self._full else end  # with the tail
-        padding = self._part * self._size - part.size
-        part = np.pad(part, ((0, 0), (0, padding)))
-        return self._stack(part, tails, batch, end, epoch, origin=batch)
+        return self._stack(rows, tails, (self._part, 1), batch, end, epoch, origin=batch)
 
-    def _stack(self, rows, tails, first, end, epoch, origin=0) -> Stack:
-        orders = rows.reshape(-1, self._size), tails if self._tail else None
-        batches, tails = self._gathered(orders)
+    def _stack(self, rows, tails, room, first, end, epoch, origin=0) -> Stack:
+        """Batches from examples in some order, in arrays with room for so many, and for tails."""
+        batches = self._gathered(rows.reshape(-1, self._size), room[0])
+        tails = self._gathered(tails.reshape(-1, self._tail), room[1]) if self._tail else None
         return Stack(
             *(batches, first, end, epoch, self._size, self.length, origin),
             tails=tails,
             tail_size=self._tail,
         )
 
-    def _gathered(self, orders: PyTree[np.ndarray]) -> PyTree[Array]:
-        """The examples of each of some orders."""
+    def _gathered(self, rows: np.ndarray, room: int) -> PyTree[Array]:
+        """The examples of some batches, in arrays with room for more of them."""
         if jax.default_backend() != "cpu":
-            return _gather(self._on_device, orders)
+            return _gather(self._on_device, np.pad(rows, ((0, room - len(rows)), (0, 0))))
         # The host's memory is the device's: a copy of all examples would only take room and time.
-        return jax.tree.map(
-            lambda rows: jax.tree.map(lambda leaf: _taken(leaf, rows), self.arrays), orders
-        )
+        return jax.tree.map(lambda leaf: _taken(leaf, rows, room), self.arrays)
 
     def _order(self, epoch: int) -> np.ndarray:
         """The examples in an epoch's order: a function of (key, epoch) and of nothing else."""
@@ -177,21 +180,19 @@ def batches(
     return source.batches(epoch)
 
 
-def _taken(leaf: np.ndarray | Array, rows: np.ndarray) -> Array:
-    """The rows of an array, gathered by NumPy."""
+def _taken(leaf: np.ndarray | Array, rows: np.ndarray, room: int) -> Array:
+    """Rows of an array, gathered by NumPy, in one with room for more."""
     leaf = np.asarray(leaf)
-    shape = rows.shape + leaf.shape[1:]
+    shape = (room, *rows.shape[1:], *leaf.shape[1:])
     # JAX takes memory that begins at a multiple of 64 bytes as it is, and copies other.
-    memory = np.empty(math.prod(shape) * leaf.itemsize + 64, np.uint8)
+    memory = np.zeros(math.prod(shape) * leaf.itemsize + 64, np.uint8)
     start = -memory.ctypes.data % 64
     gathered = memory[start : start + memory.size - 64].view(leaf.dtype).reshape(shape)
-    return jax.device_put(leaf.take(rows, axis=0, out=gathered, mode="clip"))
+    leaf.take(rows, axis=0, out=gathered[: len(rows)], mode="clip")
+    return jax.device_put(gathered)
 
 
 @jax.jit
-def _gather(arrays: PyTree, orders: PyTree[Array]) -> PyTree:
-    """The examples of each of some orders."""
-    take = lambda rows: jax.tree.map(
-        lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), arrays
-    )
-    return jax.tree.map(take, orders)
+def _gather(arrays: PyTree, rows: Array) -> PyTree:
+    """The examples of some batches."""
+    return jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), arrays)
