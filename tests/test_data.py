@@ -1,7 +1,9 @@
 """Examples to batches: every one once an epoch, in an order that (key, epoch) alone decides."""
 
 import functools
+import itertools
 import weakref
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -24,7 +26,7 @@ sizes = st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1
 def ordered(data, size, **order):
     """A source to train on, in the order of KEY."""
     source = as_source(data, size, endless=True, **order)
-    source.order_by(KEY)
+    source.begin(KEY)
     return source
 
 
@@ -390,7 +392,6 @@ def test_a_loader_that_is_empty_when_read_again_is_an_error():
     batches = cut((np.ones((4, 2), np.float32), np.ones(4, np.float32)), [2, 2])
     model = eqx.nn.Linear(2, "scalar", key=KEY)
     with pytest.raises(vernal.DataError, match="no batches when it was read again"):
-        # Once for the first look, once to train an epoch.
         trainer = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError())
         trainer.fit(model, Spent(batches, 2), epochs=5)
 
@@ -399,7 +400,8 @@ def test_a_loader_that_is_empty_when_read_again_is_an_error():
 def test_so_it_is_wherever_a_run_starts(place):
     source = as_source(Spent(cut(examples(4), [2, 2]), 1), None)
     with pytest.raises(vernal.DataError, match="no batches when it was read again"):
-        next(source.stacks(*place))
+        for _ in source.stacks(*place):
+            pass
 
 
 @pytest.mark.parametrize("batches", [[], Loader([]), SizedLoader([])], ids=LOADERS)
@@ -473,19 +475,227 @@ def test_a_batch_that_is_a_list_of_arrays_is_a_tuple():
     np.testing.assert_array_equal(history.steps["loss"], expected.steps["loss"])
 
 
-def test_a_loaders_own_exception_comes_through_and_the_state_stays():
+def breaking():
+    """Two batches, and then an error."""
     x, y = examples(40)
+    yield x[:10], y[:10]
+    yield x[10:20], y[10:20]
+    raise OSError("the disk is gone")
 
-    def breaking():
-        yield x[:10], y[:10]
-        yield x[10:20], y[10:20]
-        raise OSError("the disk is gone")
 
+@pytest.mark.parametrize("seconds", [0.1, 0.0], ids=["one stack", "a stack a batch"])
+def test_a_loaders_own_exception_comes_through_with_what_was_trained(seconds, monkeypatch):
+    monkeypatch.setattr("vernal._loader._SECONDS", seconds)
     trainer = vernal.Trainer(optax.adam(1e-3), losses.MeanSquaredError())
-    start = trainer.init(eqx.nn.Linear(2, y.shape[1], key=jax.random.key(0)))
+    start = trainer.init(eqx.nn.Linear(2, 1, key=jax.random.key(0)))
     before = np.array(start.model.weight)
-    with pytest.raises(OSError, match="the disk is gone"):
+    with pytest.raises(OSError, match="the disk is gone") as caught:
         trainer.fit(start, breaking, epochs=3)
+    error = caught.value
+    assert error.__notes__ == [
+        "Training made 2 updates before: the error's `state` is the one after them, its "
+        "`history` the record."
+    ]
+    state, history = trainer.fit(start, list(itertools.islice(breaking(), 2)), epochs=1)
+    np.testing.assert_array_equal(error.state.model.weight, state.model.weight)
+    assert (int(error.state.epoch), int(error.state.batch)) == (0, 2)
+    np.testing.assert_array_equal(error.history.steps["loss"], history.steps["loss"])
     np.testing.assert_array_equal(start.model.weight, before)
-    state, _ = trainer.fit(start, (x, y), epochs=1)
-    assert int(state.step) == 1
+    state, _ = trainer.fit(error.state, examples(40), epochs=1, batch_size=10)
+    assert int(state.step) == 4  # the two that were left of the epoch
+
+
+def test_so_it_does_in_a_loop_of_ones_own():
+    trainer = vernal.Trainer(optax.adam(1e-3), losses.MeanSquaredError())
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        next(trainer.epochs(eqx.nn.Linear(2, 1, key=jax.random.key(0)), breaking))
+    assert int(caught.value.state.step) == len(caught.value.history.steps["loss"]) == 2
+
+
+def test_a_slow_loader_is_trained_on_as_it_gives(monkeypatch, compiled):
+    """A call does not wait for many batches, and what compiles does not depend on how many."""
+    batches = cut(examples(60), [10] * 6)
+    trainer = vernal.Trainer(optax.adam(1e-3), losses.MeanSquaredError())
+    model = eqx.nn.Linear(2, 1, key=jax.random.key(0))
+    expected, _ = trainer.fit(model, batches, epochs=2)
+    compiled.clear()
+    clock = SimpleNamespace(perf_counter=lambda seconds=itertools.count(0, 0.04): next(seconds))
+    monkeypatch.setattr("vernal._loader.time", clock)
+    source = as_source(batches, None)
+    stacks = take(source.stacks(0, 0), 3)
+    assert [stack.end - stack.first for stack in stacks] == [3, 3, 3]
+    assert len({stack.capacity for stack in stacks}) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr("vernal._loader._SECONDS", 0.0)
+    state, _ = trainer.fit(model, SizedLoader(batches), epochs=2)
+    np.testing.assert_array_equal(state.model.weight, expected.model.weight)
+    assert compiled == []
+
+
+def test_a_loader_that_has_a_length_but_does_not_know_it():
+    """As PyTorch's of an iterable data set."""
+
+    class Unknown(Loader):
+        def __len__(self):
+            raise TypeError("object of type 'IterableDataset' has no len()")
+
+    batches = cut(examples(12), [4, 4, 4])
+    trainer = vernal.Trainer(optax.sgd(1e-4), losses.MeanSquaredError())
+    model = eqx.nn.Linear(2, 1, key=KEY)
+    _, history = trainer.fit(model, Unknown(batches), epochs=2)
+    _, expected = trainer.fit(model, batches, epochs=2)
+    np.testing.assert_array_equal(history.steps["loss"], expected.steps["loss"])
+
+
+def test_the_first_look_at_a_loader_is_the_beginning_of_the_first_epoch():
+    loader = Loader(cut(examples(12), [4, 4, 4]))
+    trainer = vernal.Trainer(optax.sgd(1e-4), losses.MeanSquaredError())
+    trainer.fit(eqx.nn.Linear(2, 1, key=KEY), loader, epochs=2)
+    assert loader.times_read == 2
+
+
+def test_while_the_device_trains_the_next_batches_are_read(monkeypatch):
+    """When the loader is asked for a stack, the call on the one before is queued already."""
+    from vernal import _loop
+
+    events, ran = [], _loop.run
+    monkeypatch.setattr("vernal._loader._MOST_BATCHES", 2)
+
+    def run(*args):
+        events.append("call")
+        return ran(*args)
+
+    monkeypatch.setattr(_loop, "run", run)
+    fetched = _loop.Records.fetched
+    monkeypatch.setattr(
+        _loop.Records, "fetched", lambda records: (events.append("wait"), fetched(records))[1]
+    )
+    monkeypatch.setattr(_loop, "_FIRST_WORK", 0)  # a chunk is one update at first
+    parts = cut(examples(40), [2] * 20)
+
+    def batches():
+        for part in parts:
+            events.append("read")
+            yield part
+
+    trainer = vernal.Trainer(optax.sgd(1e-4), losses.MeanSquaredError())
+    trainer.fit(eqx.nn.Linear(2, 1, key=KEY), batches, epochs=1)
+    queued, reads = 0, 0
+    for event in events[events.index("call") :]:
+        queued += {"call": 1, "wait": -1, "read": 0}[event]
+        if event == "read":
+            reads += 1
+            assert queued >= 1
+    assert reads > 10
+
+
+# ----- loaders with a state of their own
+
+
+class Stateful:
+    """Shuffles by itself, in an order that goes on from epoch to epoch; counts what is read."""
+
+    def __init__(self, n=40, size=4):
+        self.data, self.size = examples(n), size
+        self.rng = np.random.default_rng(3)
+        self.read = 0
+
+    def draw(self):
+        return self.rng.permutation(len(self.data[0]))
+
+    def batches(self, order, start):
+        for i in range(start, len(order), self.size):
+            self.read += 1
+            rows = order[i : i + self.size]
+            yield tuple(leaf[rows] / 100 for leaf in self.data)
+
+
+class OfTheLoader(Stateful):
+    """Tells its state as torchdata's loaders do: itself, and for the pass under way."""
+
+    pass_ = None  # the generator's state before the pass; examples read in it
+
+    def __iter__(self):
+        before, start = self.pass_ or (self.rng.bit_generator.state, 0)
+        self.rng.bit_generator.state = before
+        order = self.draw()
+        for batch in self.batches(order, start):
+            start += self.size
+            self.pass_ = before, start
+            yield batch
+        self.pass_ = None
+
+    def state_dict(self):
+        return {"pass": self.pass_, "generator": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state):
+        self.pass_ = state["pass"]
+        self.rng.bit_generator.state = state["generator"]
+
+
+class OfTheIterator(Stateful):
+    """Tells its state as grain's do: the iterator does, and each pass has the same order."""
+
+    def __iter__(self):
+        return Counted(self)
+
+
+class Counted:
+    def __init__(self, loader):
+        self.loader, self.next = loader, 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        order = np.random.default_rng(5).permutation(len(self.loader.data[0]))
+        batch = next(self.loader.batches(order, self.next), None)
+        if batch is None:
+            raise StopIteration
+        self.next += self.loader.size
+        return batch
+
+    def get_state(self):
+        return {"next": self.next}
+
+    def set_state(self, state):
+        self.next = state["next"]
+
+
+def stopped_after(trainer, start, loader, updates):
+    """A run that a loader's error ends after some updates: what the error keeps."""
+    made = 0
+
+    def until(batches):
+        nonlocal made
+        for batch in batches:
+            if made == updates:
+                raise ConnectionError("gone")
+            made += 1
+            yield batch
+
+    loader.batches, batches = lambda *a: until(batches(*a)), loader.batches
+    with pytest.raises(ConnectionError, match="gone") as caught:
+        trainer.fit(start, loader, epochs=5)
+    assert "`state`" in caught.value.__notes__[0]
+    return caught.value.state, caught.value.history
+
+
+@pytest.mark.parametrize("make", [OfTheLoader, OfTheIterator])
+@pytest.mark.parametrize("rooms", [256, 3], ids=["an epoch at once", "three batches at once"])
+def test_a_loader_with_a_state_goes_on_where_it_was(make, rooms, monkeypatch):
+    monkeypatch.setattr("vernal._loader._MOST_BATCHES", rooms)
+    trainer = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
+    start = trainer.init(eqx.nn.Linear(2, 1, key=KEY))
+    expected, record = trainer.fit(start, make(), epochs=3)
+    for updates in (1, 3, 9, 10, 11, 25):  # an epoch has ten
+        state, before = stopped_after(trainer, start, make(), updates)
+        assert (int(state.step), int(state.epoch)) == (updates, updates // 10)
+        loader = make()
+        resumed, after = trainer.fit(state, loader, epochs=3 - updates // 10)
+        np.testing.assert_array_equal(resumed.model.weight, expected.model.weight)
+        joined = np.concatenate([before.steps["loss"], after.steps["loss"]])
+        np.testing.assert_array_equal(joined, record.steps["loss"])
+        # Of what was trained on already, no more is read than what lies behind the latest mark;
+        # and one batch to see its shape.
+        assert loader.read <= 30 - updates + min(rooms, 10) + 1

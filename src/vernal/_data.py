@@ -1,9 +1,9 @@
 """Examples to batches, in an order that (key, epoch) fixes."""
 
 import functools
-import math
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from vernal import _stack
 from vernal._arrays import as_arrays, checked_batch_size
 from vernal._loader import LoaderSource, is_function
-from vernal._stack import AbstractSource, Stack, nbytes, on_device
+from vernal._stack import AbstractSource, Stack, memory, nbytes, on_device
 
 # How much is gathered at once. Small epochs share a stack until it has so many updates, or takes so
 # many bytes, that a call's own cost no longer shows; a large epoch is taken in parts.
@@ -51,7 +51,7 @@ class ArraySource(AbstractSource):
         # A run's first stack is not filled, but for a share of it, so that the device begins soon.
         self._first_share = 16 if endless else 1
 
-    def order_by(self, key: PRNGKeyArray) -> None:
+    def begin(self, key: PRNGKeyArray, mark: Any = None) -> None:
         """Shuffle, if at all, in the order that a key and the epoch fix."""
         self._drawn = (-1, np.empty(0))
         if self._shuffle:
@@ -176,18 +176,14 @@ def batches(
     **Raises:** `DataError`, `ArgumentError` as `Trainer.fit` does.
     """
     source = ArraySource(data, batch_size, endless=True, shuffle=shuffle)
-    source.order_by(jax.random.key(0) if key is None else key)
+    source.begin(jax.random.key(0) if key is None else key)
     return source.batches(epoch)
 
 
 def _taken(leaf: np.ndarray | Array, rows: np.ndarray, room: int) -> Array:
     """Rows of an array, gathered by NumPy, in one with room for more."""
     leaf = np.asarray(leaf)
-    shape = (room, *rows.shape[1:], *leaf.shape[1:])
-    # JAX takes memory that begins at a multiple of 64 bytes as it is, and copies other.
-    memory = np.zeros(math.prod(shape) * leaf.itemsize + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    gathered = memory[start : start + memory.size - 64].view(leaf.dtype).reshape(shape)
+    gathered = memory((room, *rows.shape[1:], *leaf.shape[1:]), leaf.dtype)
     leaf.take(rows, axis=0, out=gathered[: len(rows)], mode="clip")
     return jax.device_put(gathered)
 

@@ -1,8 +1,6 @@
 """What a run measured: a plain record, in NumPy."""
 
-import contextlib
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import jax
@@ -10,7 +8,6 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vernal._averages import combined
-from vernal._errors import NonFiniteError
 from vernal._records import Records
 from vernal._state import TrainState
 from vernal.metrics import AbstractMetric
@@ -154,15 +151,6 @@ class Recorder:
     def add_validation(self, results: dict[str, float]) -> None:
         """Take in what validation measured at the end of the last completed epoch."""
         self._validations[self.epochs] = {f"val_{name}": x for name, x in results.items()}
-
-    @contextlib.contextmanager
-    def kept_in_errors(self, started: float) -> Iterator[None]:
-        """Give the record so far to a `NonFiniteError` that ends the run."""
-        try:
-            yield
-        except NonFiniteError as error:
-            error.history = self.history(time.perf_counter() - started)
-            raise
 
     def history(self, seconds: float) -> History:
         """The record so far."""

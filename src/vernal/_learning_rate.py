@@ -13,7 +13,7 @@ from vernal._errors import ArgumentError
 from vernal._jit import pack
 from vernal._loader import LoaderSource
 from vernal._range_test import TENTH, from_loader, range_test, rate_dtype, shuffled, with_rate
-from vernal._state import TrainState
+from vernal._state import TrainState, with_data_state
 from vernal._trainer import Trainer
 from vernal._update import new_state
 
@@ -97,7 +97,7 @@ def find_learning_rate(
     dtype = rate_dtype(shown.opt_state)
     objective = choices.objective
     source, _ = checked_source(objective, *learned, data, batch_size, endless=True, shuffle=True)
-    state = initial().unpack() if fresh else model_or_state
+    state = initial().unpack() if fresh else with_data_state(model_or_state, None)
     if isinstance(source, LoaderSource):
         examples, rows = from_loader(source, data, updates)
     else:

@@ -18,7 +18,7 @@ from vernal._nonfinite import grad_norm, nonfinite
 from vernal._program import Program, copied, run
 from vernal._records import Records
 from vernal._stack import Stack
-from vernal._state import TrainState, counts, put_counts
+from vernal._state import TrainState, counts, put_counts, with_data_state
 from vernal._update import Choices, learning_rate_at
 
 # A stack of one batch that repeats, the full batch, has room for so many updates a call: enough
@@ -126,22 +126,28 @@ class Loop:
 
     def models(self) -> tuple[PyTree, PyTree]:
         """The model and its state here and now, until the next chunk."""
-        state = self._state(self._changing, self._step, self.place)
+        state = self._state(self._changing, self._step, self._stack, self._place)
         return state.model, state.model_state
 
     def state(self) -> TrainState:
         """The state here and now, in arrays of its own."""
-        return self._state(copied(self._changing)[0], self._step, self.place)
+        return self._state(copied(self._changing)[0], self._step, self._stack, self._place)
 
     def finish(self) -> TrainState:
         """The state at the end: the loop gives its arrays away, and makes no more updates."""
-        return self._state(self._changing, self._step, self.place)
+        return self._state(self._changing, self._step, self._stack, self._place)
 
-    def _state(self, changing: list, step: int, place: tuple[int, int]) -> TrainState:
+    @property
+    def intact(self) -> bool:
+        """Whether the state is there: not if a compiled call took its arrays, and failed."""
+        return not any(leaf.is_deleted() for leaf in self._changing)
+
+    def _state(self, changing: list, step: int, stack: Stack, place: int) -> TrainState:
         arrays = merge(changing, self._fixed, self._program.changing)
-        put_counts(arrays, step, *place)
+        put_counts(arrays, step, *stack.place(place))
         # Unpacking is much faster than making a module anew.
-        return Packed(arrays, self._program.structure).unpack()
+        state = Packed(arrays, self._program.structure).unpack()
+        return with_data_state(state, stack.mark_at(place))
 
     def chunks(
         self, until_epoch: int, stopped: Callable[[], bool] = lambda: False
@@ -150,12 +156,19 @@ class Loop:
 
         While the records of a chunk are looked at, the device is busy with the next one.
 
-        **Raises:** `NonFiniteError`, without a history, after the records before it.
+        **Raises:** `NonFiniteError`, without a history, after the records before it; and what a
+        loader raises, after the updates on the batches before.
         """
-        while self.place[0] < until_epoch and not stopped():
+        failure = None
+        while self.place[0] < until_epoch and not stopped() and failure is None:
             before, self._queued = self._queued, _Chunk(self._mark())
             left, stack, held = self._updates, None, 0
             while left > 0 and held < _HELD_BYTES and self.place[0] < until_epoch:
+                try:
+                    self._next_stack()
+                except Exception as error:
+                    failure = error
+                    break
                 records = self._call(left, until_epoch)
                 self._queued.records.append(records)
                 left -= records.updates
@@ -163,6 +176,8 @@ class Loop:
                 stack = records.stack
             yield from self._fetch(before, self._queued.start)
         yield from self.drain()
+        if failure is not None:
+            raise failure
 
     def drain(self) -> Iterator[list[Records]]:
         """Wait for what is queued, and return its records."""
@@ -192,11 +207,14 @@ class Loop:
         self._fetched_at = now
         yield fetched
 
-    def _call(self, updates: int, until_epoch: int) -> Records:
-        """Queue one compiled call: at most so many updates, to the end of the stack or sooner."""
+    def _next_stack(self) -> None:
+        """Go on to the next stack, at the end of one."""
         if self._place == self._stack.end:
             self._stack = next(self._stacks)
             self._place = self._stack.first
+
+    def _call(self, updates: int, until_epoch: int) -> Records:
+        """Queue one compiled call: at most so many updates, to the end of the stack or sooner."""
         stack, place, step = self._stack, self._place, self._step
         to_epoch = (until_epoch - stack.epoch) * stack.length
         room = min(self._capacity(stack), min(stack.end, to_epoch) - place)
@@ -248,7 +266,7 @@ class Loop:
             """The state after so many of some records' updates, and the batch that comes next."""
             place, step = records.place + updates, records.step + updates
             arrays = again(arrays, records, updates)
-            return self._state(arrays, step, records.stack.place(place)), records.stack.batch(place)
+            return self._state(arrays, step, records.stack, place), records.stack.batch(place)
 
         def breaks(start: list, records: Records, updates: int) -> bool:
             if updates > records.finite_losses:

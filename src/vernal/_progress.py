@@ -1,10 +1,14 @@
 """What a run shows while it runs, and how it is stopped."""
 
+import contextlib
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
+from vernal._history import Recorder
+from vernal._loop import Loop
 from vernal._records import Records
 
 
@@ -87,3 +91,21 @@ class Progress:
         self._shown |= {f"val_{name}": f"{x:.4g}" for name, x in (validation or {}).items()}
         self._bar.set_postfix(self._shown, refresh=False)
         self._bar.update(updates)
+
+
+@contextlib.contextmanager
+def kept_in_errors(loop: Loop, recorder: Recorder, started: float) -> Iterator[None]:
+    """Give an error that ends the run the state and the record so far, as attributes."""
+    try:
+        yield
+    except Exception as error:
+        attributes = vars(error)
+        if attributes.get("state") is None and loop.intact:
+            attributes["state"] = loop.state()
+            error.add_note(
+                f"Training made {recorder.updates:,} updates before: the error's `state` is the "
+                "one after them, its `history` the record."
+            )
+        if attributes.get("history") is None:
+            attributes["history"] = recorder.history(time.perf_counter() - started)
+        raise

@@ -102,7 +102,7 @@ def shuffled(source: ArraySource, batch_size: int | None, state: TrainState, upd
         return None
     places = np.arange(len(jax.tree.leaves(source.arrays)[0]), dtype=np.int32)
     order = ArraySource(places, batch_size, endless=True, shuffle=True)
-    order.order_by(state.key)
+    order.begin(state.key)
     epochs = map(order.batches, itertools.count(int(state.epoch)))
     full = (rows for rows in itertools.chain.from_iterable(epochs) if len(rows) == batch_size)
     return np.stack([*itertools.islice(full, updates)])

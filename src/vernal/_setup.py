@@ -18,7 +18,7 @@ from vernal._evaluate import evaluate
 from vernal._jit import pack, shapes_of, signature
 from vernal._loop import Loop
 from vernal._measure import Objective
-from vernal._state import TrainState
+from vernal._state import TrainState, with_data_state
 from vernal._update import Choices, new_state, trained_leaves
 
 
@@ -89,11 +89,14 @@ def start(
     if validation_data is not None:
         size = None if is_loader(validation_data) else batch_size
         held_out, _ = checked_source(*measured, validation_data, size, name="validation_data")
+    mark = None
     if isinstance(model_or_state, TrainState):
-        state = pack(with_checked_opt_state(choices, model_or_state))
+        mark = model_or_state.data_state
+        state = with_data_state(with_checked_opt_state(choices, model_or_state), None)
+        state = pack(state)
     else:
         state = new_state(choices, *learned, None)
-    source.order_by(state.arrays[-1])
+    source.begin(state.arrays[-1], mark)
     loop = Loop(choices, state, source, shapes, rewinds)
     if held_out is None:
         return loop, None

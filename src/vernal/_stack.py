@@ -1,14 +1,16 @@
 """Batches on the device, one behind the other."""
 
 import abc
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 # How much is stacked at once, at most; a single batch may be larger.
 STACK_BYTES = 2**25
@@ -31,6 +33,10 @@ class Stack:
     tails: PyTree[Array] | None = None  # each epoch's smaller last batch, by epoch
     tail_size: int = 0  # examples in a tail
     repeats: bool = False  # there is one batch, the full one, again and again
+    # What a loader with a state needs to give the batches from a place in this epoch on, "batch",
+    # anew; and those of the next epoch, if this one ends here.
+    mark: Any = None
+    end_mark: Any = None
 
     @property
     def capacity(self) -> int:
@@ -48,6 +54,10 @@ class Stack:
         """The same place in epochs completed, and updates made since."""
         epochs, batch = divmod(place, self.length)
         return self.epoch + epochs, batch
+
+    def mark_at(self, place: int) -> Any:
+        """What a loader with a state needs to go on from a place."""
+        return self.end_mark if place >= self.length else self.mark
 
     def batch(self, place: int) -> PyTree:
         """The batch at a place."""
@@ -85,6 +95,10 @@ class AbstractSource(abc.ABC):
     length: int  # batches in an epoch; `sys.maxsize` if that is not known
 
     @abc.abstractmethod
+    def begin(self, key: PRNGKeyArray, mark: Any = None) -> None:
+        """Take what a run begins with: its key, and a loader's `Stack.mark`, if there is one."""
+
+    @abc.abstractmethod
     def stacks(self, epoch: int, batch: int) -> Iterator[Stack]:
         """The run's batches from a place on, without end."""
 
@@ -99,6 +113,13 @@ class AbstractSource(abc.ABC):
 def nbytes(tree: PyTree) -> int:
     """The size of some arrays."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def memory(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros, in memory that JAX takes as it is on a CPU: it copies what begins elsewhere."""
+    buffer = np.zeros(math.prod(shape) * dtype.itemsize + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + buffer.size - 64].view(dtype).reshape(shape)
 
 
 @jax.jit

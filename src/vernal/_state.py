@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -18,6 +19,8 @@ class TrainState(eqx.Module):
     - `epoch`, `batch`: the place in the data: epochs completed, and updates made since.
     - `key`: never changes. An update uses `fold_in(key, step)`, an epoch's order of the examples
       is drawn from `key` and `epoch`: so a resumed run is the same run.
+    - `data_state`: what a data loader with a state of its own needs to go on from this place; or
+      `None`.
     """
 
     model: PyTree
@@ -27,6 +30,12 @@ class TrainState(eqx.Module):
     epoch: Int[Array | np.ndarray, ""]
     batch: Int[Array | np.ndarray, ""]
     key: PRNGKeyArray
+    data_state: PyTree = None
+
+
+def with_data_state(state: TrainState, data_state: PyTree) -> TrainState:
+    """The state with another data state. Compiled programs never see it: it is no arrays."""
+    return state if state.data_state is data_state else replace(state, data_state=data_state)
 
 
 def put_counts(arrays: list, step: int, epoch: int, batch: int) -> None:

@@ -19,9 +19,9 @@ from vernal._jit import pack
 from vernal._loop import Loop
 from vernal._measure import Objective
 from vernal._preflight import examples_error, preflight
-from vernal._progress import Interrupt, Progress
+from vernal._progress import Interrupt, Progress, kept_in_errors
 from vernal._setup import choices_for, start, with_checked_opt_state
-from vernal._state import TrainState
+from vernal._state import TrainState, with_data_state
 from vernal._update import Choices, compiled_step, new_state
 
 
@@ -111,13 +111,14 @@ class Trainer:
             raise examples_error(error, self._objective.recorded, *model_of(state), given) from None
         choices = self._choices(*model_of(state))
         try:
-            new, info = compiled_step(pack(choices), pack(state), batch)
+            packed = pack(with_data_state(state, None))
+            new, info = compiled_step(pack(choices), packed, batch)
         except Exception:
             # Only tracing can have failed.
             preflight(self._objective.recorded, *model_of(state), batch, given=given)
             with_checked_opt_state(choices, state)
             raise
-        return new.unpack(), info
+        return with_data_state(new.unpack(), state.data_state), info
 
     def epochs(
         self,
@@ -145,7 +146,7 @@ class Trainer:
         while True:
             started = time.perf_counter()
             index = loop.place[0]
-            with recorder.kept_in_errors(begun):
+            with kept_in_errors(loop, recorder, begun):
                 recorder.add_all(loop.chunks(index + 1))
             if validate:
                 recorder.add_validation(validate())
@@ -188,8 +189,9 @@ class Trainer:
 
         **Returns:** the new state, and the `History` of this call.
 
-        **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling; `NonFiniteError`,
-        with the last good state and the history, where numbers stop being finite.
+        **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling; `NonFiniteError`
+        where numbers stop being finite; and what a loader or a callback raises, as it is. The error
+        has the last good state as its `state`, and the record as its `history`.
         """
         epochs = whole_number("epochs", epochs, at_least=0)
         validate_every = whole_number("validate_every", validate_every, at_least=1)
@@ -205,7 +207,7 @@ class Trainer:
         every = 1 if callbacks else validate_every if validate else epochs
         stopped = False
         bar = Progress(progress, loop.updates_to(last))
-        with recorder.kept_in_errors(started), Interrupt() as interrupt, bar:
+        with kept_in_errors(loop, recorder, started), Interrupt() as interrupt, bar:
             while epoch < last and not stopped:
                 # 1. Train, to the next cut.
                 stop = min(last, (epoch // every + 1) * every)
@@ -226,7 +228,7 @@ class Trainer:
                     done = Epoch(epoch - 1, loop.state(), recorder.latest, now - epoch_started)
                     epoch_started = now
                     stopped = any([callback(done) is True for callback in callbacks])
-        with recorder.kept_in_errors(started):
+        with kept_in_errors(loop, recorder, started):
             recorder.add_all(loop.drain())
         interrupt.tell(recorder.updates)
         state = loop.finish()
