@@ -1,7 +1,8 @@
 """Vernal and its peers side by side: the same data, network, optimizer and number of updates.
 
-`python benchmarks/compare.py [workloads] [--rivals ...]` prints a table for each workload and
-writes `build/benchmarks/compare.json`. `nox -s bench` runs it with every peer that installs.
+`python benchmarks/compare.py [workloads] [--rivals ...]` prints a table for each workload, and one
+of all speeds at the end, and writes `build/benchmarks/compare.json`. `nox -s bench` runs it with
+every peer that installs.
 
 Each rival is a process of its own. It builds its data, and trains once: the time of that first run,
 with what it compiles, and the time from the start of `python` to its end are taken then, and the
@@ -131,6 +132,30 @@ def compare(workload: str, rivals: list[str], turns: int, patience: float) -> di
     return {rival.name: rival.facts for rival in taking_part}
 
 
+def speed(facts: dict[str, dict], rival: str) -> tuple[float, float] | None:
+    """How many times as fast as a rival `fit` is: the median of the turns, and the best times."""
+    ours, theirs = (facts.get(name, {}).get("seconds") for name in ("vernal", rival))
+    if not ours or not theirs:
+        return None
+    turns = statistics.median(a / b for a, b in zip(theirs, ours, strict=False))
+    return turns, min(theirs) / min(ours)
+
+
+def summary(results: dict[str, dict[str, dict]]) -> str:
+    """How many times as fast `fit` is as each rival, for all workloads: a table in Markdown."""
+    rivals = list(dict.fromkeys(name for facts in results.values() for name in facts))
+    rows = [
+        "How many times as fast as each rival `Trainer.fit` with `equinox.nn` is (turns):\n",
+        f"| rival | {' | '.join(f'({workload})' for workload in results)} |",
+        "|---" * (len(results) + 1) + "|",
+    ]
+    for rival in rivals:
+        speeds = [speed(facts, rival) for facts in results.values()]
+        cells = [f"{found[0]:.2f}" if found else "–" for found in speeds]
+        rows.append(f"| {RIVALS[rival][1]} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
 def table(workload: str, facts: dict[str, dict]) -> str:
     """A workload's figures in Markdown."""
     from workloads import workload as named
@@ -145,18 +170,15 @@ def table(workload: str, facts: dict[str, dict]) -> str:
         "| first fit, s | from `python` on, s | peak memory, MiB | loss |",
         "|---|---|---|---|---|---|---|",
     ]
-    ours = facts.get("vernal", {}).get("seconds")
     for name, told in facts.items():
         if "missing" in told:
             rows.append(f"| {RIVALS[name][1]} | – {told['missing']} | | | | | |")
             continue
-        times, speed = told["seconds"], ""
-        if ours:
-            turns = statistics.median(a / b for a, b in zip(times, ours, strict=False))
-            speed = f"{turns:.2f}, {min(times) / min(ours):.2f}"
+        times, found = told["seconds"], speed(facts, name)
+        ratios = f"{found[0]:.2f}, {found[1]:.2f}" if found else ""
         middle = f"{statistics.median(times):.3g} ({min(times):.3g} to {max(times):.3g})"
         rows.append(
-            f"| {RIVALS[name][1]} | {middle} | {speed} | {told['first']:.2f} | "
+            f"| {RIVALS[name][1]} | {middle} | {ratios} | {told['first']:.2f} | "
             f"{told['whole']:.1f} | {told['peak']:,.0f} | {told['loss']:.4g} |"
         )
     return "\n".join(rows) + "\n"
@@ -181,6 +203,7 @@ def main() -> None:
         results[name] = compare(name, options.rivals, options.turns, options.patience)
         print(table(name, results[name]), flush=True)
         (BUILD / "compare.json").write_text(json.dumps(results, indent=1))
+    print(summary(results))
 
 
 if __name__ == "__main__":

@@ -55,4 +55,17 @@ def test_a_rival_that_takes_no_part_is_named(compared):
 
 def test_the_table_has_a_row_for_each_rival(compared):
     rows = [line for line in compared[0].splitlines() if line.startswith("| ")]
-    assert len(rows) == 2 * (1 + 5)
+    assert len(rows) == 2 * (1 + 5) + (1 + 5)
+
+
+def test_the_last_table_is_of_all_speeds(compared):
+    printed, told = compared
+    last = printed.rpartition("How many times")[2].splitlines()
+    assert "| rival | (a-) | (h2-) |" in last
+    assert "| `Trainer.fit`, `equinox.nn` | 1.00 | 1.00 |" in last
+    [row] = [line for line in last if "scikit-learn" in line]
+    _, _, without_hidden, speed, _ = row.split("|")
+    ours, theirs = (told["h2-"][name]["seconds"] for name in ("vernal", "sklearn"))
+    ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
+    assert without_hidden.strip() == "–"
+    assert float(speed) == pytest.approx(sum(ratios) / 2, abs=0.01)

@@ -432,7 +432,7 @@ def test_of_a_large_file_few_batches_are_held_at_once(tmp_path, monkeypatch):
     size = 100 * 8 * 4  # bytes of a hundred examples
     monkeypatch.setattr("vernal._stack.STACK_BYTES", 2 * size)
     monkeypatch.setattr(_data, "_SHARED_BYTES", size)
-    monkeypatch.setattr("vernal._loop._HELD_BYTES", 3 * size)
+    monkeypatch.setattr("vernal._pace.HELD_BYTES", 3 * size)
     monkeypatch.setattr(_data.Stack, "__init__", counted)
     trainer = vernal.Trainer(optax.sgd(1e-3), lambda model, x, key: jnp.mean(jax.vmap(model)(x)))
     model = eqx.nn.Linear(8, 1, key=jax.random.key(0))
@@ -570,7 +570,7 @@ def test_while_the_device_trains_the_next_batches_are_read(monkeypatch):
     monkeypatch.setattr(
         _loop.Records, "fetched", lambda records: (events.append("wait"), fetched(records))[1]
     )
-    monkeypatch.setattr(_loop, "_FIRST_WORK", 0)  # a chunk is one update at first
+    monkeypatch.setattr("vernal._pace.FIRST_WORK", 0)  # a chunk is one update at first
     parts = cut(examples(40), [2] * 20)
 
     def batches():

@@ -1,5 +1,7 @@
-"""Vernal: everything on that is on by default, but for the progress bar, which needs a terminal."""
+"""Vernal: everything on that is on by default, the progress bar too."""
 
+import contextlib
+import io
 from functools import cache
 
 import jax
@@ -8,6 +10,13 @@ from workloads import Unfit
 import vernal
 from rivals.equinox_models import activation, model, optimizer
 from vernal import losses, nn
+
+
+class Terminal(io.StringIO):
+    """What a progress bar is shown on."""
+
+    def isatty(self):
+        return True
 
 
 def loss_of(workload):
@@ -22,7 +31,8 @@ def _prepare(workload, make):
     first_model = cache(lambda: make(workload, jax.random.key(0)))
 
     def run():
-        trained[:] = trainer.fit(first_model(), data, epochs=epochs, batch_size=size)
+        with contextlib.redirect_stderr(Terminal()):
+            trained[:] = trainer.fit(first_model(), data, epochs=epochs, batch_size=size)
         jax.block_until_ready(jax.tree.leaves(trained[0].opt_state))
 
     return run, lambda x: trainer.predict(trained[0], x, batch_size=256)

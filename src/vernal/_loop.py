@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from vernal import _pace
 from vernal._data import Source
 from vernal._errors import NonFiniteError
 from vernal._jit import Packed, merge, pack, select
@@ -20,33 +21,6 @@ from vernal._records import Records
 from vernal._stack import Stack
 from vernal._state import TrainState, counts, put_counts, with_data_state
 from vernal._update import Choices, learning_rate_at
-
-# A stack of one batch that repeats, the full batch, has room for so many updates a call: enough
-# that a call of the smallest model takes some 20 ms, so little that the buffer costs nothing.
-_REPEATS = 2**14
-# How long a chunk of updates should take: long enough that Python's part does not show, short
-# enough that a progress bar moves and Ctrl-C is heard.
-_SECONDS = 0.1
-# Where the state is copied before each chunk, a chunk takes longer if that is many bytes, so that
-# the copies take a hundredth of the time; but not longer than a second.
-_BYTES_A_SECOND, _MOST_SECONDS = 4 * 10**7, 1.0
-# How much of the data a chunk may hold: if more of it goes by in that time, a chunk is shorter.
-_HELD_BYTES = 2**26
-# The first chunk's products of parameters and data; a core makes some 10⁹ of them a second.
-_FIRST_WORK = 3 * 10**8
-# An update that does so little that the loop's own cost shows is one of several in its turn.
-_LITTLE_WORK, _UNROLL = 10**5, 4
-
-
-def _work(changing: list, stack: Stack) -> int:
-    """How much an update does: every number that it changes, once with every number of a batch.
-
-    That overestimates what layers do that share no weights, and is about right for those that do.
-    """
-    batch = sum(leaf.size // len(leaf) for leaf in jax.tree.leaves(stack.batches)) * (
-        stack.size if stack.repeats else 1
-    )
-    return 1 + sum(leaf.size for leaf in changing) * batch
 
 
 @dataclass
@@ -92,19 +66,16 @@ class Loop:
         picks += [True] * (len(state.arrays) - 4 - len(picks)) + [False] * 4
         changing, self._fixed = select(state.arrays, tuple(picks))
         self._choices, self._packed_choices = choices, pack(choices)
-        work = _work(changing, self._stack)
-        unroll = _UNROLL if work < _LITTLE_WORK else 1
+        work = _pace.work(changing, self._stack)
+        unroll = _pace.unroll(work, source.loops, self._stack.full)
         kept = _kept(measured, state)
         self._program = Program(state.structure, tuple(picks), kept, source.loops, unroll)
         self._rewinds = rewinds
         # Where chunks begin with a copy, the first goes back to the caller's own arrays.
         self._changing = changing if rewinds else copied(changing)[0]
-        self._seconds = _SECONDS
-        if rewinds:
-            seconds = sum(leaf.nbytes for leaf in changing) / _BYTES_A_SECOND
-            self._seconds = min(max(_SECONDS, seconds), _MOST_SECONDS)
+        self._seconds = _pace.seconds(changing) if rewinds else _pace.SECONDS
         self._queued = _Chunk()  # the chunk under way
-        self._updates = max(1, _FIRST_WORK // work)  # to make in the next one
+        self._updates = max(1, _pace.FIRST_WORK // work)  # to make in the next one
         self._fetched_at = time.perf_counter()
 
     @property
@@ -163,7 +134,7 @@ class Loop:
         while self.place[0] < until_epoch and not stopped() and failure is None:
             before, self._queued = self._queued, _Chunk(self._mark())
             left, stack, held = self._updates, None, 0
-            while left > 0 and held < _HELD_BYTES and self.place[0] < until_epoch:
+            while left > 0 and held < _pace.HELD_BYTES and self.place[0] < until_epoch:
                 try:
                     self._next_stack()
                 except Exception as error:
@@ -217,31 +188,39 @@ class Loop:
         """Queue one compiled call: at most so many updates, to the end of the stack or sooner."""
         stack, place, step = self._stack, self._place, self._step
         to_epoch = (until_epoch - stack.epoch) * stack.length
-        room = min(self._capacity(stack), min(stack.end, to_epoch) - place)
+        room = min(stack.end, to_epoch) - place
         # Better a call of twice the length than two.
-        updates = room if room < 2 * updates else updates
+        updates = self._at_once(stack, place, room if room < 2 * updates else updates)
         self._changing, kept = self._run(self._changing, stack, place, updates, step)
         self._step += updates
         self._place += updates
         return Records(stack, place, updates, step, *kept)
 
+    def _at_once(self, stack: Stack, place: int, most: int) -> int:
+        """How many updates from a place on one compiled call makes: no more than `most`."""
+        if self._source.loops:
+            return min(most, self._capacity(stack))
+        several = self._program.unroll
+        return several if several <= min(most, stack.before_tail(place)) else 1
+
     def _capacity(self, stack: Stack) -> int:
-        """The most updates of one compiled call."""
-        if not self._source.loops:
-            return 1
-        return _REPEATS if stack.repeats else stack.capacity
+        """How many updates one call of a loop has room for."""
+        return _pace.REPEATS if stack.repeats else stack.capacity
 
     def _run(self, changing: list, stack: Stack, place: int, updates: int, step: int):
         """Give what changes to the compiled program, for so many updates from a place on."""
         batches, tails, origin = stack.batches, stack.tails, stack.origin
+        program = self._program
         if stack.repeats:
             place = 0
-        elif not self._source.loops:
+        elif not program.loops:
             (batches, place), tails, origin = stack.row(place), None, 0
-        program = self._program._replace(
-            capacity=self._capacity(stack),
-            repeats=stack.repeats,
-            length=0 if tails is None else stack.length,
+        if program.loops:
+            program = program._replace(capacity=self._capacity(stack))
+        else:
+            program = program._replace(capacity=updates, unroll=updates)
+        program = program._replace(
+            repeats=stack.repeats, length=0 if tails is None else stack.length
         )
         return run(
             program,
@@ -259,8 +238,13 @@ class Loop:
 
         def again(arrays: list, records: Records, updates: int) -> list:
             """What so many of some records' updates make of what changes."""
-            at = (records.stack, records.place, updates, records.step)
-            return self._run(copied(arrays)[0], *at)[0] if updates else arrays
+            arrays, made = copied(arrays)[0] if updates else arrays, 0
+            while made < updates:
+                place = records.place + made
+                several = self._at_once(records.stack, place, updates - made)
+                at = (records.stack, place, several, records.step + made)
+                arrays, made = self._run(arrays, *at)[0], made + several
+            return arrays
 
         def after(arrays: list, records: Records, updates: int) -> tuple[TrainState, PyTree]:
             """The state after so many of some records' updates, and the batch that comes next."""

@@ -21,8 +21,8 @@ class Program(NamedTuple):
     structure: tuple  # of the state
     changing: tuple[bool, ...]  # which of the state's arrays an update changes
     kept: tuple  # of what is kept of each update: the treedef; shapes and dtypes
-    loops: bool  # or else there is a single update, and no loop
-    unroll: int  # updates a turn of the loop
+    loops: bool  # or else there are a few updates, and no loop
+    unroll: int  # updates a turn of the loop, or a call without one
     capacity: int = 0  # the most updates of one call
     repeats: bool = False  # every update is on the same batch
     length: int = 0  # batches in an epoch, the tail included, if there are tails
@@ -71,7 +71,7 @@ def run(
 
         carry = start, *carry
         if not program.loops:
-            return one(*carry)[1:]
+            return functools.reduce(lambda carry, _: one(*carry), range(unroll), carry)[1:]
         for several in sorted({unroll, 1}, reverse=True):
             more = lambda carry, n=several: carry[0] + n <= end
             turn = lambda carry, n=several: functools.reduce(lambda c, _: one(*c), range(n), carry)

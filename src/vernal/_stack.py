@@ -46,6 +46,11 @@ class Stack:
         )
 
     @property
+    def full(self) -> int:
+        """How many of an epoch's batches are as large as the first, as far as that is known."""
+        return self.length - (self.tails is not None)
+
+    @property
     def nbytes(self) -> int:
         """The size of the arrays."""
         return nbytes((self.batches, self.tails))
@@ -72,6 +77,13 @@ class Stack:
         if self.tails is not None and batch == self.length - 1:
             return self.tails, epoch
         return self.batches, place - self.origin - (epoch if self.tails is not None else 0)
+
+    def before_tail(self, place: int) -> int:
+        """How many batches of the same size there are from a place on, without one between."""
+        if self.tails is None:
+            return self.end - place
+        in_epoch = place % self.length
+        return max(1, self.length - 1 - in_epoch)
 
     def sizes(self, start: int, stop: int) -> np.ndarray:
         """How many examples there are in the batches at some places."""

@@ -1,0 +1,55 @@
+"""How many updates are made at once: in a turn of the compiled loop, in a call, in a chunk."""
+
+import jax
+
+from vernal._stack import Stack
+
+# A stack of one batch that repeats, the full batch, has room for so many updates a call: enough
+# that a call of the smallest model takes some 20 ms, so little that the buffer costs nothing.
+REPEATS = 2**14
+# How much of the data a chunk may hold: if more of it goes by in its time, a chunk is shorter.
+HELD_BYTES = 2**26
+# How long a chunk of updates should take: long enough that Python's part does not show, short
+# enough that a progress bar moves and Ctrl-C is heard.
+SECONDS = 0.1
+# Where the state is copied before each chunk, a chunk takes longer if that is many bytes, so that
+# the copies take a hundredth of the time; but not longer than a second.
+_BYTES_A_SECOND, _MOST_SECONDS = 4 * 10**7, 1.0
+# The first chunk's products of parameters and data; a core makes some 10⁹ of them a second.
+FIRST_WORK = 3 * 10**8
+# An update that does so little that the loop's own cost shows is one of several in its turn; where
+# there is no loop, the call's cost shows for longer.
+_LITTLE_WORK, _LITTLE_WORK_A_CALL, _SEVERAL = 10**5, 10**8, 4
+
+
+def work(changing: list, stack: Stack) -> int:
+    """How much an update does: every number that it changes, once with every number of a batch.
+
+    That overestimates what layers do that share no weights, and is about right for those that do.
+    """
+    batch = sum(leaf.size // len(leaf) for leaf in jax.tree.leaves(stack.batches)) * (
+        stack.size if stack.repeats else 1
+    )
+    return 1 + sum(leaf.size for leaf in changing) * batch
+
+
+def seconds(changing: list) -> float:
+    """How long a chunk should take that begins with a copy of what changes."""
+    wanted = sum(leaf.nbytes for leaf in changing) / _BYTES_A_SECOND
+    return min(max(SECONDS, wanted), _MOST_SECONDS)
+
+
+def unroll(work: int, loops: bool, full: int) -> int:
+    """How many updates to write one behind the other.
+
+    **Arguments:**
+
+    - `loops`: whether they are in a loop, which makes any number of them. If not, they are a call
+      by themselves, and need to go into the number of an epoch's full batches, `full`: what is left
+      of those is another program.
+    """
+    if loops:
+        return _SEVERAL if work < _LITTLE_WORK else 1
+    if work > _LITTLE_WORK_A_CALL:
+        return 1
+    return next(several for several in range(_SEVERAL, 0, -1) if full % several == 0)
