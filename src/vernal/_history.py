@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vernal._averages import combined
-from vernal._records import Records
+from vernal._records import Columns, Records
 from vernal._state import TrainState
 from vernal.metrics import AbstractMetric
 
@@ -23,7 +23,8 @@ class History:
       `"learning_rate"` if the optimizer's state shows it, as with `optax.inject_hyperparams`.
     - `epochs`: name -> an array with one value an epoch that the run completed: the averages of
       `steps` over the epoch's examples, and the validation's results as `"val_loss"`, ...; `nan`
-      where an epoch was not validated. A dict that `pandas.DataFrame` takes.
+      where an epoch was not validated. A dict that `pandas.DataFrame` takes. Where each epoch was
+      one update, they are the arrays of `steps`, and not held twice.
     - `seconds`: how long the run took, compilation included.
     """
 
@@ -68,9 +69,9 @@ class Recorder:
 
     def __init__(self, metrics: dict[str, AbstractMetric]):
         self._metrics = metrics
-        self._steps: list[dict[str, np.ndarray]] = []
-        self._epochs: list[dict[str, np.ndarray]] = []
-        self._validations: dict[int, dict[str, float]] = {}  # epoch of this run -> results
+        self._steps = Columns()
+        self._epochs = self._steps  # as long as each epoch is one update
+        self._validations = Columns()  # to the last epoch that was validated
         self.epochs = 0  # completed
         # The epoch under way: the sum of weights, and name -> the weighted sum of values.
         self._weight, self._sums = 0.0, {}
@@ -80,13 +81,13 @@ class Recorder:
     @property
     def updates(self) -> int:
         """Updates recorded."""
-        return sum(len(part["loss"]) for part in self._steps)
+        return len(self._steps)
 
     @property
     def latest(self) -> dict[str, float]:
         """The averages of the last completed epoch, with its validation's results."""
-        averages = {name: float(values[-1]) for name, values in self._epochs[-1].items()}
-        return averages | self._validations.get(self.epochs, {})
+        validated = self.epochs == len(self._validations)
+        return self._epochs.last() | (self._validations.last() if validated else {})
 
     def add_all(self, chunks: Iterable[list[Records]]) -> None:
         """Take in the records of chunk after chunk."""
@@ -99,12 +100,15 @@ class Recorder:
             self._add(records)
 
     def _add(self, records: Records) -> None:
-        self._steps.append(records.values)
         n, length = records.updates, records.stack.length
+        if length > 1 and self._epochs is self._steps:
+            self._epochs = self._steps.copy()
+        self._steps.add(records.values)
         if n == 0:  # the first of a chunk was not to be made
             return
         if length == 1:
-            self._epochs.append(records.values)
+            if self._epochs is not self._steps:
+                self._epochs.add(records.values)
             self.epochs += n
             return
         start, weights = records.place, records.weights
@@ -124,7 +128,7 @@ class Recorder:
         if done:
             total = np.where(part_weights[:done] == 0, 1, part_weights[:done])
             means = {name: sums[:done] / total for name, sums in part_sums.items()}
-            self._epochs.append(means | self._combined(records.averages, weights, ends))
+            self._epochs.add(means | self._combined(records.averages, weights, ends))
             self.epochs += done
         elif records.averages:
             self._averages.append((records.averages, weights))
@@ -150,19 +154,18 @@ class Recorder:
 
     def add_validation(self, results: dict[str, float]) -> None:
         """Take in what validation measured at the end of the last completed epoch."""
-        self._validations[self.epochs] = {f"val_{name}": x for name, x in results.items()}
+        missing = np.full(self.epochs - len(self._validations) - 1, np.nan)
+        column = {f"val_{name}": np.append(missing, x) for name, x in results.items()}
+        self._validations.add(column)
 
     def history(self, seconds: float) -> History:
-        """The record so far."""
-        epochs = _joined(self._epochs)
-        names = {name: None for results in self._validations.values() for name in results}
-        for name in names:
+        """The record so far, handed over: there is nothing to be added any more."""
+        steps, epochs = self._steps.taken(), {}
+        if self._epochs is not self._steps:
+            epochs = self._epochs.taken()
+        elif self.epochs:
+            epochs = dict(steps)
+        for name, values in self._validations.taken().items():
             epochs[name] = np.full(self.epochs, np.nan)
-            for epoch, results in self._validations.items():
-                epochs[name][epoch - 1] = results[name]
-        return History(_joined(self._steps), epochs, seconds)
-
-
-def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    names = sorted(parts[0], key=lambda name: name != "loss") if parts else ()
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+            epochs[name][: len(values)] = values
+        return History(steps, epochs, seconds)

@@ -1,4 +1,4 @@
-"""What updates measured, as a compiled call returns it."""
+"""What updates measured: as a compiled call returns it, and in columns that grow."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,3 +38,46 @@ class Records:
         """How many updates there are before a loss that is not finite."""
         finite = np.isfinite(self.values["loss"])
         return len(finite) if finite.all() else int(np.argmin(finite))
+
+
+class Columns:
+    """Arrays that grow at their end, one for each name and all as long as each other.
+
+    What is in them is in memory once, also while they grow: the system moves a large array to where
+    there is room for a larger one.
+    """
+
+    def __init__(self):
+        self._arrays: dict[str, np.ndarray] = {}  # as long as what is in them, or up to 1/8 longer
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def add(self, values: dict[str, np.ndarray]) -> None:
+        """Put values behind those that there are."""
+        start = self._length
+        for name, new in values.items():
+            array = self._arrays.setdefault(name, np.empty(0, new.dtype))
+            self._length = end = start + len(new)
+            if end > len(array):
+                array.resize(end + end // 8, refcheck=False)  # nobody else has it
+            array[start:end] = new
+
+    def last(self) -> dict[str, float]:
+        """The last value of each."""
+        return {name: float(array[self._length - 1]) for name, array in self._arrays.items()}
+
+    def copy(self) -> "Columns":
+        """The same in double precision, to grow by itself."""
+        copy = Columns()
+        copy.add({name: a[: self._length].astype(float) for name, a in self._arrays.items()})
+        return copy
+
+    def taken(self) -> dict[str, np.ndarray]:
+        """The arrays, the loss first: the caller's from now on. The columns are empty then."""
+        arrays, length = self._arrays, self._length
+        self._arrays, self._length = {}, 0
+        for array in arrays.values():
+            array.resize(length, refcheck=False)
+        return {name: arrays[name] for name in sorted(arrays, key=lambda name: name != "loss")}
