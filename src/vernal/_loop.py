@@ -30,6 +30,7 @@ class _Chunk:
     # What changes, as it was before, to go back to, and which of it was finite; or not kept.
     start: tuple[list, Any] | None = None
     records: list[Records] = field(default_factory=list)
+    seconds: float = 0.0  # that queuing the calls took
 
 
 class Loop:
@@ -75,8 +76,7 @@ class Loop:
         self._changing = changing if rewinds else copied(changing)[0]
         self._seconds = _pace.seconds(changing) if rewinds else _pace.SECONDS
         self._queued = _Chunk()  # the chunk under way
-        self._updates = max(1, _pace.FIRST_WORK // work)  # to make in the next one
-        self._fetched_at = time.perf_counter()
+        self._updates = max(1, _pace.FIRST_WORK // max(work, _pace.LEAST_WORK))  # to make in the next one
 
     @property
     def place(self) -> tuple[int, int]:
@@ -133,7 +133,7 @@ class Loop:
         failure = None
         while self.place[0] < until_epoch and not stopped() and failure is None:
             before, self._queued = self._queued, _Chunk(self._mark())
-            left, stack, held = self._updates, None, 0
+            left, stack, held, began = self._updates, None, 0, time.perf_counter()
             while left > 0 and held < _pace.HELD_BYTES and self.place[0] < until_epoch:
                 try:
                     self._next_stack()
@@ -145,6 +145,9 @@ class Loop:
                 left -= records.updates
                 held += 0 if records.stack is stack else records.stack.nbytes
                 stack = records.stack
+                self._queued.seconds = time.perf_counter() - began
+                if self._queued.seconds > self._seconds:  # it is the batches that take long
+                    break
             yield from self._fetch(before, self._queued.start)
         yield from self.drain()
         if failure is not None:
@@ -164,18 +167,20 @@ class Loop:
         return start, finite
 
     def _fetch(self, chunk: _Chunk, after: tuple[list, Any] | None) -> Iterator[list[Records]]:
+        began = time.perf_counter()
         fetched = [records.fetched() for records in chunk.records]
+        # What a chunk took: to queue it, and to wait for it. The chunk that was queued in between
+        # may be of another size.
+        seconds = chunk.seconds + time.perf_counter() - began
+        updates = sum(records.updates for records in fetched)
+        if updates:
+            self._updates = max(1, int(updates * self._seconds / seconds))
         if chunk.start is not None and after is not None:
             losses = all(records.finite_losses == records.updates for records in fetched)
             if not losses or _breaks(chunk.start[1], after[1]):
                 whole, good, error = self._first_bad(*chunk.start, fetched)
                 yield [*fetched[:whole], fetched[whole].first(good)]
                 raise error
-        now = time.perf_counter()
-        updates = sum(records.updates for records in fetched)
-        if updates:
-            self._updates = max(1, int(updates * self._seconds / (now - self._fetched_at)))
-        self._fetched_at = now
         yield fetched
 
     def _next_stack(self) -> None:
