@@ -1,6 +1,7 @@
 """Pictures of data and training, with matplotlib."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import equinox as eqx
 import numpy as np
@@ -18,6 +19,8 @@ from vernal._state import TrainState
 
 # Where predictions are drawn: enough that a curve is smooth at any size of picture.
 _POINTS = 500
+# A loss curve is drawn in so many stretches, at up to four points each: more than a picture is wide.
+_STRETCHES = 1000
 
 
 def _axes(ax):
@@ -34,6 +37,8 @@ def _axes(ax):
 def history(record: History, *, ax=None, label: str | None = None):
     """Draw the loss curve: an epoch's average each, validation's too.
 
+    Of very many epochs only some are drawn, the extremes among them: the picture is the same.
+
     **Arguments:**
 
     - `ax`: matplotlib's axes to draw on; `None` makes new ones.
@@ -44,17 +49,36 @@ def history(record: History, *, ax=None, label: str | None = None):
     ax = _axes(ax)
     curves = {n: v for n, v in record.epochs.items() if n in ("loss", "val_loss")}
     drawn = curves or {"loss": record.steps.get("loss", np.empty(0))}
+    positive = True
     for name, values in drawn.items():
-        known = np.isfinite(values)
+        places = _places(values)
         named = name if label is None else label if name == "loss" else f"{label}: {name}"
-        ax.plot(np.arange(1, len(values) + 1)[known], values[known], label=named)
-    if all(np.all(values[np.isfinite(values)] > 0) for values in drawn.values()):
+        ax.plot(places + 1, values[places], label=named)
+        positive &= bool(np.all(values[places] > 0))
+    if positive:
         ax.set_yscale("log")
     ax.set_xlabel("epoch" if curves else "update")
     ax.set_ylabel("loss")
     if len(ax.lines) > 1:
         ax.legend()
     return ax
+
+
+def _places(values: np.ndarray) -> np.ndarray:
+    """Where to draw a curve: at each finite value; or, of very many, as few as look the same.
+
+    Those are the first, last, lowest and highest of each stretch: the M4 of Jugel et al., *M4: a
+    visualization-oriented time series data aggregation*, 2014.
+    """
+    if len(values) <= 4 * _STRETCHES:
+        return np.flatnonzero(np.isfinite(values))
+    places: list[int] = []
+    for start, stop in pairwise(np.linspace(0, len(values), _STRETCHES + 1).astype(int)):
+        known = start + np.flatnonzero(np.isfinite(values[start:stop]))
+        if len(known):
+            low, high = known[values[known].argmin()], known[values[known].argmax()]
+            places += sorted({known[0], low, high, known[-1]})
+    return np.array(places, int)
 
 
 def learning_rates(found: LearningRates, *, ax=None):
