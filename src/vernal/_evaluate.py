@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 from vernal._averages import combined, mean
 from vernal._data import Source
 from vernal._jit import Packed, pack
+from vernal._loader import LoaderSource
 from vernal._measure import Measured, Objective, measure, outputs
 from vernal._recompile import compiles
 from vernal._update import named
@@ -42,14 +43,39 @@ def evaluate(
 def predict(
     model: PyTree, model_state: PyTree, source: Source, dtype: np.dtype | None = None
 ) -> Array:
-    """Apply a model to all examples."""
+    """Apply a model to all examples.
+
+    The outputs are in memory once, beside those of a stack or two.
+    """
     packed = pack((model, model_state, dtype))
     apply = lambda batches, single: compiled_predict(packed, batches, single=single)
-    parts = [
-        jax.tree.map(lambda leaf, n=n: leaf[:n].reshape(-1, *leaf.shape[2:]), made)
-        for made, n, _ in _each(apply, source)
-    ]
-    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *p: jnp.concatenate(p), *parts)
+    parts = (
+        jax.tree.map(lambda leaf, rows=n * size: leaf[:rows], made)
+        for made, n, size in _each(apply, source)
+    )
+    if isinstance(source, LoaderSource):  # how many examples there are shows at its end
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    n, whole, before, start = len(jax.tree.leaves(source.arrays)[0]), None, None, 0
+    for part in parts:
+        rows = len(jax.tree.leaves(part)[0])
+        if rows == n:
+            return part
+        if whole is None:
+            room = lambda leaf: jnp.zeros((n, *leaf.shape[1:]), leaf.dtype)
+            whole = jax.tree.map(room, part)
+        # The next stack is gathered while this one is computed, but no more of them.
+        jax.block_until_ready(before)
+        before, whole = part, _with(whole, part, start)
+        start += rows
+    assert whole is not None
+    return whole
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _with(whole: PyTree, part: PyTree, start: int) -> PyTree:
+    """Write a part of the outputs in its place."""
+    put = lambda leaf, rows: lax.dynamic_update_slice_in_dim(leaf, rows, start, 0)
+    return jax.tree.map(put, whole, part)
 
 
 def _each(function: Callable, source: Source) -> Iterator[tuple[PyTree, int, int]]:
@@ -95,11 +121,12 @@ def compiled_apply(packed: Packed, x: PyTree) -> PyTree:
 
 @functools.partial(jax.jit, static_argnames="single")
 def compiled_predict(packed: Packed, batches: PyTree, *, single: bool) -> PyTree:
-    """Each batch's predictions."""
+    """All batches' predictions, one behind the other."""
     model, model_state, dtype = packed.unpack()
     parts = {"model": model, "model_state": model_state, "compute_dtype": dtype}
     compiles("predict", x=batches, **parts, one_batch=single)
-    return _map(lambda x: compiled_apply(packed, x), batches, single)
+    made = _map(lambda x: compiled_apply(packed, x), batches, single)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
 
 
 def _map(function: Callable, batches: PyTree, single: bool) -> PyTree:

@@ -19,7 +19,8 @@ from vernal._state import TrainState
 
 # Where predictions are drawn: enough that a curve is smooth at any size of picture.
 _POINTS = 500
-# A loss curve is drawn in so many stretches, at up to four points each: more than a picture is wide.
+# A loss curve is drawn in so many stretches, at up to four points each: more than a picture has
+# columns.
 _STRETCHES = 1000
 
 
