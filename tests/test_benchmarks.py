@@ -1,6 +1,7 @@
 """The benchmark runs, short, with what the tests have; its rivals do the same work."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +70,27 @@ def test_the_last_table_is_of_all_speeds(compared):
     ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
     assert without_hidden.strip() == "–"
     assert float(speed) == pytest.approx(sum(ratios) / 2, abs=0.01)
+
+
+def test_growth_tells_of_time_and_memory():
+    command = [sys.executable, "benchmarks/growth.py", "--updates", "10000", "--examples", "20000"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    full, batches = done.stdout.split("(a) ")[1:]
+    for part, sizes, nbytes in ((full, ["1,000", "10,000"], 4.0), (batches, ["1,000"], 4.8)):
+        rows = [line.strip("| ").split(" | ") for line in part.splitlines() if line[:3] == "| 1"]
+        assert [row[0] for row in rows] == sizes
+        for _, an_update, between, history, peak in rows:
+            assert float(an_update) > 0 and float(between) > 0
+            # One value an update in single precision; of longer epochs, one in double.
+            assert float(history) == pytest.approx(nbytes, abs=0.01)
+            assert float(peak) < 100
+    drawn = re.search(r"10,000 updates drawn: \S+ s, ([\d,]+) points", full)
+    assert drawn and 100 < int(drawn[1].replace(",", "")) <= 4000
+    for method, outputs in (("predict", 4), ("evaluate", 0)):
+        told = re.search(rf"{method}, 20,000 examples, .*: peak (.*)", batches)
+        assert told
+        peak, data, made, activations = (float(x) for x in re.findall(r"([\d.,]+) MiB", told[1]))
+        assert data == pytest.approx(20_000 * (132 - outputs) / 2**20, abs=0.1)
+        assert made == pytest.approx(20_000 * outputs / 2**20, abs=0.1)
+        assert activations == pytest.approx(20_000 * 4096 / 2**20, abs=0.1)
+        assert peak < activations / 2

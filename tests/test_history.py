@@ -1,5 +1,7 @@
 """The record of a run against averages by hand, and what can be made of it."""
 
+import tracemalloc
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,9 @@ import pytest
 
 import vernal
 from vernal import History, losses
+from vernal._history import Recorder
+from vernal._records import Records
+from vernal._stack import Stack
 
 KEY = jax.random.key(4)
 N = 13
@@ -190,6 +195,60 @@ def test_pandas_takes_the_record(data):
     assert frame["val_loss"].isna().tolist() == [True, True, False, True]
     assert pd.DataFrame(history.steps).shape == (12, 3)
     assert pd.DataFrame(History().epochs).empty
+
+
+# ----- in memory
+
+
+def held(updates, parts, length):
+    """What a recorder makes of parts of a run, what it holds, and what it held at most."""
+    repeats = length == 1
+    stack = Stack(None, 0, updates, 0, 1, length, repeats=repeats)
+    values = np.random.default_rng(0).random(updates).astype(np.float32)
+    recorder, size = Recorder({}), updates // parts
+    tracemalloc.start()
+    for place in range(0, updates, size):
+        part = {"loss": values[place : place + size].copy()}
+        recorder.add([Records(stack, place, size, place, part, None, {})])
+    made = recorder.history(0.0)
+    now, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(made.steps["loss"], values)
+    expected = values.astype(float).reshape(-1, length).mean(1)
+    np.testing.assert_allclose(made.epochs["loss"], expected, rtol=1e-6)
+    return now / updates, peak / updates
+
+
+@pytest.mark.parametrize("parts", [100, 100_000], ids=["a part of 1000", "a part of 1"])
+def test_an_update_that_is_an_epoch_takes_four_bytes(parts):
+    now, peak = held(100_000, parts, 1)
+    assert 4 <= now < 4.2
+    assert peak < 5
+
+
+def test_an_epoch_of_several_updates_takes_eight_bytes_more():
+    now, peak = held(100_000, 100, 10)
+    assert 4.8 <= now < 5
+    assert peak < 7
+
+
+def test_a_history_has_no_room_to_spare(data):
+    _, history = TRAINER.fit(start(), data, epochs=1001)
+    assert history.epochs["loss"] is history.steps["loss"]
+    assert history.epochs is not history.steps
+    assert history.steps["loss"].base is None
+    assert history.steps["loss"].nbytes == 4 * 1001
+
+
+@pytest.mark.parametrize("lengths", [[1, 1, 2, 2, 2], [2, 2, 1, 1, 1]], ids=str)
+def test_epochs_of_one_batch_and_of_two(lengths, data):
+    batches, left = [data, tuple(a[:5] for a in data)], [1, *lengths]  # it is looked at first
+    _, history = TRAINER.fit(start(), lambda: batches[: left.pop(0)], epochs=5)
+    assert left == []
+    assert len(history.steps["loss"]) == sum(lengths)
+    weights = np.concatenate([[13.0, 5.0][:length] for length in lengths])
+    expected = averages(history.steps["loss"].astype(float), weights, np.cumsum(lengths))
+    np.testing.assert_allclose(history.epochs["loss"], expected, rtol=1e-6)
 
 
 # ----- in words

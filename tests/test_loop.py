@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,10 @@ import pytest
 
 import vernal
 from vernal import losses, nn
+from vernal._loop import Loop
 from vernal._program import run
+from vernal._progress import Progress
+from vernal._records import Records
 
 X = np.linspace(-1, 1, 106, dtype=np.float32)[:, None]
 DATA = (X, X**2)
@@ -86,3 +90,75 @@ def test_importing_vernal_imports_nothing_slow():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(run.stdout.split()) == {"vernal"}
+
+
+# ----- how long chunks are, by a clock that only the test moves on
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Now, in seconds; to look at it takes 1 µs."""
+    now = SimpleNamespace(seconds=0.0)
+
+    def perf_counter():
+        now.seconds += 1e-6
+        return now.seconds
+
+    monkeypatch.setattr("vernal._loop.time", SimpleNamespace(perf_counter=perf_counter))
+    return now
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    """The updates of each chunk of a run."""
+    seen = []
+
+    def show(self, chunk, validation=None):
+        if chunk:
+            seen.append(sum(records.updates for records in chunk))
+
+    monkeypatch.setattr(Progress, "show", show)
+    return seen
+
+
+@pytest.mark.parametrize("first", [1, 3000], ids=["short at first", "long at first"])
+@pytest.mark.parametrize(("host", "device"), [(100, 1), (1, 100), (50, 100)])
+def test_chunks_take_a_tenth_of_a_second(host, device, first, clock, chunks, monkeypatch):
+    """An update takes the host and the device so many µs, at the same time."""
+    call, fetched, done, latest = Loop._call, Records.fetched, {}, [0.0]
+
+    def queue(self, *args):
+        records = call(self, *args)
+        clock.seconds += 1e-6 * host * records.updates
+        latest[0] = max(latest[0], clock.seconds) + 1e-6 * device * records.updates
+        done[id(records)] = records, latest[0]
+        return records
+
+    def wait(self):
+        clock.seconds = max(clock.seconds, done[id(self)][1])
+        return fetched(self)
+
+    monkeypatch.setattr(Loop, "_call", queue)
+    monkeypatch.setattr(Records, "fetched", wait)
+    monkeypatch.setattr("vernal._loop._FIRST_WORK", 3000 * first)
+    monkeypatch.setattr("vernal._loop._REPEATS", 100)
+    trainer, model = fresh()
+    trainer.fit(model, DATA, epochs=30_000)
+    assert sum(chunks) == 30_000
+    assert len(chunks) > 20
+    assert max(chunks) <= (3000 if first > 1 else 2000)
+    # It takes some chunks to find out.
+    settled = chunks[len(chunks) // 2 : -2]
+    assert 900 <= min(settled) <= max(settled) <= 1200
+
+
+def test_a_chunk_ends_when_a_slow_loader_has_taken_its_time(clock, chunks):
+    def loader():
+        for _ in range(2000):
+            clock.seconds += 1e-3
+            yield DATA
+
+    trainer, model = fresh()
+    trainer.fit(model, loader, epochs=1)
+    assert sum(chunks) == 2000
+    assert max(chunks) <= 2 * 256  # are stacked at once; the first were before the first chunk

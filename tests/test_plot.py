@@ -99,6 +99,42 @@ def test_history_names_runs_and_validation():
     assert names(ax) == ["loss", "val_loss", "second", "third", "third: val_loss"]
 
 
+def test_a_long_curve_is_drawn_in_few_points_with_its_extremes():
+    n = 123_457
+    values = np.random.default_rng(0).uniform(1, 2, n)
+    high, low = [7, 60_000, n - 2], [1000, 99_999]
+    values[high], values[low], values[50_000:51_000] = 9, 0.1, np.nan
+    every_hundredth = np.where(np.arange(n) % 100 == 99, values, np.nan)
+    every_hundredth[4999] = 30
+    record = vernal.History({}, {"loss": values, "val_loss": every_hundredth})
+    ax = record.plot()
+    for curve, of in zip(ax.lines, (values, every_hundredth), strict=True):
+        x, y = points(curve)
+        places = x.astype(int) - 1
+        assert 1000 < len(places) <= 4000
+        assert np.all(np.diff(places) > 0)
+        np.testing.assert_array_equal(y, of[places])
+        known = np.flatnonzero(np.isfinite(of))
+        assert {known[0], known[-1]} <= set(places)
+        # A picture is not so wide that it would show more: the extremes of each thousandth.
+        for part in np.array_split(known, 500):
+            inside = y[(places >= part[0] - n // 1000) & (places <= part[-1] + n // 1000)]
+            assert inside.min() <= of[part].min()
+            assert inside.max() >= of[part].max()
+    assert {*high, *low} <= set(points(ax.lines[0])[0].astype(int) - 1)
+    assert 30 in points(ax.lines[1])[1]
+    assert ax.get_yscale() == "log"
+    ax.figure.canvas.draw()
+
+
+def test_one_loss_of_many_that_is_not_positive_makes_the_scale_linear():
+    values = np.ones(50_000, np.float32)
+    values[12_345] = 0
+    ax = vernal.History({"loss": values}, {}).plot()
+    assert (ax.get_yscale(), ax.get_xlabel()) == ("linear", "update")
+    assert 12_346 in points(ax.lines[0])[0]
+
+
 def test_plots_without_matplotlib_name_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(vernal.MissingExtraError, match=r"pip install 'vernal\[plot\]'"):
