@@ -140,8 +140,8 @@ def test_chunks_take_a_tenth_of_a_second(host, device, first, clock, chunks, mon
 
     monkeypatch.setattr(Loop, "_call", queue)
     monkeypatch.setattr(Records, "fetched", wait)
-    monkeypatch.setattr("vernal._loop._FIRST_WORK", 3000 * first)
-    monkeypatch.setattr("vernal._loop._REPEATS", 100)
+    monkeypatch.setattr("vernal._pace.FIRST_WORK", 3000 * first)
+    monkeypatch.setattr("vernal._pace.REPEATS", 100)
     trainer, model = fresh()
     trainer.fit(model, DATA, epochs=30_000)
     assert sum(chunks) == 30_000

@@ -76,7 +76,8 @@ class Loop:
         self._changing = changing if rewinds else copied(changing)[0]
         self._seconds = _pace.seconds(changing) if rewinds else _pace.SECONDS
         self._queued = _Chunk()  # the chunk under way
-        self._updates = max(1, _pace.FIRST_WORK // max(work, _pace.LEAST_WORK))  # to make in the next one
+        # To make in the next one.
+        self._updates = max(1, _pace.FIRST_WORK // max(work, _pace.LEAST_WORK))
 
     @property
     def place(self) -> tuple[int, int]:
@@ -169,12 +170,12 @@ class Loop:
     def _fetch(self, chunk: _Chunk, after: tuple[list, Any] | None) -> Iterator[list[Records]]:
         began = time.perf_counter()
         fetched = [records.fetched() for records in chunk.records]
-        # What a chunk took: to queue it, and to wait for it. The chunk that was queued in between
-        # may be of another size.
+        # What the chunk took: to queue it, and to wait for it. It was more, if it ended while the
+        # next one was queued; so chunks grow little by little.
         seconds = chunk.seconds + time.perf_counter() - began
         updates = sum(records.updates for records in fetched)
         if updates:
-            self._updates = max(1, int(updates * self._seconds / seconds))
+            self._updates = max(1, int(updates * min(_GROWTH, self._seconds / seconds)))
         if chunk.start is not None and after is not None:
             losses = all(records.finite_losses == records.updates for records in fetched)
             if not losses or _breaks(chunk.start[1], after[1]):

@@ -12,11 +12,14 @@ HELD_BYTES = 2**26
 # How long a chunk of updates should take: long enough that Python's part does not show, short
 # enough that a progress bar moves and Ctrl-C is heard.
 SECONDS = 0.1
+# By what a chunk may be longer than the one before: how long a short one took shows only in part.
+GROWTH = 4
 # Where the state is copied before each chunk, a chunk takes longer if that is many bytes, so that
 # the copies take a hundredth of the time; but not longer than a second.
 _BYTES_A_SECOND, _MOST_SECONDS = 4 * 10**7, 1.0
-# The first chunk's products of parameters and data; a core makes some 10⁹ of them a second.
-FIRST_WORK = 3 * 10**8
+# The first chunk's products of parameters and data; a core makes some 10⁹ of them a second. An
+# update takes some µs, however little it does.
+FIRST_WORK, LEAST_WORK = 3 * 10**8, 3000
 # An update that does so little that the loop's own cost shows is one of several in its turn; where
 # there is no loop, the call's cost shows for longer.
 _LITTLE_WORK, _LITTLE_WORK_A_CALL, _SEVERAL = 10**5, 10**8, 4
