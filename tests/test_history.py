@@ -242,7 +242,7 @@ def test_a_history_has_no_room_to_spare(data):
 
 @pytest.mark.parametrize("lengths", [[1, 1, 2, 2, 2], [2, 2, 1, 1, 1]], ids=str)
 def test_epochs_of_one_batch_and_of_two(lengths, data):
-    batches, left = [data, tuple(a[:5] for a in data)], [1, *lengths]  # it is looked at first
+    batches, left = [data, tuple(a[:5] for a in data)], list(lengths)
     _, history = TRAINER.fit(start(), lambda: batches[: left.pop(0)], epochs=5)
     assert left == []
     assert len(history.steps["loss"]) == sum(lengths)
