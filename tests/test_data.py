@@ -4,6 +4,7 @@ import functools
 import itertools
 import weakref
 from types import SimpleNamespace
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -491,7 +492,7 @@ def test_a_loaders_own_exception_comes_through_with_what_was_trained(seconds, mo
     before = np.array(start.model.weight)
     with pytest.raises(OSError, match="the disk is gone") as caught:
         trainer.fit(start, breaking, epochs=3)
-    error = caught.value
+    error: Any = caught.value
     assert error.__notes__ == [
         "Training made 2 updates before: the error's `state` is the one after them, its "
         "`history` the record."
@@ -509,7 +510,8 @@ def test_so_it_does_in_a_loop_of_ones_own():
     trainer = vernal.Trainer(optax.adam(1e-3), losses.MeanSquaredError())
     with pytest.raises(OSError, match="the disk is gone") as caught:
         next(trainer.epochs(eqx.nn.Linear(2, 1, key=jax.random.key(0)), breaking))
-    assert int(caught.value.state.step) == len(caught.value.history.steps["loss"]) == 2
+    error: Any = caught.value
+    assert int(error.state.step) == len(error.history.steps["loss"]) == 2
 
 
 def test_a_slow_loader_is_trained_on_as_it_gives(monkeypatch, compiled):
@@ -677,8 +679,9 @@ def stopped_after(trainer, start, loader, updates):
     loader.batches, batches = lambda *a: until(batches(*a)), loader.batches
     with pytest.raises(ConnectionError, match="gone") as caught:
         trainer.fit(start, loader, epochs=5)
-    assert "`state`" in caught.value.__notes__[0]
-    return caught.value.state, caught.value.history
+    error: Any = caught.value
+    assert "`state`" in error.__notes__[0]
+    return error.state, error.history
 
 
 @pytest.mark.parametrize("make", [OfTheLoader, OfTheIterator])

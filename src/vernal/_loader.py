@@ -182,7 +182,7 @@ class _Pass:
 
     def end_mark(self) -> Any:
         """What it needs, after its last batch, to begin the next epoch."""
-        return self._of_loader and {**self.mark(), "batch": 0}
+        return self.mark() | {"batch": 0} if self._of_loader else None
 
 
 def _state_methods(owner: Any) -> tuple[Callable, Callable] | None:

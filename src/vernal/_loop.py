@@ -175,7 +175,7 @@ class Loop:
         seconds = chunk.seconds + time.perf_counter() - began
         updates = sum(records.updates for records in fetched)
         if updates:
-            self._updates = max(1, int(updates * min(_GROWTH, self._seconds / seconds)))
+            self._updates = max(1, int(updates * min(_pace.GROWTH, self._seconds / seconds)))
         if chunk.start is not None and after is not None:
             losses = all(records.finite_losses == records.updates for records in fetched)
             if not losses or _breaks(chunk.start[1], after[1]):
