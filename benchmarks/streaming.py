@@ -1,9 +1,9 @@
-"""Data in a file, `np.load(..., mmap_mode="r")`: how fast `fit` trains from it, and what it holds.
+"""Data in a file, of NumPy's or HDF5: how fast `fit` trains from it, and what it holds.
 
 `python benchmarks/streaming.py` prints two things. First, of the workloads d and e, the speed from
 a file relative to that from memory, in alternation: the median of the ratios of turns, and the
-ratio of the best times. Then, of a file that is several times as large as what the process may
-allocate (`RLIMIT_DATA`), what a run through it held. The system keeps parts of a file in memory
+ratio of the best times. Then, of a mapped file that is several times as large as what the process
+may allocate (`RLIMIT_DATA`), what a run through it held. The system keeps parts of a file in memory
 while nobody else needs the room; that is not counted.
 """
 
@@ -20,8 +20,25 @@ FILES = Path(__file__).parent.parent / "build" / "benchmarks"
 FEATURES, ROWS_A_PART = 784, 2**15
 
 
+def in_files(arrays: tuple) -> dict[str, tuple]:
+    """The arrays x and y in files, by what is needed to read them."""
+    for part, array in zip("xy", arrays, strict=True):
+        np.save(FILES / f"{part}.npy", array)
+    made = {"numpy": tuple(np.load(FILES / f"{part}.npy", mmap_mode="r") for part in "xy")}
+    try:
+        import h5py
+    except ImportError:
+        print("h5py is missing: no figures of HDF5")
+        return made
+    with h5py.File(FILES / "data.h5", "w") as file:
+        for part, array in zip("xy", arrays, strict=True):
+            file[part] = array
+    file = h5py.File(FILES / "data.h5")
+    return {**made, "h5py": (file["x"], file["y"])}
+
+
 def speed(name: str, turns: int) -> None:
-    """Compare a file with memory."""
+    """Compare files with memory."""
     import jax
     from rivals.equinox_models import model, optimizer
     from rivals.ours import loss_of
@@ -31,21 +48,21 @@ def speed(name: str, turns: int) -> None:
 
     w = workload(name)
     arrays = w.data()
-    for part, array in zip("xy", arrays, strict=True):
-        np.save(FILES / f"{part}.npy", array)
-    mapped = tuple(np.load(FILES / f"{part}.npy", mmap_mode="r") for part in "xy")
+    sources = {"memory": arrays, **in_files(arrays)}
     trainer, made = vernal.Trainer(optimizer(w), loss_of(w)), model(w, jax.random.key(0))
-    seconds = {"memory": [], "file": []}
+    seconds = {source: [] for source in sources}
     for turn in range(-1, turns):
-        for source, data in (("memory", arrays), ("file", mapped)):
+        for source, data in sources.items():
             start = time.perf_counter()
             trainer.fit(made, data, epochs=w.epochs, batch_size=w.batch_size)
             if turn >= 0:
                 seconds[source].append(time.perf_counter() - start)
-    ratios = [a / b for a, b in zip(seconds["memory"], seconds["file"], strict=True)]
-    best = min(seconds["memory"]) / min(seconds["file"])
-    told = f"{statistics.median(ratios):.2f}, {best:.2f}"
-    print(f"({name}) speed from a file relative to memory: {told}", flush=True)
+    in_memory = seconds.pop("memory")
+    for source, of_file in seconds.items():
+        ratios = [a / b for a, b in zip(in_memory, of_file, strict=True)]
+        best = min(in_memory) / min(of_file)
+        told = f"{statistics.median(ratios):.2f}, {best:.2f}"
+        print(f"({name}) speed from a file of {source} relative to memory: {told}", flush=True)
 
 
 def train_from(path: str, limit: int) -> None:

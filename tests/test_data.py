@@ -2,11 +2,14 @@
 
 import functools
 import itertools
+import re
+import tracemalloc
 import weakref
 from types import SimpleNamespace
 from typing import Any
 
 import equinox as eqx
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +21,8 @@ from hypothesis import strategies as st
 
 import vernal
 from vernal import _data, losses
-from vernal._data import as_source
+from vernal._data import as_source, gathers_on_host
+from vernal._files import FileArray, in_files
 
 KEY = jax.random.key(11)
 sizes = st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
@@ -702,3 +706,267 @@ def test_a_loader_with_a_state_goes_on_where_it_was(make, rooms, monkeypatch):
         # Of what was trained on already, no more is read than what lies behind the latest mark;
         # and one batch to see its shape.
         assert loader.read <= 30 - updates + min(rooms, 10) + 1
+
+
+# ----- arrays in files
+
+
+class Noted:
+    """An array as in a file, that notes which rows are read, and is not to be read at once."""
+
+    def __init__(self, array, chunk=None):
+        self.array, self.shape, self.ndim, self.dtype = array, array.shape, array.ndim, array.dtype
+        self.chunks = chunk and (chunk, *array.shape[1:])
+        self.reads = []
+
+    def __array__(self, dtype=None, copy=None):
+        raise AssertionError("all of it is read")
+
+    def __getitem__(self, rows):
+        assert isinstance(rows, slice) and rows.step is None
+        self.reads.append(range(len(self.array))[rows])
+        return self.array[rows]
+
+
+def as_mapped(array, path):
+    np.save(path / "mapped.npy", array)
+    return np.load(path / "mapped.npy", mmap_mode="r")
+
+
+def as_h5(array, path, **options):
+    with h5py.File(path / "file.h5", "w") as file:
+        file.create_dataset("array", data=array, **options)
+    return h5py.File(path / "file.h5")["array"]
+
+
+def as_compressed_h5(array, path):
+    _, *example = array.shape
+    chunks = {"chunks": (7, *(1 for _ in example)), "maxshape": (None, *example)}
+    return as_h5(array, path, compression="gzip", **chunks)
+
+
+FILES = {
+    "mapped": as_mapped,
+    "h5py": as_h5,
+    "h5py, compressed": as_compressed_h5,
+    "like them": lambda array, path: Noted(array),
+}
+of_files = pytest.mark.parametrize("made", FILES.values(), ids=FILES)
+
+
+@pytest.fixture
+def in_parts(monkeypatch):
+    """Small files are taken in parts, as large ones are."""
+    monkeypatch.setattr("vernal._stack.STACK_BYTES", 400)
+    monkeypatch.setattr(_data, "_SHARED_BYTES", 400)
+    monkeypatch.setattr("vernal._files._READ_BYTES", 160)
+    monkeypatch.setattr("vernal._files._GAP_BYTES", 32)
+
+
+DTYPES = ["f8", "f4", "f2", "i8", "u1", "?"]
+
+
+@of_files
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shuffle", [True, False], ids=["shuffled", "in order"])
+@pytest.mark.usefixtures("in_parts")
+def test_batches_of_a_file_are_those_of_memory(made, dtype, shuffle, tmp_path):
+    x = np.random.default_rng(0).normal(size=(50, 4)) * 3
+    x, y = x.astype(dtype), examples(50)[1]
+    data = made(x, tmp_path), y
+    for size in (7, 1, 25, 50, None):
+        order = {"shuffle": shuffle, "key": KEY}
+        batches = list(vernal.batches(data, size, **order))
+        for batch, expected in zip(batches, vernal.batches((x, y), size, **order), strict=True):
+            assert_equal(batch, expected)
+            assert batch[0].dtype == expected[0].dtype
+        stacks = take(unrolled(ordered(data, size, shuffle=shuffle).stacks(0, 0)), 120)
+        wanted = take(unrolled(ordered((x, y), size, shuffle=shuffle).stacks(0, 0)), 120)
+        for batch, expected in zip(stacks, wanted, strict=True):
+            assert_equal(batch, expected)
+            assert batch[0].dtype == expected[0].dtype
+
+
+ADAM = vernal.Trainer(
+    optax.inject_hyperparams(optax.adam)(learning_rate=1e-2), losses.MeanSquaredError()
+)
+
+
+def results(data, size):
+    """All that can be done with data: what comes of it, bit for bit."""
+    trainer, model = ADAM, eqx.nn.Linear(4, 1, key=jax.random.key(0))
+    held_out = {"batch_size": size, "validation_data": data}
+    for shuffle in (True, False):
+        state, history = trainer.fit(model, data, epochs=3, shuffle=shuffle, **held_out)
+        yield state.model.weight, dict(history.steps), dict(history.epochs)
+    epochs = take(trainer.epochs(model, data, **held_out), 2)
+    yield [(epoch.state.model.weight, epoch.metrics) for epoch in epochs]
+    yield trainer.evaluate(model, data, batch_size=size)
+    yield trainer.predict(model, data[0], batch_size=size)
+    found = vernal.find_learning_rate(trainer, model, data, batch_size=size, updates=10)
+    yield found.losses, found.smoothed
+    yield trainer.step(trainer.init(model), jax.tree.map(lambda leaf: leaf[:5], data))[1]
+
+
+@of_files
+@pytest.mark.parametrize("size", [3, None], ids=["batches", "full batch"])
+@pytest.mark.parametrize("which", ["x", "y", "both"])
+@pytest.mark.usefixtures("in_parts")
+def test_all_results_from_a_file_are_those_from_memory(made, size, which, tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 4)), rng.normal(size=(50, 1)).astype(np.float32)
+    (tmp_path / "x").mkdir()
+    data = (
+        x if which == "y" else made(x, tmp_path / "x"),
+        y if which == "x" else made(y, tmp_path),
+    )
+    for result, expected in zip(results(data, size), results((x, y), size), strict=True):
+        assert_equal(result, expected)
+
+
+@pytest.mark.parametrize("shuffle", [True, False], ids=["shuffled", "in order"])
+@pytest.mark.usefixtures("in_parts")
+def test_of_a_file_little_is_read_at_once(shuffle):
+    x, labels = Noted(np.ones((200, 5))), Noted(np.zeros(200, np.int64))
+    trainer = vernal.Trainer(optax.sgd(1e-2), losses.CrossEntropy())
+    model = eqx.nn.Linear(5, 3, key=jax.random.key(0))
+    held_out = Noted(np.ones((100, 5))), np.zeros(100, int)
+    trainer.fit(
+        *(model, (x, labels)), epochs=2, batch_size=4, shuffle=shuffle, validation_data=held_out
+    )
+    trainer.predict(model, x, batch_size=4)
+    for array, most in ((x, 4), (labels, 20), (held_out[0], 4)):  # of 40 bytes, or of 8, a row
+        assert len(set().union(*array.reads)) == len(array.array)
+        assert max(map(len, array.reads)) == most
+
+
+def test_of_a_large_file_little_is_held(tmp_path, monkeypatch):
+    """Nor is it converted as a whole."""
+    monkeypatch.setattr("vernal._stack.STACK_BYTES", 2**17)
+    monkeypatch.setattr(_data, "_SHARED_BYTES", 2**17)
+    monkeypatch.setattr("vernal._pace.HELD_BYTES", 2**18)
+    monkeypatch.setattr("vernal._files._READ_BYTES", 2**17)
+    x = np.random.default_rng(0).normal(size=(2**16, 16))  # 8 MiB
+    sum_ = vernal.Trainer(optax.sgd(1e-3), lambda model, x, key: jnp.mean(jax.vmap(model)(x)))
+    model = eqx.nn.Linear(16, 1, key=jax.random.key(0))
+    for array in (as_mapped(x, tmp_path), as_h5(x, tmp_path), Noted(x)):
+        for run in (
+            functools.partial(sum_.evaluate, model, array, batch_size=128),
+            functools.partial(sum_.fit, model, array, epochs=1, batch_size=128),
+        ):
+            run()  # compiling takes memory, too
+            tracemalloc.start()
+            run()
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert peak < 3 * 2**20
+
+
+def test_a_files_chunks_are_read_once_each(monkeypatch):
+    """One may have to be decompressed as a whole, however little of it is wanted."""
+    monkeypatch.setattr("vernal._files._READ_BYTES", 100)
+    x = Noted(np.arange(120, dtype=np.float32).reshape(60, 2), chunk=6)
+    file = FileArray(x)
+    for read in (lambda: list(file.blocks()), lambda: file[np.random.permutation(60)]):
+        x.reads.clear()
+        read()
+        assert [(read.start, read.stop) for read in x.reads] == [
+            (start, start + 12) for start in range(0, 60, 12)
+        ]
+
+
+@pytest.mark.parametrize("chunk, near", [(6, 6), (None, 4)])
+def test_of_a_file_what_lies_between_is_left_out(chunk, near, monkeypatch):
+    """Unless it is so little, or of the same chunk, that another read would take longer."""
+    monkeypatch.setattr("vernal._files._GAP_BYTES", 4 * 8)
+    x = Noted(np.arange(120, dtype=np.float32).reshape(60, 2), chunk)
+    rows = np.array([59, 7, 20 + near, 2, 20, 7, 21 + 2 * near])
+    np.testing.assert_array_equal(FileArray(x)[rows], x.array[rows])
+    first = [(2, 8)] if chunk else [(2, 3), (7, 8)]
+    reads = [*first, (20, 21 + near), (21 + 2 * near, 22 + 2 * near), (59, 60)]
+    assert [(read.start, read.stop) for read in x.reads[1:]] == reads
+
+
+def changed(array, row, value):
+    array = array.copy()
+    array[row] = value
+    return array
+
+
+def wrong(x, labels):
+    """What is wrong with data: a loss, a model's outputs, x, y."""
+    mse, entropy = losses.MeanSquaredError(), losses.CrossEntropy()
+    y, far = labels[:, None].astype(float), 44  # not in the part of y that is read first
+    yield mse, 1, changed(changed(x, (33, 2), np.inf), (40, 0), np.nan), y
+    yield mse, 1, changed(x, (33, 2), 1e300), y
+    yield mse, 1, x[:, :3], y
+    yield mse, 1, x, y[:40]
+    yield mse, 1, x[:0], y[:0]
+    yield mse, 1, x.astype("S3"), y
+    yield mse, 1, x[:0].astype("S3"), y[:0]
+    yield mse, 1, x, y[:, 0]
+    yield entropy, 3, x, labels + 1
+    yield entropy, 3, x, changed(labels + 1, far, 0)
+    yield entropy, 3, x, changed(labels, far, 7)
+    yield entropy, 3, x, np.where(labels, 1, -1)
+    yield entropy, 3, x, changed(np.where(labels, 1, -1), far, 0)
+    yield entropy, 3, x, labels.astype(float)
+    yield entropy, 3, x, changed(labels.astype(float), far, 0.5)
+    yield entropy, 3, x, np.eye(3)[labels]
+    yield entropy, 3, x, changed(np.eye(3)[labels], far, 0)
+    yield entropy, 3, x, labels[:, None] > 0
+    yield entropy, "scalar", x, labels % 2
+    yield entropy, "scalar", x, changed(labels % 2, far, 2)
+    yield (lambda model, batch, key: jnp.mean(model(batch[0]) - batch[1])), 1, x, y
+
+
+WRONG = list(wrong(np.random.default_rng(0).normal(size=(50, 4)), np.arange(50) % 3))
+
+
+@of_files
+@pytest.mark.parametrize("case", WRONG, ids=range(len(WRONG)))
+@pytest.mark.usefixtures("in_parts")
+def test_what_is_wrong_with_a_file_is_said_as_of_memory(made, case, tmp_path):
+    loss, outputs, *data = case
+    trainer = vernal.Trainer(optax.sgd(0.1), loss)
+    model = eqx.nn.Linear(4, outputs, key=jax.random.key(0))
+
+    def said(x, y):
+        with pytest.raises(vernal.VernalError) as caught:
+            trainer.fit(model, (x, y), epochs=1, batch_size=5)
+        # Lines that mend an array are for one in memory.
+        return re.sub(r"np\.asarray\(([xy])\)", r"\1", str(caught.value))
+
+    expected = said(*data)
+    (tmp_path / "x").mkdir()
+    files = made(data[0], tmp_path / "x"), made(data[1], tmp_path)
+    assert said(*files) == expected
+
+
+def test_a_file_that_was_closed_is_an_error(tmp_path):
+    x = as_h5(np.ones((5, 4)), tmp_path)
+    x.file.close()
+    trainer = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError())
+    with pytest.raises(vernal.DataError, match="x cannot be made an array"):
+        trainer.fit(eqx.nn.Linear(4, 1, key=KEY), (x, np.ones((5, 1))), epochs=1)
+
+
+@of_files
+def test_a_file_is_not_put_on_a_device_as_a_whole(made, tmp_path, monkeypatch):
+    x, y = examples(40)
+    from_file = ordered((made(x, tmp_path), y), 8, shuffle=True)
+    from_memory = ordered((x, jnp.asarray(y)), 8, shuffle=True)
+    assert gathers_on_host(from_file.example) and gathers_on_host(from_memory.example)
+    expected = take(unrolled(from_memory.stacks(0, 0)), 10)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert gathers_on_host(from_file.example) and not gathers_on_host(from_memory.example)
+    for source in (from_file, from_memory):
+        for batch, wanted in zip(take(unrolled(source.stacks(0, 0)), 10), expected, strict=True):
+            assert_equal(batch, wanted)
+    assert "_on_device" in vars(from_memory)
+    assert "_on_device" not in vars(from_file)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_in_memory_is_in_no_file(kind):
+    assert not in_files(as_source(KINDS[kind](*examples(12)), 5).example)

@@ -8,12 +8,17 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from vernal._errors import ArgumentError, DataError, ExamplesError
+from vernal._files import FileArray, blocks, held_as, is_in_file
 
 PARTS = ("x", "y", "sample_weight")  # what users call the parts of a batch
 
 
-def as_arrays(data: PyTree, *, name: str = "data", finite: bool = True) -> PyTree:
+def as_arrays(
+    data: PyTree, *, name: str = "data", finite: bool = True, files: bool = False
+) -> PyTree:
     """Turn everything in `data` that counts as an array into one, and check it.
+
+    With `files`, what lies in a file stays there, as a `FileArray`.
 
     **Raises:** `DataError` if a leaf is not numeric, lengths differ, there is no example, or, with
     `finite`, a value is NaN or infinite.
@@ -23,7 +28,7 @@ def as_arrays(data: PyTree, *, name: str = "data", finite: bool = True) -> PyTre
     if not flat:
         raise DataError(f"{name} has no arrays in it: {data!r}.\n  Pass (x, y).")
     names = [_name(name, data, path) for path, _ in flat]
-    arrays = [_as_array(name, leaf) for name, (_, leaf) in zip(names, flat, strict=True)]
+    arrays = [_as_array(name, leaf, files) for name, (_, leaf) in zip(names, flat, strict=True)]
     tree = jax.tree.unflatten(treedef, arrays)
     for name_, array in zip(names, arrays, strict=True):
         if array.ndim == 0:
@@ -42,39 +47,48 @@ def as_arrays(data: PyTree, *, name: str = "data", finite: bool = True) -> PyTre
     return tree
 
 
-def _as_array(name: str, leaf) -> np.ndarray | Array:
+def _as_array(name: str, leaf, files: bool) -> np.ndarray | Array | FileArray:
     if not isinstance(leaf, jax.Array):
         try:
-            leaf = np.asarray(leaf)
+            leaf = FileArray(leaf) if files and is_in_file(leaf) else np.asarray(leaf)
         except Exception as error:
             raise DataError(f"{name} cannot be made an array: {error}") from error
     if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
-        first = f", the first of them {leaf.ravel()[0]!r}" if leaf.size else ""
+        first = ""
+        if leaf.size:
+            some = leaf[:1] if isinstance(leaf, FileArray) else leaf
+            first = f", the first of them {some.ravel()[0]!r}"
         raise DataError(
             f"{name} needs numbers; it holds {leaf.dtype} values{first}."
             "\n  Encode them as numbers first."
         )
-    if isinstance(leaf, np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact):
+    if isinstance(leaf, np.ndarray):
         with np.errstate(over="ignore"):  # what single precision cannot hold is found below
-            leaf = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
+            leaf = leaf.astype(held_as(leaf.dtype), copy=False)
     return leaf
 
 
-def _check_finite(name: str, array: np.ndarray | Array) -> None:
+def _check_finite(name: str, array: np.ndarray | Array | FileArray) -> None:
     # A sum is finite only if every value is, and costs one pass and no memory; only where it is
     # not (a large sum may overflow, too) are the values looked at one by one.
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         return
-    with np.errstate(all="ignore"):
-        if np.isfinite(_sum(array) if isinstance(array, jax.Array) else array.sum()):
-            return
-    bad = np.argwhere(~np.isfinite(np.asarray(array, dtype=np.promote_types(array.dtype, "f4"))))
-    if len(bad):
-        where = ", ".join(map(str, bad[0].tolist()))
-        value = np.asarray(array)[tuple(bad[0])]
-        many = "1 value that is" if len(bad) == 1 else f"{len(bad)} values that are"
+    if isinstance(array, jax.Array) and np.isfinite(_sum(array)):
+        return
+    number, first = 0, ""
+    for start, values in blocks(array):
+        with np.errstate(all="ignore"):
+            if np.isfinite(values.sum()):
+                continue
+        bad = np.argwhere(~np.isfinite(np.asarray(values, np.promote_types(values.dtype, "f4"))))
+        if len(bad) and not number:
+            where = ", ".join(map(str, [start + bad[0][0], *bad[0][1:]]))
+            first = f"{name}[{where}], {values[tuple(bad[0])]}"
+        number += len(bad)
+    if number:
+        many = "1 value that is" if number == 1 else f"{number} values that are"
         raise DataError(
-            f"{name} has {many} not finite, of {array.size}: the first is {name}[{where}], {value}."
+            f"{name} has {many} not finite, of {array.size}: the first is {first}."
             f"\n  Drop those examples, or try np.where(np.isfinite({name}), {name}, 0)."
         )
 

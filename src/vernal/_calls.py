@@ -10,6 +10,8 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
+from vernal._files import as_shapes
+
 
 @dataclass
 class Call:
@@ -134,6 +136,6 @@ def watched(
             return function(model, *args)
 
     try:
-        return eqx.filter_eval_shape(traced, *args), calls, None
+        return eqx.filter_eval_shape(traced, *as_shapes(args)), calls, None
     except Exception as error:
         return None, calls, error

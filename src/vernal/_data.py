@@ -11,6 +11,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal import _stack
 from vernal._arrays import as_arrays, checked_batch_size
+from vernal._files import FileArray, in_files, in_memory
 from vernal._loader import LoaderSource, is_function
 from vernal._stack import AbstractSource, Stack, memory, nbytes, on_device
 
@@ -21,7 +22,7 @@ _SHARED_BYTES = 2**22
 
 
 class ArraySource(AbstractSource):
-    """Examples in memory: arrays with equal leading axes."""
+    """Examples in memory, or in files: arrays with equal leading axes."""
 
     def __init__(
         self,
@@ -32,7 +33,7 @@ class ArraySource(AbstractSource):
         shuffle: bool = False,
         name: str = "data",
     ):
-        self.arrays = as_arrays(data, name=name)
+        self.arrays = as_arrays(data, name=name, files=True)
         self._n = n = len(jax.tree.leaves(self.arrays)[0])
         # To measure, a batch as large as the data will do; to train, it is a mistake.
         self._size = min(n, checked_batch_size(batch_size, n if endless else None))
@@ -69,7 +70,8 @@ class ArraySource(AbstractSource):
     def stacks(self, epoch: int, batch: int) -> Iterator[Stack]:
         """The run's batches from a place on, without end."""
         if self.length == 1:
-            yield Stack(on_device(self.arrays), 0, sys.maxsize, epoch, self._n, 1, repeats=True)
+            full = on_device(in_memory(self.arrays))
+            yield Stack(full, 0, sys.maxsize, epoch, self._n, 1, repeats=True)
             return
         share = self._first_share
         while True:
@@ -107,9 +109,8 @@ class ArraySource(AbstractSource):
 
     def _gathered(self, rows: np.ndarray, room: int) -> PyTree[Array]:
         """The examples of some batches, in arrays with room for more of them."""
-        if jax.default_backend() != "cpu":
+        if not gathers_on_host(self.arrays):
             return _gather(self._on_device, np.pad(rows, ((0, room - len(rows)), (0, 0))))
-        # The host's memory is the device's: a copy of all examples would only take room and time.
         return jax.tree.map(lambda leaf: _taken(leaf, rows, room), self.arrays)
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -146,7 +147,7 @@ def is_loader(data) -> bool:
 
 
 def as_source(data, batch_size: int | None, *, name: str = "data", **order) -> Source:
-    """Arrays in memory, or a loader of ready batches: whichever `data` is.
+    """Arrays, or a loader of ready batches: whichever `data` is.
 
     **Raises:** `DataError` if it is neither, or cannot be trained on.
     """
@@ -180,11 +181,21 @@ def batches(
     return source.batches(epoch)
 
 
-def _taken(leaf: np.ndarray | Array, rows: np.ndarray, room: int) -> Array:
-    """Rows of an array, gathered by NumPy, in one with room for more."""
-    leaf = np.asarray(leaf)
+def gathers_on_host(arrays: PyTree) -> bool:
+    """Whether batches are made on the host, and not on the device, of all examples there."""
+    # A CPU's memory is the host's: a copy of all examples would only take room and time. And
+    # those in a file need not fit in a device's.
+    return jax.default_backend() == "cpu" or in_files(arrays)
+
+
+def _taken(leaf: np.ndarray | Array | FileArray, rows: np.ndarray, room: int) -> Array:
+    """Rows of an array, gathered by the host, in one with room for more."""
+    leaf = leaf if isinstance(leaf, FileArray) else np.asarray(leaf)
     gathered = memory((room, *rows.shape[1:], *leaf.shape[1:]), leaf.dtype)
-    leaf.take(rows, axis=0, out=gathered[: len(rows)], mode="clip")
+    if isinstance(leaf, FileArray):
+        leaf.read(rows, gathered[: len(rows)])
+    else:
+        leaf.take(rows, axis=0, out=gathered[: len(rows)], mode="clip")
     return jax.device_put(gathered)
 
 

@@ -12,7 +12,7 @@ from vernal._checks import checked_source, model_of, whole_number
 from vernal._errors import ArgumentError
 from vernal._jit import pack
 from vernal._loader import LoaderSource
-from vernal._range_test import TENTH, from_loader, range_test, rate_dtype, shuffled, with_rate
+from vernal._range_test import TENTH, from_arrays, from_loader, range_test, rate_dtype, with_rate
 from vernal._state import TrainState, with_data_state
 from vernal._trainer import Trainer
 from vernal._update import new_state
@@ -74,7 +74,8 @@ def find_learning_rate(
     - `trainer`: its optimizer shows its learning rate, as
       `optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)` does; that rate is not used.
     - `model_or_state`, `data`, `batch_size`: as in `Trainer.fit`, but smaller last batches are left
-      out. The model or state stays as it is. A loader's batches are in memory all at once.
+      out. The model or state stays as it is. A loader's batches, and what is needed of arrays in
+      files, are in memory all at once.
     - `lowest`, `highest`: the learning rates of the first and of the last update.
     - `updates`: how many, from 10. With fewer batches than that, epoch follows epoch.
 
@@ -101,7 +102,7 @@ def find_learning_rate(
     if isinstance(source, LoaderSource):
         examples, rows = from_loader(source, data, updates)
     else:
-        examples, rows = source.arrays, shuffled(source, batch_size, state, updates)
+        examples, rows = from_arrays(source, batch_size, state, updates)
     rates = np.geomspace(lowest, highest, updates).astype(dtype)
     # The optimizer's own rate may be of another type, such as a whole number.
     state = pack(with_rate(state, np.asarray(rates[0])))

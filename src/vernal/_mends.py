@@ -1,6 +1,6 @@
 """Lines of code that may mend data of a wrong shape: made up here, tried before they are said."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from vernal._files import blocks
 from vernal._jit import shapes_of, signature
 
 
@@ -104,19 +105,18 @@ def _run(line: str, name: str, array: Any) -> Any:
 
 
 def _is_whole(array: Any) -> bool:
-    values = _values(array)
-    return values is not None and (values.dtype == bool or bool(np.all(values == values.round())))
+    return _holds(array, lambda part: part.dtype == bool or np.all(part == part.round()))
 
 
 def _is_one_hot(array: Any) -> bool:
-    rows = _values(array)
-    if rows is None or rows.ndim < 2 or rows.shape[-1] < 2:
-        return False
-    return bool(np.all((rows == 0) | (rows == 1)) and np.all(rows.sum(-1) == 1))
+    ones = lambda rows: np.all((rows == 0) | (rows == 1)) and np.all(rows.sum(-1) == 1)
+    return len(array.shape) > 1 and array.shape[-1] > 1 and _holds(array, ones)
 
 
-def _values(array: Any) -> np.ndarray | None:
-    return None if isinstance(array, jax.core.Tracer) else np.asarray(array)
+def _holds(array: Any, of_part: Callable) -> bool:
+    """Whether something is so of all values, if there are values."""
+    is_traced = isinstance(array, jax.core.Tracer)
+    return not is_traced and all(of_part(part) for _, part in blocks(array))
 
 
 def as_line(choice: Iterable[Mend]) -> str:

@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 
 from vernal._data import ArraySource
 from vernal._errors import ArgumentError, DataError
+from vernal._files import in_files, in_memory
 from vernal._jit import Packed, jit_updates, pack
 from vernal._loader import LoaderSource
 from vernal._recompile import compiles
@@ -106,6 +107,18 @@ def shuffled(source: ArraySource, batch_size: int | None, state: TrainState, upd
     epochs = map(order.batches, itertools.count(int(state.epoch)))
     full = (rows for rows in itertools.chain.from_iterable(epochs) if len(rows) == batch_size)
     return np.stack([*itertools.islice(full, updates)])
+
+
+def from_arrays(
+    source: ArraySource, batch_size: int | None, state: TrainState, updates: int
+) -> tuple[PyTree, np.ndarray | None]:
+    """The examples that are needed, and which of them each batch has, as in `range_test`."""
+    rows = shuffled(source, batch_size, state, updates)
+    if rows is None or not in_files(source.arrays):
+        return in_memory(source.arrays), rows
+    needed, places = np.unique(rows, return_inverse=True)
+    examples = jax.tree.map(lambda leaf: leaf[needed], source.arrays)
+    return examples, places.reshape(rows.shape).astype(rows.dtype)
 
 
 def from_loader(source: LoaderSource, loader: Iterable, updates: int) -> tuple[PyTree, np.ndarray]:

@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 
 from vernal._arrays import PARTS
 from vernal._calls import Calls, watched
+from vernal._files import as_shapes, blocks
 from vernal._layers import Unmet, at_fault, needs, unmet
 from vernal._measure import Objective, measure
 from vernal._mends import Mend, as_line, mends
@@ -41,7 +42,7 @@ def run(objective: Objective | None, model: PyTree, model_state: PyTree, batch: 
 def traced(function: Callable, *args: PyTree) -> PyTree:
     """What a function returns, as shapes; `None` if it raises."""
     try:
-        return eqx.filter_eval_shape(function, *args)
+        return eqx.filter_eval_shape(function, *as_shapes(args))
     except Exception:
         return None
 
@@ -154,7 +155,8 @@ def _other_loss(objective: Objective, model: PyTree, model_state: PyTree, batch:
         "losses.CrossEntropy()": CrossEntropy(),
         f"losses.Supervised({soft})": Supervised(optax.losses.softmax_cross_entropy),
     }
-    if isinstance(loss, CrossEntropy) and set(np.unique(np.asarray(batch[1])).tolist()) <= {0, 1}:
+    is_binary = lambda labels: set(np.unique(labels).tolist()) <= {0, 1}
+    if isinstance(loss, CrossEntropy) and all(is_binary(part) for _, part in blocks(batch[1])):
         others["losses.BinaryCrossEntropy()"] = BinaryCrossEntropy()
     for code, other in others.items():
         measured = functools.partial(run, objective._replace(loss=other), model, model_state)

@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal._errors import DataError, ExamplesError, ShapeError, joined, kind
+from vernal._files import blocks
 
 
 def forward(
@@ -261,19 +262,22 @@ class CrossEntropy(AbstractSupervised):
 
 def _check_range(name: str, y: Array, most: int, why: str, two: str) -> None:
     """Raise `ExamplesError` if labels are not from 0 to `most`; `two` mends those of -1 and 1."""
-    labels = np.asarray(y)
-    bad = np.argwhere((labels < 0) | (labels > most))
-    if not len(bad):
+    for start, labels in blocks(y):
+        if len(bad := np.argwhere((labels < 0) | (labels > most))):
+            where = ", ".join(map(str, [start + bad[0][0], *bad[0][1:]]))
+            given = f"y[{where}] is {labels[tuple(bad[0])]},"
+            break
+    else:
         return
-    low, high = float(labels.min()), float(labels.max())
+    low = float(min(part.min() for _, part in blocks(y)))
+    high = float(max(part.max() for _, part in blocks(y)))
+    signs = (low, high) == (-1, 1) and all(np.all(np.abs(part) == 1) for _, part in blocks(y))
     fits = {
         "y - 1": low == 1 and high <= most + 1,
-        two: set(np.unique(labels).tolist()) == {-1, 1},
+        two: signs,
         "y + 1": low == -1 and high <= most - 1,
     }
     hint = next((f"\n  Try {line}." for line, does in fits.items() if does), "")
     if most == 0:
         hint = "\n  Two classes and one logit are for losses.BinaryCrossEntropy()."
-    where = ", ".join(map(str, bad[0].tolist()))
-    given = f"y[{where}] is {labels[tuple(bad[0])]},"
     raise ExamplesError(joined(given, f"but {name} needs 0 to {most}{why}.") + hint)

@@ -1,0 +1,98 @@
+"""Arrays that lie in a file: read as they are needed, and never all at once."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+# How much is read at once, unless one of the file's own chunks is larger; and of what is not
+# wanted in between, how much is rather read than left out by another call.
+_READ_BYTES, _GAP_BYTES = 2**22, 2**16
+
+
+def is_in_file(array: Any) -> bool:
+    """Whether this is an array that NumPy would read: h5py's, Zarr's, or mapped by NumPy."""
+    if isinstance(array, np.ndarray | np.generic | jax.Array):
+        return isinstance(array, np.memmap) and array.ndim > 0
+    has_all = all(hasattr(array, name) for name in ("shape", "ndim", "__getitem__", "__array__"))
+    # A series of pandas is in memory, and is indexed by labels.
+    is_like = has_all and not hasattr(array, "iloc")
+    return is_like and isinstance(getattr(array, "dtype", None), np.dtype) and array.ndim > 0
+
+
+class FileArray:
+    """An array in a file, with what is asked of arrays in memory. Its rows are the examples."""
+
+    def __init__(self, array: Any):
+        self._array = np.asarray(array) if isinstance(array, np.memmap) else array
+        read = np.asarray(self._array[:0])
+        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.ndim, self.size = len(self.shape), int(np.prod(self.shape, dtype=np.int64))
+        self.dtype = held_as(read.dtype)
+        self.nbytes = self.size * self.dtype.itemsize
+        row = max(1, self.size // max(1, len(self)) * read.dtype.itemsize)
+        # Any part of a chunk costs as much to read as all of it.
+        chunks = getattr(array, "chunks", None)
+        chunk = int(np.max(chunks[0])) if chunks else 1
+        self._block = max(1, _READ_BYTES // row // chunk) * chunk  # rows to read at once
+        self._gap = chunk if chunks else max(1, _GAP_BYTES // row)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        rows = np.arange(len(self))[rows]
+        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        self.read(rows, out)
+        return out
+
+    def read(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Read rows of any order into an array; both may have several leading axes."""
+        if isinstance(self._array, np.ndarray) and self._array.dtype == out.dtype:
+            self._array.take(rows, axis=0, out=out, mode="clip")
+            return
+        # From the front to the back, in slices: a file takes long to look rows up one by one.
+        out = out.reshape(-1, *self.shape[1:])
+        order = np.argsort(rows, axis=None)
+        rows = rows.ravel()[order]
+        ends = (np.diff(rows) > self._gap) | (np.diff(rows // self._block) > 0)
+        for part in np.split(np.arange(len(rows)), np.flatnonzero(ends) + 1):
+            wanted = rows[part]
+            read = np.asarray(self._array[wanted[0] : wanted[-1] + 1])
+            out[order[part]] = read[wanted - wanted[0]]
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """All of it, in parts: the number of the first row, and the rows."""
+        for start in range(0, len(self), self._block):
+            read = np.asarray(self._array[start : start + self._block])
+            with np.errstate(over="ignore"):
+                yield start, read.astype(self.dtype, copy=False)
+
+
+def held_as(dtype: np.dtype) -> np.dtype:
+    """The dtype that values have in memory: of single precision, unless JAX has double."""
+    return jax.dtypes.canonicalize_dtype(dtype) if jnp.issubdtype(dtype, jnp.inexact) else dtype
+
+
+def blocks(array: np.ndarray | Array | FileArray) -> Iterator[tuple[int, np.ndarray]]:
+    """What an array holds: at once, or in parts if it is in a file; each with its first row."""
+    return array.blocks() if isinstance(array, FileArray) else iter([(0, np.asarray(array))])
+
+
+def in_files(arrays: PyTree) -> bool:
+    """Whether one of some arrays is in a file."""
+    return any(isinstance(leaf, FileArray) for leaf in jax.tree.leaves(arrays))
+
+
+def in_memory(arrays: PyTree) -> PyTree:
+    """The same arrays, with all that is in files."""
+    return jax.tree.map(lambda leaf: leaf[:] if isinstance(leaf, FileArray) else leaf, arrays)
+
+
+def as_shapes(arrays: PyTree) -> PyTree:
+    """The same arrays, with shapes for those in files: to be traced."""
+    shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
+    return jax.tree.map(lambda leaf: shape(leaf) if isinstance(leaf, FileArray) else leaf, arrays)
