@@ -230,7 +230,7 @@ def test_stacks_hold_the_batches_of_epoch_after_epoch(n, size, shuffle, stack_by
 
 def test_small_epochs_share_a_stack_and_large_ones_are_taken_in_parts(monkeypatch):
     data = examples(1000)  # of 12 bytes each
-    first, *_, stack = take(ordered(data, 100).stacks(0, 0), 4)
+    first, *_, stack = take(ordered(data, 100).stacks(0, 0), 8)
     assert stack.end > 2 * stack.length
     assert first.end < stack.end / 10  # the device begins soon
     assert first.capacity == stack.capacity  # in the same program

@@ -13,7 +13,7 @@ from vernal import _stack
 from vernal._arrays import as_arrays, checked_batch_size
 from vernal._files import FileArray, in_files, in_memory
 from vernal._loader import LoaderSource, is_function
-from vernal._stack import AbstractSource, Stack, memory, nbytes, on_device
+from vernal._stack import AbstractSource, Stack, nbytes, on_device, room_for
 
 # How much is gathered at once. Small epochs share a stack until it has so many updates, or takes so
 # many bytes, that a call's own cost no longer shows; a large epoch is taken in parts.
@@ -34,6 +34,7 @@ class ArraySource(AbstractSource):
         name: str = "data",
     ):
         self.arrays = as_arrays(data, name=name, files=True)
+        self._endless = endless
         self._n = n = len(jax.tree.leaves(self.arrays)[0])
         # To measure, a batch as large as the data will do; to train, it is a mistake.
         self._size = min(n, checked_batch_size(batch_size, n if endless else None))
@@ -41,22 +42,23 @@ class ArraySource(AbstractSource):
         self.length = self._full + (self._tail > 0)
         # The full batch has no order: shuffled or not, it is the same sum.
         self._shuffle = shuffle and self.length > 1
-        self._seed: list[int] = []
+        self._generator = np.random.Generator(np.random.Philox(0))
+        self._until = sys.maxsize  # the epoch that a run ends before
         self._drawn: tuple[int, np.ndarray] = (-1, np.empty(0))  # the latest epoch's order
         epoch_bytes = max(1, nbytes(self.arrays))
         most = min(_SHARED_BYTES, _stack.STACK_BYTES) // epoch_bytes
         shared = min(_STACK_UPDATES // self.length, most)
         self._epochs = max(1, shared) if endless else 1  # in a stack
-        # Batches in a stack of a part of an epoch.
-        self._part = min(self._full, max(1, self._full * _stack.STACK_BYTES // epoch_bytes))
-        # A run's first stack is not filled, but for a share of it, so that the device begins soon.
-        self._first_share = 16 if endless else 1
+        # Batches that a stack has room for, without tails.
+        part = max(1, self._full * _stack.STACK_BYTES // epoch_bytes)
+        self._room = self._full * self._epochs if self._epochs > 1 else min(self._full, part)
 
-    def begin(self, key: PRNGKeyArray, mark: Any = None) -> None:
+    def begin(self, key: PRNGKeyArray | None, mark: Any = None, until: int = sys.maxsize) -> None:
         """Shuffle, if at all, in the order that a key and the epoch fix."""
-        self._drawn = (-1, np.empty(0))
+        self._until, self._drawn = until, (-1, np.empty(0))
         if self._shuffle:
-            self._seed = np.ravel(jax.random.key_data(key)).tolist()
+            sequence = np.random.SeedSequence(_seed(key, jax.config.jax_default_prng_impl))
+            self._generator = np.random.Generator(np.random.Philox(sequence))
 
     @property
     def example(self) -> PyTree:
@@ -73,53 +75,69 @@ class ArraySource(AbstractSource):
             full = on_device(in_memory(self.arrays))
             yield Stack(full, 0, sys.maxsize, epoch, self._n, 1, repeats=True)
             return
-        share = self._first_share
+        # A run's first stacks are not filled, so that the device begins soon, and trains on one as
+        # long as it takes to gather the next.
+        most = max(1, self._room // 16) if self._endless else self._room
         while True:
             skipped, batch = divmod(batch, self.length)
             epoch += skipped
-            stack = self._whole_epochs if self._epochs > 1 else self._part_of_epoch
-            yield (stack := stack(epoch, batch, share))
-            batch, share = stack.end, max(1, share // 4)
+            if batch == 0 and self._epochs > 1 and most >= self.length:
+                yield (stack := self._whole_epochs(epoch, most // self.length))
+            else:
+                yield (stack := self._part_of_epoch(epoch, batch, batch + most))
+            most = min(self._room, 2 * (stack.end - stack.first))
+            batch = stack.end
 
-    def _whole_epochs(self, epoch: int, batch: int, share: int) -> Stack:
-        epochs = max(1, self._epochs // share)
+    def _whole_epochs(self, epoch: int, epochs: int) -> Stack:
+        epochs = max(1, min(epochs, self._epochs, self._until - epoch))
         orders = np.stack([self._order(epoch + i) for i in range(epochs)])
         rows, tails = np.split(orders, [self._full * self._size], axis=1)
-        room = self._epochs * self._full, self._epochs
-        return self._stack(rows, tails, room, batch, self.length * epochs, epoch)
+        return self._stack(rows, tails, 0, self.length * epochs, epoch)
 
-    def _part_of_epoch(self, epoch: int, batch: int, share: int) -> Stack:
+    def _part_of_epoch(self, epoch: int, batch: int, end: int) -> Stack:
         if epoch != self._drawn[0]:
             self._drawn = epoch, self._order(epoch)
         rows, tails = np.split(self._drawn[1], [self._full * self._size])
-        end = batch + max(1, self._part // share)
         rows = rows[batch * self._size : end * self._size]
-        end = self.length if end >= self._full else end  # with the tail
-        return self._stack(rows, tails, (self._part, 1), batch, end, epoch, origin=batch)
+        if end < self._full:
+            return self._stack(rows, tails[:0], batch, end, epoch)
+        return self._stack(rows, tails, batch, self.length, epoch)
 
-    def _stack(self, rows, tails, room, first, end, epoch, origin=0) -> Stack:
-        """Batches from examples in some order, in arrays with room for so many, and for tails."""
-        batches = self._gathered(rows.reshape(-1, self._size), room[0])
-        tails = self._gathered(tails.reshape(-1, self._tail), room[1]) if self._tail else None
+    def _stack(self, rows, tails, first: int, end: int, epoch: int) -> Stack:
+        """The batches, from the place `first` on, of examples in some order, and the tails."""
+        orders = [(rows.reshape(-1, self._size), self._room)]
+        if self._tail:
+            orders.append((tails.reshape(-1, self._tail), self._epochs))
+        batches, tails = [*self._gathered(orders), None][:2]
         return Stack(
-            *(batches, first, end, epoch, self._size, self.length, origin),
+            *(batches, first, end, epoch, self._size, self.length),
+            origin=first,
             tails=tails,
             tail_size=self._tail,
         )
 
-    def _gathered(self, rows: np.ndarray, room: int) -> PyTree[Array]:
-        """The examples of some batches, in arrays with room for more of them."""
-        if not gathers_on_host(self.arrays):
-            return _gather(self._on_device, np.pad(rows, ((0, room - len(rows)), (0, 0))))
-        return jax.tree.map(lambda leaf: _taken(leaf, rows, room), self.arrays)
+    def _gathered(self, orders: list[tuple[np.ndarray, int]]) -> list[PyTree[Array]]:
+        """The examples of some batches, in arrays with room for so many, on the device."""
+        if gathers_on_host(self.arrays):
+            take = lambda rows, room: jax.tree.map(
+                lambda leaf: _taken(leaf, rows, room, clear=not self._endless), self.arrays
+            )
+            return jax.device_put([take(*order) for order in orders])
+        pad = lambda rows, room: np.pad(rows, ((0, room - len(rows)), (0, 0)))
+        return [_gather(self._on_device, pad(*order)) for order in orders]
 
     def _order(self, epoch: int) -> np.ndarray:
         """The examples in an epoch's order: a function of (key, epoch) and of nothing else."""
         if not self._shuffle:
             return np.arange(self._n, dtype=np.int32)
-        seed = np.random.SeedSequence([*self._seed, epoch])
-        order = np.random.Generator(np.random.Philox(seed)).permutation(self._n)
-        return order.astype(np.int32)
+        # Philox makes its numbers of a key and a counter. An epoch begins at a counter of its own,
+        # which takes a tenth of the time of a generator of its own.
+        philox: Any = self._generator.bit_generator
+        counter = np.array([0, 0, epoch, 0], np.uint64)
+        state = philox.state
+        fresh = {"counter": counter, "key": state["state"]["key"]}
+        philox.state = {**state, "state": fresh, "buffer_pos": 4, "has_uint32": 0}
+        return self._generator.permutation(self._n).astype(np.int32)
 
     def batches(self, epoch: int) -> Iterator[PyTree]:
         """One epoch's batches, each by itself."""
@@ -177,7 +195,7 @@ def batches(
     **Raises:** `DataError`, `ArgumentError` as `Trainer.fit` does.
     """
     source = ArraySource(data, batch_size, endless=True, shuffle=shuffle)
-    source.begin(jax.random.key(0) if key is None else key)
+    source.begin(key)
     return source.batches(epoch)
 
 
@@ -188,15 +206,28 @@ def gathers_on_host(arrays: PyTree) -> bool:
     return jax.default_backend() == "cpu" or in_files(arrays)
 
 
-def _taken(leaf: np.ndarray | Array | FileArray, rows: np.ndarray, room: int) -> Array:
+def _taken(leaf: np.ndarray | Array | FileArray, rows: np.ndarray, room: int, *, clear: bool):
     """Rows of an array, gathered by the host, in one with room for more."""
     leaf = leaf if isinstance(leaf, FileArray) else np.asarray(leaf)
-    gathered = memory((room, *rows.shape[1:], *leaf.shape[1:]), leaf.dtype)
+    shape = room, *rows.shape[1:], *leaf.shape[1:]
+    gathered = room_for(shape, leaf.dtype, len(rows), clear=clear)
     if isinstance(leaf, FileArray):
         leaf.read(rows, gathered[: len(rows)])
     else:
         leaf.take(rows, axis=0, out=gathered[: len(rows)], mode="clip")
-    return jax.device_put(gathered)
+    return gathered
+
+
+def _seed(key: PRNGKeyArray | None, implementation: str) -> list[int]:
+    """The numbers in a key; in that of 0, if there is none."""
+    if key is None:
+        return _seed_of_none(implementation)
+    return np.ravel(jax.random.key_data(key)).tolist()
+
+
+@functools.cache
+def _seed_of_none(implementation: str) -> list[int]:
+    return _seed(jax.random.key(0, impl=implementation), implementation)
 
 
 @jax.jit

@@ -59,7 +59,7 @@ class FileArray:
         order = np.argsort(rows, axis=None)
         rows = rows.ravel()[order]
         ends = (np.diff(rows) > self._gap) | (np.diff(rows // self._block) > 0)
-        for part in np.split(np.arange(len(rows)), np.flatnonzero(ends) + 1):
+        for part in np.split(np.arange(len(rows)), np.flatnonzero(ends) + 1) if len(rows) else ():
             wanted = rows[part]
             read = np.asarray(self._array[wanted[0] : wanted[-1] + 1])
             out[order[part]] = read[wanted - wanted[0]]

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal import _stack
 from vernal._arrays import as_arrays
 from vernal._errors import ArgumentError, DataError, kind
 from vernal._jit import signature
-from vernal._stack import AbstractSource, Stack, memory, nbytes
+from vernal._stack import AbstractSource, Stack, nbytes, room_for
 
 # A stack has no more batches than these, and no more than are read in so many seconds: the device
 # trains on the ones before in the meantime, and Ctrl-C is heard.
@@ -65,7 +66,7 @@ class LoaderSource(AbstractSource):
             )
         return made
 
-    def begin(self, key: PRNGKeyArray, mark: Any = None) -> None:
+    def begin(self, key: PRNGKeyArray | None, mark: Any = None, until: int = sys.maxsize) -> None:
         """Begin where a run before left the loader: its order is its own, whatever the key."""
         self._start = mark
 
@@ -89,9 +90,9 @@ class LoaderSource(AbstractSource):
 
     def one_pass(self) -> Iterator[Stack]:
         """One epoch, and no more."""
-        yield from self._epoch(_Pass(self._opened()), 0)
+        yield from self._epoch(_Pass(self._opened()), 0, clear=True)
 
-    def _epoch(self, batches: "_Pass", epoch: int) -> Iterator[Stack]:
+    def _epoch(self, batches: "_Pass", epoch: int, *, clear: bool = False) -> Iterator[Stack]:
         """What is left of an epoch; what the loader raises comes after the batches before it."""
         mark, first = batches.mark(), batches.batch
         pending, failure = self._read(batches)
@@ -119,8 +120,9 @@ class LoaderSource(AbstractSource):
             room = self._rooms.setdefault(shape, room if late else len(items))
             end = first + len(items)
             ends = pending is None and failure is None
+            stacked = functools.partial(_stacked, room=room, clear=clear)
             yield Stack(
-                jax.tree.map(lambda *leaves, room=room: _stacked(leaves, room), *items),
+                jax.device_put(jax.tree.map(stacked, *items)),
                 *(first, end, epoch, len(jax.tree.leaves(items[0])[0])),
                 length=end if ends else sys.maxsize,
                 origin=first,
@@ -201,12 +203,13 @@ def _length(loader: Any) -> int:
         return sys.maxsize
 
 
-def _stacked(leaves: tuple, room: int) -> Array:
+def _stacked(*leaves: np.ndarray | Array, room: int, clear: bool) -> np.ndarray:
     """Arrays of the same shape one behind the other, with room for more of them."""
-    gathered = memory((room, *leaves[0].shape), leaves[0].dtype)
+    shape = room, *leaves[0].shape
+    gathered = room_for(shape, leaves[0].dtype, len(leaves), clear=clear)
     for row, leaf in zip(gathered, leaves, strict=False):
         row[...] = leaf
-    return jax.device_put(gathered)
+    return gathered
 
 
 def is_function(data) -> bool:

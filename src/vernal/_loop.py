@@ -68,7 +68,7 @@ class Loop:
         changing, self._fixed = select(state.arrays, tuple(picks))
         self._choices, self._packed_choices = choices, pack(choices)
         work = _pace.work(changing, self._stack)
-        unroll = _pace.unroll(work, source.loops, self._stack.full)
+        unroll = _pace.unroll(work, source.loops, self._stack)
         kept = _kept(measured, state)
         self._program = Program(state.structure, tuple(picks), kept, source.loops, unroll)
         self._rewinds = rewinds

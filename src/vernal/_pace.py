@@ -13,16 +13,16 @@ HELD_BYTES = 2**26
 # enough that a progress bar moves and Ctrl-C is heard.
 SECONDS = 0.1
 # By what a chunk may be longer than the one before: how long a short one took shows only in part.
-GROWTH = 4
+GROWTH = 16
 # Where the state is copied before each chunk, a chunk takes longer if that is many bytes, so that
 # the copies take a hundredth of the time; but not longer than a second.
 _BYTES_A_SECOND, _MOST_SECONDS = 4 * 10**7, 1.0
 # The first chunk's products of parameters and data; a core makes some 10⁹ of them a second. An
 # update takes some µs, however little it does.
 FIRST_WORK, LEAST_WORK = 3 * 10**8, 3000
-# An update that does so little that the loop's own cost shows is one of several in its turn; where
-# there is no loop, the call's cost shows for longer.
-_LITTLE_WORK, _LITTLE_WORK_A_CALL, _SEVERAL = 10**5, 10**8, 4
+# An update that does so little that the loop's own cost shows is one of several in its turn: on a
+# full batch, on batches that are sliced. Without a loop, the call's cost shows for longer.
+_LITTLE, _LITTLE_OF_BATCHES, _LITTLE_OF_CALLS = 10**5, 10**7, 10**8
 
 
 def work(changing: list, stack: Stack) -> int:
@@ -42,17 +42,15 @@ def seconds(changing: list) -> float:
     return min(max(SECONDS, wanted), _MOST_SECONDS)
 
 
-def unroll(work: int, loops: bool, full: int) -> int:
-    """How many updates to write one behind the other.
+def unroll(work: int, loops: bool, stack: Stack) -> int:
+    """How many updates to write one behind the other, in a turn of the loop.
 
-    **Arguments:**
-
-    - `loops`: whether they are in a loop, which makes any number of them. If not, they are a call
-      by themselves, and need to go into the number of an epoch's full batches, `full`: what is left
-      of those is another program.
+    Without a loop, they are a call by themselves. Then their number needs to go into that of an
+    epoch's full batches: what is left of those would be another program.
     """
-    if loops:
-        return _SEVERAL if work < _LITTLE_WORK else 1
-    if work > _LITTLE_WORK_A_CALL:
-        return 1
-    return next(several for several in range(_SEVERAL, 0, -1) if full % several == 0)
+    if not loops:
+        several = 4 if work < _LITTLE_OF_CALLS else 1
+        return next(n for n in range(several, 0, -1) if stack.full % n == 0)
+    if stack.repeats:
+        return 4 if work < _LITTLE else 1
+    return 2 if work < _LITTLE_OF_BATCHES else 1

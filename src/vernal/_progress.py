@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from vernal._history import Recorder
 from vernal._loop import Loop
@@ -59,13 +60,10 @@ class Progress:
     """A progress bar with the loss and the examples a second; silent where nobody would see it."""
 
     def __init__(self, shown: bool, total: int | None):
-        self._bar = None
-        if shown and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, unit=" updates", unit_scale=True, dynamic_ncols=True)
-            self._since = time.perf_counter()
-            self._shown: dict[str, str] = {}
+        self._wanted, self._total = shown and sys.stderr.isatty(), total
+        self._bar: Any = None
+        self._since = time.perf_counter()
+        self._shown: dict[str, str] = {}
 
     def __enter__(self) -> "Progress":
         return self
@@ -76,8 +74,14 @@ class Progress:
 
     def show(self, chunk: list[Records], validation: dict[str, float] | None = None) -> None:
         """Move on by a chunk of updates, and show what validation measured."""
-        if self._bar is None:
+        if not self._wanted:
             return
+        if self._bar is None:  # not before: the device is busy now
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=self._total, unit=" updates", unit_scale=True, dynamic_ncols=True
+            )
         updates = sum(records.updates for records in chunk)
         if updates:
             now = time.perf_counter()

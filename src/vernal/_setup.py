@@ -1,6 +1,7 @@
 """What a run needs, checked and made."""
 
 import functools
+import sys
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from vernal._evaluate import evaluate
 from vernal._jit import pack, shapes_of, signature
 from vernal._loop import Loop
 from vernal._measure import Objective
-from vernal._state import TrainState, with_data_state
+from vernal._state import TrainState, counts, with_data_state
 from vernal._update import Choices, new_state, trained_leaves
 
 
@@ -80,8 +81,12 @@ def start(
     validation_data: PyTree | Iterable | None,
     *,
     rewinds: bool,
+    epochs: int | None = None,
 ) -> tuple[Loop, Callable[[], dict[str, float]] | None]:
-    """Check everything, and make a run's loop, and what validates its model, if that is wanted."""
+    """Check everything, and make a run's loop, and what validates its model, if that is wanted.
+
+    `epochs` is how many the run has, if that is known.
+    """
     learned = model_of(model_or_state)
     measured = choices.objective, *learned
     source, shapes = checked_source(*measured, data, batch_size, endless=True, shuffle=shuffle)
@@ -89,14 +94,15 @@ def start(
     if validation_data is not None:
         size = None if is_loader(validation_data) else batch_size
         held_out, _ = checked_source(*measured, validation_data, size, name="validation_data")
-    mark = None
+    mark = key = None
     if isinstance(model_or_state, TrainState):
-        mark = model_or_state.data_state
+        mark, key = model_or_state.data_state, model_or_state.key
         state = with_data_state(with_checked_opt_state(choices, model_or_state), None)
         state = pack(state)
     else:
         state = new_state(choices, *learned, None)
-    source.begin(state.arrays[-1], mark)
+    until = sys.maxsize if epochs is None else counts(state.arrays)[1] + epochs
+    source.begin(key, mark, until)
     loop = Loop(choices, state, source, shapes, rewinds)
     if held_out is None:
         return loop, None

@@ -107,8 +107,15 @@ class AbstractSource(abc.ABC):
     length: int  # batches in an epoch; `sys.maxsize` if that is not known
 
     @abc.abstractmethod
-    def begin(self, key: PRNGKeyArray, mark: Any = None) -> None:
-        """Take what a run begins with: its key, and a loader's `Stack.mark`, if there is one."""
+    def begin(self, key: PRNGKeyArray | None, mark: Any = None, until: int = sys.maxsize) -> None:
+        """Take what is known of a run.
+
+        **Arguments:**
+
+        - `key`: fixes the order of examples, where they have none; `None` is `jax.random.key(0)`.
+        - `mark`: a loader's `Stack.mark`, to go on from.
+        - `until`: the epoch that will not be made any more.
+        """
 
     @abc.abstractmethod
     def stacks(self, epoch: int, batch: int) -> Iterator[Stack]:
@@ -127,11 +134,17 @@ def nbytes(tree: PyTree) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def memory(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros, in memory that JAX takes as it is on a CPU: it copies what begins elsewhere."""
-    buffer = np.zeros(math.prod(shape) * dtype.itemsize + 64, np.uint8)
+def room_for(shape: tuple[int, ...], dtype: np.dtype, used: int, *, clear: bool) -> np.ndarray:
+    """Memory for an array of which so many rows will be filled; the rest is zero, if asked for.
+
+    A CPU's JAX takes memory as it is that begins at a multiple of 64 bytes, and copies other.
+    """
+    buffer = np.empty(math.prod(shape) * dtype.itemsize + 64, np.uint8)
     start = -buffer.ctypes.data % 64
-    return buffer[start : start + buffer.size - 64].view(dtype).reshape(shape)
+    array = buffer[start : start + buffer.size - 64].view(dtype).reshape(shape)
+    if clear:  # of a run's stack only what was filled is read, and new memory takes time to touch
+        array[used:] = 0
+    return array
 
 
 @jax.jit

@@ -196,7 +196,8 @@ class Trainer:
         epochs = whole_number("epochs", epochs, at_least=0)
         validate_every = whole_number("validate_every", validate_every, at_least=1)
         started = epoch_started = time.perf_counter()
-        loop, validate = self._start(model_or_state, data, batch_size, shuffle, validation_data)
+        given = data, batch_size, shuffle, validation_data
+        loop, validate = self._start(model_or_state, *given, epochs=epochs)
         callbacks = _checks.checked_callbacks(callbacks, loop.measures(validate is not None))
         for begin in _hooks(callbacks, "start"):
             begin()
@@ -283,9 +284,9 @@ class Trainer:
         source, _ = checked_source(None, *inferring, x, batch_size, name="x")
         return predict(model, model_state, source, self._objective.compute_dtype)
 
-    def _start(self, model_or_state, *data) -> tuple[Loop, Callable | None]:
-        choices = self._choices(*model_of(model_or_state))
-        return start(choices, model_or_state, *data, rewinds=self.on_nonfinite == "raise")
+    def _start(self, model_or_state, *data, epochs=None) -> tuple[Loop, Callable | None]:
+        choices, rewinds = self._choices(*model_of(model_or_state)), self.on_nonfinite == "raise"
+        return start(choices, model_or_state, *data, rewinds=rewinds, epochs=epochs)
 
 
 def _hooks(callbacks: list, name: str) -> Iterator[Callable]:
