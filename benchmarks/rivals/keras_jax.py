@@ -43,24 +43,23 @@ def _model(workload):
 def _prepare(workload, steps):
     x, y = workload.data()
     turn = (lambda x: np.moveaxis(x, 1, -1)) if workload.kind == "convolutional" else lambda x: x
-    x, size, trained = turn(x), workload.batch_size or workload.examples, []
+    x, size = turn(x), workload.batch_size or workload.examples
     make = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}[workload.optimizer]
     crossed = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     keras.utils.set_random_seed(0)
-    # Compiled programs belong to a model, so that one is trained again, from its first weights.
+    # Compiled programs belong to a model, so that one is trained again, from where it began.
     model = _model(workload)
-    first = model.get_weights()
+    optimizer = make(workload.rate)
+    loss = crossed if workload.classifies else "mse"
+    model.compile(optimizer, loss, steps_per_execution=steps)
+    optimizer.build(model.trainable_variables)
+    variables = [*model.variables, *optimizer.variables]
+    first = [np.array(variable) for variable in variables]
 
     def run():
-        model.set_weights(first)
-        if not trained or steps == 1:
-            model.compile(
-                make(workload.rate),
-                crossed if workload.classifies else "mse",
-                steps_per_execution=steps,
-            )
+        for variable, value in zip(variables, first, strict=True):
+            variable.assign(value)
         model.fit(x, y, size, workload.epochs, verbose=0)
-        trained[:] = [model]
 
     return run, lambda x: model.predict(turn(x), 1000, verbose=0)
 
