@@ -76,8 +76,8 @@ class ArraySource(AbstractSource):
             yield Stack(full, 0, sys.maxsize, epoch, self._n, 1, repeats=True)
             return
         # A run's first stacks are not filled, so that the device begins soon, and trains on one as
-        # long as it takes to gather the next.
-        most = max(1, self._room // 16) if self._endless else self._room
+        # long as it takes to gather the next. Where updates are not in a loop, they take longer.
+        most = max(1, self._room // 16) if self._endless and self.loops else self._room
         while True:
             skipped, batch = divmod(batch, self.length)
             epoch += skipped

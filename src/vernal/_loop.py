@@ -195,8 +195,9 @@ class Loop:
         stack, place, step = self._stack, self._place, self._step
         to_epoch = (until_epoch - stack.epoch) * stack.length
         room = min(stack.end, to_epoch) - place
-        # Better a call of twice the length than two.
-        updates = self._at_once(stack, place, room if room < 2 * updates else updates)
+        # Better a call of twice the length than two. Without a loop, a call has its own number.
+        few = self._source.loops and room >= 2 * updates
+        updates = self._at_once(stack, place, updates if few else room)
         self._changing, kept = self._run(self._changing, stack, place, updates, step)
         self._step += updates
         self._place += updates
