@@ -57,8 +57,9 @@ class ArraySource(AbstractSource):
         """Shuffle, if at all, in the order that a key and the epoch fix."""
         self._until, self._drawn = until, (-1, np.empty(0))
         if self._shuffle:
-            sequence = np.random.SeedSequence(_seed(key, jax.config.jax_default_prng_impl))
-            self._generator = np.random.Generator(np.random.Philox(sequence))
+            self._generator = np.random.Generator(
+                np.random.Philox(np.random.SeedSequence(_seed(key)))
+            )
 
     @property
     def example(self) -> PyTree:
@@ -218,16 +219,17 @@ def _taken(leaf: np.ndarray | Array | FileArray, rows: np.ndarray, room: int, *,
     return gathered
 
 
-def _seed(key: PRNGKeyArray | None, implementation: str) -> list[int]:
+def _seed(key: PRNGKeyArray | None) -> list[int]:
     """The numbers in a key; in that of 0, if there is none."""
-    if key is None:
-        return _seed_of_none(implementation)
+    if key is None:  # as for most runs, whose device need not be asked
+        config: Any = jax.config
+        return _seed_of_none(config.jax_default_prng_impl)
     return np.ravel(jax.random.key_data(key)).tolist()
 
 
 @functools.cache
 def _seed_of_none(implementation: str) -> list[int]:
-    return _seed(jax.random.key(0, impl=implementation), implementation)
+    return _seed(jax.random.key(0, impl=implementation))
 
 
 @jax.jit

@@ -156,8 +156,8 @@ class _Pass:
         of_iterator = None if of_loader else _state_methods(self._iterator)
         if mark is not None and of_iterator:
             of_iterator[1](mark["state"])
-        resumes = mark is not None and (of_loader or of_iterator)
-        self.batch = mark["batch"] if resumes else 0  # the next one's number
+        resumed = mark if of_loader or of_iterator else None
+        self.batch = resumed["batch"] if resumed else 0  # the next one's number
         self._of_loader, self._of_iterator = of_loader, of_iterator
         self._peeked: list = []
 
