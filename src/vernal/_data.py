@@ -13,7 +13,8 @@ from vernal import _stack
 from vernal._arrays import as_arrays, checked_batch_size
 from vernal._files import FileArray, in_files, in_memory
 from vernal._loader import LoaderSource, is_function
-from vernal._stack import AbstractSource, Stack, nbytes, on_device, room_for
+from vernal._memory import room_for
+from vernal._stack import AbstractSource, Stack, nbytes, on_device
 
 # How much is gathered at once. Small epochs share a stack until it has so many updates, or takes so
 # many bytes, that a call's own cost no longer shows; a large epoch is taken in parts.
@@ -82,15 +83,14 @@ class ArraySource(AbstractSource):
         while True:
             skipped, batch = divmod(batch, self.length)
             epoch += skipped
-            if batch == 0 and self._epochs > 1 and most >= self.length:
-                yield (stack := self._whole_epochs(epoch, most // self.length))
+            if batch == 0 and self._epochs > 1 and most >= self._full:
+                yield (stack := self._whole_epochs(epoch, most // self._full))
             else:
                 yield (stack := self._part_of_epoch(epoch, batch, batch + most))
-            most = min(self._room, 2 * (stack.end - stack.first))
-            batch = stack.end
+            batch, most = stack.end, min(self._room, 2 * most)
 
     def _whole_epochs(self, epoch: int, epochs: int) -> Stack:
-        epochs = max(1, min(epochs, self._epochs, self._until - epoch))
+        epochs = max(1, min(epochs, self._until - epoch))
         orders = np.stack([self._order(epoch + i) for i in range(epochs)])
         rows, tails = np.split(orders, [self._full * self._size], axis=1)
         return self._stack(rows, tails, 0, self.length * epochs, epoch)

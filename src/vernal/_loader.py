@@ -17,7 +17,8 @@ from vernal import _stack
 from vernal._arrays import as_arrays
 from vernal._errors import ArgumentError, DataError, kind
 from vernal._jit import signature
-from vernal._stack import AbstractSource, Stack, nbytes, room_for
+from vernal._memory import room_for
+from vernal._stack import AbstractSource, Stack, nbytes
 
 # A stack has no more batches than these, and no more than are read in so many seconds: the device
 # trains on the ones before in the meantime, and Ctrl-C is heard.

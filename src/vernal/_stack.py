@@ -1,7 +1,6 @@
 """Batches on the device, one behind the other."""
 
 import abc
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -132,19 +131,6 @@ class AbstractSource(abc.ABC):
 def nbytes(tree: PyTree) -> int:
     """The size of some arrays."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-
-
-def room_for(shape: tuple[int, ...], dtype: np.dtype, used: int, *, clear: bool) -> np.ndarray:
-    """Memory for an array of which so many rows will be filled; the rest is zero, if asked for.
-
-    A CPU's JAX takes memory as it is that begins at a multiple of 64 bytes, and copies other.
-    """
-    buffer = np.empty(math.prod(shape) * dtype.itemsize + 64, np.uint8)
-    start = -buffer.ctypes.data % 64
-    array = buffer[start : start + buffer.size - 64].view(dtype).reshape(shape)
-    if clear:  # of a run's stack only what was filled is read, and new memory takes time to touch
-        array[used:] = 0
-    return array
 
 
 @jax.jit

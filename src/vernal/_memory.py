@@ -1,0 +1,52 @@
+"""Memory for stacks of batches, that is used again: new pages cost more to touch than to fill."""
+
+import ctypes
+import math
+import weakref
+from collections import deque
+
+import numpy as np
+
+# How much is kept that nobody uses, at most.
+IDLE_BYTES = 2**26
+
+
+class Memory:
+    """Arrays, in memory that comes back when nothing refers to it any more, JAX included."""
+
+    def __init__(self):
+        self._idle: deque[np.ndarray] = deque()
+
+    def room_for(
+        self, shape: tuple[int, ...], dtype: np.dtype, used: int, *, clear: bool
+    ) -> np.ndarray:
+        """An array of which so many rows will be filled; the rest is zero, if that is asked for.
+
+        It begins at a multiple of 64 bytes: JAX on a CPU takes it as it is, and copies other.
+        """
+        size = math.prod(shape) * dtype.itemsize
+        whole = self._taken(size + 64)
+        # What is made of it refers to this, and not to the memory itself.
+        handle = (ctypes.c_char * whole.size).from_buffer(whole)
+        weakref.finalize(handle, self._give_back, whole).atexit = False
+        start = -whole.ctypes.data % 64
+        array = np.frombuffer(handle, np.uint8)[start : start + size].view(dtype).reshape(shape)
+        if clear:  # of a run's stack only what was filled is read
+            array[used:] = 0
+        return array
+
+    def _taken(self, size: int) -> np.ndarray:
+        for i, whole in enumerate(self._idle):
+            if whole.size == size:
+                del self._idle[i]
+                return whole
+        return np.empty(size, np.uint8)
+
+    def _give_back(self, whole: np.ndarray) -> None:
+        self._idle.append(whole)
+        while sum(whole.size for whole in self._idle) > IDLE_BYTES:
+            self._idle.popleft()
+
+
+# One for all runs: a short one would otherwise touch only new pages.
+room_for = Memory().room_for
