@@ -27,10 +27,11 @@ class Memory:
         size = math.prod(shape) * dtype.itemsize
         whole = self._taken(size + 64)
         # What is made of it refers to this, and not to the memory itself.
-        handle = (ctypes.c_char * whole.size).from_buffer(whole)
+        handle = (ctypes.c_char * whole.size).from_buffer(memoryview(whole))
         weakref.finalize(handle, self._give_back, whole).atexit = False
         start = -whole.ctypes.data % 64
-        array = np.frombuffer(handle, np.uint8)[start : start + size].view(dtype).reshape(shape)
+        array = np.frombuffer(memoryview(handle), np.uint8)[start : start + size]
+        array = array.view(dtype).reshape(shape)
         if clear:  # of a run's stack only what was filled is read
             array[used:] = 0
         return array
