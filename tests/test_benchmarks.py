@@ -94,3 +94,14 @@ def test_growth_tells_of_time_and_memory():
         assert made == pytest.approx(20_000 * outputs / 2**20, abs=0.1)
         assert activations == pytest.approx(20_000 * 4096 / 2**20, abs=0.1)
         assert peak < activations / 2
+
+
+def test_pieces_are_undone_one_by_one():
+    """Each of them can be undone, and what is measured then is another program, or run."""
+    command = [sys.executable, "benchmarks/pieces.py", "--turns", "1", "--only"]
+    pieces = ["four updates a turn of the loop", "the progress bar"]
+    done = subprocess.run([*command, *pieces], cwd=ROOT, capture_output=True, text=True, check=True)
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows] == pieces
+    for row in rows:
+        assert all(0.05 < float(ratio) < 20 for ratio in row[2].split(", "))

@@ -27,7 +27,7 @@ class Memory:
         size = math.prod(shape) * dtype.itemsize
         whole = self._taken(size + 64)
         # What is made of it refers to this, and not to the memory itself.
-        handle = (ctypes.c_char * whole.size).from_buffer(memoryview(whole))
+        handle = (ctypes.c_char * whole.size).from_buffer(whole.data)
         weakref.finalize(handle, self._give_back, whole).atexit = False
         start = -whole.ctypes.data % 64
         array = np.frombuffer(memoryview(handle), np.uint8)[start : start + size]
