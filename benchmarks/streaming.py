@@ -1,10 +1,12 @@
 """Data in a file, of NumPy's or HDF5: how fast `fit` trains from it, and what it holds.
 
-`python benchmarks/streaming.py` prints two things. First, of the workloads d and e, the speed from
-a file relative to that from memory, in alternation: the median of the ratios of turns, and the
-ratio of the best times. Then, of a mapped file that is several times as large as what the process
-may allocate (`RLIMIT_DATA`), what a run through it held. The system keeps parts of a file in memory
-while nobody else needs the room; that is not counted.
+`python benchmarks/streaming.py` prints three things. First, of the workloads d and e, the speed
+from a file relative to that from memory, in alternation: the median of the ratios of turns, and the
+ratio of the best times. Then, of a loader that takes as long to give its batches as they take to
+train on, how long a run takes beside the longer of the two, and beside one after the other. Last,
+of a mapped file that is several times as large as what the process may allocate (`RLIMIT_DATA`),
+what a run through it held. The system keeps parts of a file in memory while nobody else needs the
+room; that is not counted.
 """
 
 import argparse
@@ -65,6 +67,48 @@ def speed(name: str, turns: int) -> None:
         print(f"({name}) speed from a file of {source} relative to memory: {told}", flush=True)
 
 
+def overlap(name: str, turns: int) -> None:
+    """Train from a loader that waits for each batch."""
+    import jax
+    from rivals.equinox_models import model, optimizer
+    from rivals.ours import loss_of
+    from workloads import workload
+
+    import vernal
+
+    w = workload(name)
+    trainer, made = vernal.Trainer(optimizer(w), loss_of(w)), model(w, jax.random.key(0))
+    batches = list(vernal.batches(w.data(), w.batch_size))
+
+    def loader(pause: float):
+        for batch in batches:
+            time.sleep(pause)
+            yield batch
+
+    def run(pause: float) -> float:
+        start = time.perf_counter()
+        trainer.fit(made, lambda: loader(pause), epochs=1)
+        return time.perf_counter() - start
+
+    run(0.0)
+    told = []
+    for _ in range(turns):
+        trains = run(0.0)
+        pause = trains / len(batches)
+        start = time.perf_counter()
+        for _ in loader(pause):
+            pass
+        reads = time.perf_counter() - start
+        both = run(pause)
+        told.append((both / max(trains, reads), both / (trains + reads)))
+    longer, one_after_the_other = map(statistics.median, zip(*told, strict=True))
+    print(
+        f"({name}) a loader as slow as training: {longer:.2f} times as long as the slower of the "
+        f"two, {one_after_the_other:.2f} times as long as one after the other",
+        flush=True,
+    )
+
+
 def train_from(path: str, limit: int) -> None:
     """Train on a file, in a process that may allocate so many bytes; print what it held."""
     import resource
@@ -121,6 +165,7 @@ def main() -> None:
     FILES.mkdir(parents=True, exist_ok=True)
     for name in "de":
         speed(name, options.turns)
+    overlap("d", options.turns)
     memory(options.gigabytes, options.limit * 2**20)
 
 

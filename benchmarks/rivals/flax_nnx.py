@@ -71,16 +71,16 @@ _KINDS = {"dense": _Dense, "convolutional": _Convolutional, "transformer": _Tran
 
 def prepare(workload):
     """Train on batches cut on the host."""
-    of_example, (x, y) = error(workload), workload.data()
+    tx, of_example, (x, y) = optimizer(workload), error(workload), workload.data()
     size, trained = workload.batch_size or workload.examples, []
 
     @nnx.jit
-    def step(model, optimizer, x, y):
+    def step(model, held, x, y):
         def objective(model):
             return jnp.mean(of_example(model(x), y))
 
         loss, grads = nnx.value_and_grad(objective)(model)
-        optimizer.update(model, grads)
+        held.update(model, grads)
         return loss
 
     @nnx.jit
@@ -89,7 +89,7 @@ def prepare(workload):
 
     def run():
         model = _KINDS[workload.kind](workload, nnx.Rngs(0))
-        held = nnx.Optimizer(model, optimizer(workload), wrt=nnx.Param)
+        held = nnx.Optimizer(model, tx, wrt=nnx.Param)
         for index in range(workload.epochs):
             order = workload.order(index)
             for start in range(0, workload.examples, size):
