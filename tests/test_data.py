@@ -639,6 +639,26 @@ class OfTheLoader(Stateful):
         self.rng.bit_generator.state = state["generator"]
 
 
+class EndingAtTheEnd(OfTheLoader):
+    """Given back what it told at the end of a pass, its next pass is over at once."""
+
+    over = ended = False
+
+    def __iter__(self):
+        if not self.over:
+            self.ended = False
+            yield from super().__iter__()
+            self.ended = True
+        self.over = False
+
+    def state_dict(self):
+        return super().state_dict() | {"ended": self.ended}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.over = state["ended"]
+
+
 class OfTheIterator(Stateful):
     """Tells its state as grain's do: the iterator does, and each pass has the same order."""
 
@@ -688,7 +708,7 @@ def stopped_after(trainer, start, loader, updates):
     return error.state, error.history
 
 
-@pytest.mark.parametrize("make", [OfTheLoader, OfTheIterator])
+@pytest.mark.parametrize("make", [OfTheLoader, EndingAtTheEnd, OfTheIterator])
 @pytest.mark.parametrize("rooms", [256, 3], ids=["an epoch at once", "three batches at once"])
 def test_a_loader_with_a_state_goes_on_where_it_was(make, rooms, monkeypatch):
     monkeypatch.setattr("vernal._loader._MOST_BATCHES", rooms)

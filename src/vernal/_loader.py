@@ -76,8 +76,13 @@ class LoaderSource(AbstractSource):
         mark, begun = self._start, self._begun
         self._begun = None
         while True:
+            if mark is not None:
+                begun = _Pass(self._opened(), mark)
+                if mark["batch"] == 0 and begun.peek() is None:
+                    # What it told at the end of an epoch led there again, and not to the next.
+                    begun = None
             # What was begun to look at the first batch goes on, and is not read twice.
-            begun = begun if begun and not mark else _Pass(self._opened(), mark)
+            begun = begun or _Pass(self._opened())
             wanted = batch - begun.batch
             skipped = sum(1 for _ in itertools.islice(begun, wanted))
             if skipped < wanted:  # the place was counted over several epochs
@@ -87,6 +92,7 @@ class LoaderSource(AbstractSource):
                 epoch, mark, begun = epoch + more, None, None
                 continue
             yield from self._epoch(begun, epoch)
+            # Through its state, as a resumed run does: so both are the same run.
             epoch, batch, mark, begun = epoch + 1, 0, begun.end_mark(), None
 
     def one_pass(self) -> Iterator[Stack]:
