@@ -124,7 +124,7 @@ def test_it_is_a_loop_by_hand_that_sets_the_rate(name, size):
 
 
 def test_it_ends_where_the_average_is_4_times_its_lowest():
-    found = find_learning_rate(TRAINER, mlp(), DATA, batch_size=32)
+    found = find_learning_rate(TRAINER, mlp(), DATA, batch_size=32, highest=100.0)
     expected, end = average(found.losses.astype(float), 100)
     assert end == len(found.rates) - 1 < 99
     assert found.losses.shape == found.smoothed.shape == found.rates.shape
