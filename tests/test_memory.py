@@ -1,5 +1,7 @@
 """Memory that is used again: only when nothing refers to it any more, and not without bound."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,6 +77,28 @@ def test_little_is_kept_that_nobody_uses(monkeypatch):
     memory = Memory()
     arrays = [memory.room_for((n,), np.dtype(np.uint8), n, clear=False) for n in range(1000, 3000)]
     del arrays
-    idle = [whole.size for whole in memory._idle]
+    idle = [whole.size for whole in memory._idle.values()]
     assert 5_000 < sum(idle) <= 10_000
     assert idle[-1] == 1000 + 64  # a list gives its last item back first
+
+
+def test_memory_may_come_back_while_other_is_looked_for():
+    """As when garbage is collected, or another thread lets go of it."""
+    memory = Memory()
+    stop = threading.Event()
+
+    def others():
+        while not stop.is_set():
+            [memory.room_for((n,), np.dtype(np.uint8), n, clear=False) for n in range(1, 60)]
+
+    threads = [threading.Thread(target=others) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(30):
+            held = [memory.room_for((70,), DTYPE, 70, clear=False) for _ in range(50)]
+            assert len(set(map(address, held))) == 50
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()

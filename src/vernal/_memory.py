@@ -3,7 +3,6 @@
 import ctypes
 import math
 import weakref
-from collections import deque
 
 import numpy as np
 
@@ -15,7 +14,9 @@ class Memory:
     """Arrays, in memory that comes back when nothing refers to it any more, JAX included."""
 
     def __init__(self):
-        self._idle: deque[np.ndarray] = deque()
+        # By `id`, the oldest first. Memory may come back at any time, while garbage is collected or
+        # from another thread: so it is gone through in copies.
+        self._idle: dict[int, np.ndarray] = {}
 
     def room_for(
         self, shape: tuple[int, ...], dtype: np.dtype, used: int, *, clear: bool
@@ -37,16 +38,20 @@ class Memory:
         return array
 
     def _taken(self, size: int) -> np.ndarray:
-        for i, whole in enumerate(self._idle):
-            if whole.size == size:
-                del self._idle[i]
+        for whole in list(self._idle.values()):
+            if whole.size == size and self._idle.pop(id(whole), None) is not None:
                 return whole
         return np.empty(size, np.uint8)
 
     def _give_back(self, whole: np.ndarray) -> None:
-        self._idle.append(whole)
-        while sum(whole.size for whole in self._idle) > IDLE_BYTES:
-            self._idle.popleft()
+        self._idle[id(whole)] = whole
+        idle = list(self._idle.values())
+        too_much = sum(whole.size for whole in idle) - IDLE_BYTES
+        for oldest in idle:
+            if too_much <= 0:
+                break
+            self._idle.pop(id(oldest), None)
+            too_much -= oldest.size
 
 
 # One for all runs: a short one would otherwise touch only new pages.
