@@ -16,6 +16,7 @@ import argparse
 import importlib
 import json
 import platform
+import random
 import resource
 import statistics
 import subprocess
@@ -25,6 +26,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "benchmarks"
+PAUSE = 0.2  # seconds before each turn
 # name -> the module and function here, what it is
 RIVALS = {
     "vernal": ("ours.prepare", "`Trainer.fit`, `equinox.nn`"),
@@ -124,8 +126,10 @@ def compare(workload: str, rivals: list[str], turns: int, patience: float) -> di
     """Have the rivals take turns on a workload; one that takes long takes fewer of them."""
     taking_part = [Rival(name, workload) for name in rivals]
     for turn in range(turns):
-        for rival in taking_part:
+        # None comes always after the same other, and none while another's threads still spin.
+        for rival in random.Random(turn).sample(taking_part, len(taking_part)):
             if rival.runs and (turn < 1 or sum(rival.facts["seconds"]) < patience):
+                time.sleep(PAUSE)
                 rival.turn()
     for rival in taking_part:
         rival.end()

@@ -4,8 +4,10 @@ import contextlib
 import io
 from functools import cache
 
+import equinox as eqx
 import jax
-from workloads import Unfit
+import jax.numpy as jnp
+from workloads import LENGTH, Unfit
 
 import vernal
 from rivals.equinox_models import activation, model, optimizer
@@ -17,6 +19,69 @@ class Terminal(io.StringIO):
 
     def isatty(self):
         return True
+
+
+class Attention(eqx.Module):
+    """What `equinox.nn.MultiheadAttention` computes, of layers that take all tokens at once."""
+
+    qkv: nn.Linear
+    out: nn.Linear
+    heads: int = eqx.field(static=True)
+
+    def __init__(self, heads, width, *, key):
+        keys = jax.random.split(key)
+        self.qkv = nn.Linear(width, 3 * width, use_bias=False, key=keys[0])
+        self.out = nn.Linear(width, width, use_bias=False, key=keys[1])
+        self.heads = heads
+
+    def __call__(self, x):
+        q, k, v = jnp.split(self.qkv(x).reshape(len(x), 3 * self.heads, -1), 3, axis=1)
+        return self.out(jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(x.shape))
+
+
+class Block(eqx.Module):
+    """As the block of Equinox's layers, without a `jax.vmap` around dense ones."""
+
+    norms: list[eqx.nn.LayerNorm]
+    attention: Attention
+    wide: nn.Linear
+    narrow: nn.Linear
+
+    def __init__(self, width, heads, *, key):
+        keys = jax.random.split(key, 3)
+        self.norms = [eqx.nn.LayerNorm(width), eqx.nn.LayerNorm(width)]
+        self.attention = Attention(heads, width, key=keys[0])
+        self.wide = nn.Linear(width, 4 * width, key=keys[1])
+        self.narrow = nn.Linear(4 * width, width, key=keys[2])
+
+    def __call__(self, x):
+        x = x + self.attention(jax.vmap(self.norms[0])(x))
+        return x + self.narrow(jax.nn.relu(self.wide(jax.vmap(self.norms[1])(x))))
+
+
+class Transformer(eqx.Module):
+    """As the transformer of Equinox's layers."""
+
+    tokens: eqx.nn.Embedding
+    places: eqx.nn.Embedding
+    blocks: list[Block]
+    norm: eqx.nn.LayerNorm
+    last: nn.Linear
+
+    def __init__(self, sizes, *, key):
+        vocabulary, width, heads, blocks = sizes
+        keys = jax.random.split(key, blocks + 3)
+        self.tokens = eqx.nn.Embedding(vocabulary, width, key=keys[0])
+        self.places = eqx.nn.Embedding(LENGTH, width, key=keys[1])
+        self.blocks = [Block(width, heads, key=k) for k in keys[3:]]
+        self.norm = eqx.nn.LayerNorm(width)
+        self.last = nn.Linear(width, vocabulary, key=keys[2])
+
+    def __call__(self, x):
+        x = jax.vmap(self.tokens)(x) + self.places.weight
+        for block in self.blocks:
+            x = block(x)
+        return self.last(jax.vmap(self.norm)(x))
 
 
 def loss_of(workload):
@@ -44,6 +109,8 @@ def prepare(workload):
 
 
 def _own(workload, key):
+    if workload.kind == "transformer":
+        return Transformer(workload.sizes, key=key)
     first, *hidden, last = workload.sizes
     if workload.kind != "dense" or len(set(hidden)) > 1:
         raise Unfit("vernal.nn has dense layers of one width")

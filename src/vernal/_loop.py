@@ -15,7 +15,7 @@ from vernal._data import Source
 from vernal._errors import NonFiniteError
 from vernal._jit import Packed, merge, pack, select
 from vernal._measure import Measured
-from vernal._nonfinite import grad_norm, nonfinite
+from vernal._nonfinite import all_finite, grad_norm, nonfinite
 from vernal._program import Program, copied, run
 from vernal._records import Records
 from vernal._stack import Stack
@@ -27,8 +27,8 @@ from vernal._update import Choices, learning_rate_at
 class _Chunk:
     """Consecutive calls whose records are looked at together."""
 
-    # What changes, as it was before, to go back to, and which of it was finite; or not kept.
-    start: tuple[list, Any] | None = None
+    start: list | None = None  # what changes, as it was before, to go back to; or not kept
+    finite: Any = None  # which of that was finite; `None` before it is looked at
     records: list[Records] = field(default_factory=list)
     seconds: float = 0.0  # that queuing the calls took
 
@@ -73,7 +73,7 @@ class Loop:
         self._program = Program(state.structure, tuple(picks), kept, source.loops, unroll)
         self._rewinds = rewinds
         # Where chunks begin with a copy, the first goes back to the caller's own arrays.
-        self._changing = changing if rewinds else copied(changing)[0]
+        self._changing = changing if rewinds else copied(changing)
         self._seconds = _pace.seconds(changing) if rewinds else _pace.SECONDS
         self._queued = _Chunk()  # the chunk under way
         # To make in the next one.
@@ -103,7 +103,7 @@ class Loop:
 
     def state(self) -> TrainState:
         """The state here and now, in arrays of its own."""
-        return self._state(copied(self._changing)[0], self._step, self._stack, self._place)
+        return self._state(copied(self._changing), self._step, self._stack, self._place)
 
     def finish(self) -> TrainState:
         """The state at the end: the loop gives its arrays away, and makes no more updates."""
@@ -133,7 +133,7 @@ class Loop:
         """
         failure = None
         while self.place[0] < until_epoch and not stopped() and failure is None:
-            before, self._queued = self._queued, _Chunk(self._mark())
+            before, self._queued = self._queued, self._begun()
             left, stack, held, began = self._updates, None, 0, time.perf_counter()
             while left > 0 and held < _pace.HELD_BYTES and self.place[0] < until_epoch:
                 try:
@@ -149,7 +149,7 @@ class Loop:
                 self._queued.seconds = time.perf_counter() - began
                 if self._queued.seconds > self._seconds:  # it is the batches that take long
                     break
-            yield from self._fetch(before, self._queued.start)
+            yield from self._fetch(before, self._queued.finite)
         yield from self.drain()
         if failure is not None:
             raise failure
@@ -157,17 +157,21 @@ class Loop:
     def drain(self) -> Iterator[list[Records]]:
         """Wait for what is queued, and return its records."""
         before, self._queued = self._queued, _Chunk()
-        yield from self._fetch(before, self._mark() if before.records else None)
+        looked_at = self._rewinds and before.records
+        yield from self._fetch(before, all_finite(self._changing) if looked_at else None)
 
-    def _mark(self) -> tuple[list, Any] | None:
-        """Keep what changes to go back to, where there is a need, and go on with a copy."""
+    def _begun(self) -> _Chunk:
+        """A new chunk. What changes is kept to go back to, where there is a need, and copied."""
         if not self._rewinds:
-            return None
+            return _Chunk()
         start = self._changing
-        self._changing, finite = copied(start)
-        return start, finite
+        # Only what updates have made: a run's first one need not wait for what it began with.
+        finite = all_finite(start) if self._queued.records else None
+        self._changing = copied(start)
+        return _Chunk(start, finite)
 
-    def _fetch(self, chunk: _Chunk, after: tuple[list, Any] | None) -> Iterator[list[Records]]:
+    def _fetch(self, chunk: _Chunk, finite: Any) -> Iterator[list[Records]]:
+        """Wait for a chunk's records; and for which numbers are finite after it, if looked at."""
         began = time.perf_counter()
         fetched = [records.fetched() for records in chunk.records]
         # What the chunk took: to queue it, and to wait for it. It was more, if it ended while the
@@ -176,10 +180,11 @@ class Loop:
         updates = sum(records.updates for records in fetched)
         if updates:
             self._updates = max(1, int(updates * min(_pace.GROWTH, self._seconds / seconds)))
-        if chunk.start is not None and after is not None:
+        if chunk.start is not None and finite is not None:
             losses = all(records.finite_losses == records.updates for records in fetched)
-            if not losses or _breaks(chunk.start[1], after[1]):
-                whole, good, error = self._first_bad(*chunk.start, fetched)
+            before = all_finite(chunk.start) if chunk.finite is None else chunk.finite
+            if not losses or _breaks(before, finite):
+                whole, good, error = self._first_bad(chunk.start, before, fetched)
                 yield [*fetched[:whole], fetched[whole].first(good)]
                 raise error
         yield fetched
@@ -245,7 +250,7 @@ class Loop:
 
         def again(arrays: list, records: Records, updates: int) -> list:
             """What so many of some records' updates make of what changes."""
-            arrays, made = copied(arrays)[0] if updates else arrays, 0
+            arrays, made = copied(arrays) if updates else arrays, 0
             while made < updates:
                 place = records.place + made
                 several = self._at_once(records.stack, place, updates - made)
@@ -262,7 +267,7 @@ class Loop:
         def breaks(start: list, records: Records, updates: int) -> bool:
             if updates > records.finite_losses:
                 return True
-            return _breaks(finite, copied(again(start, records, updates))[1])
+            return _breaks(finite, all_finite(again(start, records, updates)))
 
         # 1. The first records that end badly. Their updates come out as they did: there are some.
         whole, before = 0, start

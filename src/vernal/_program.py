@@ -7,10 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
 
 from vernal._jit import Packed, jit_updates, merge, pack, select
-from vernal._nonfinite import is_finite
 from vernal._recompile import compiles
 from vernal._update import parts, update
 
@@ -100,7 +98,6 @@ def run(
 
 
 @jax.jit
-def copied(arrays: list) -> tuple[list, Array]:
-    """The same in arrays that may be given away; and of each, whether all of it is finite."""
-    copies = [jnp.array(leaf, dtype=leaf.dtype, copy=True) for leaf in arrays]
-    return copies, jnp.stack(list(map(is_finite, arrays)))
+def copied(arrays: list) -> list:
+    """The same in arrays that may be given away."""
+    return [jnp.array(leaf, dtype=leaf.dtype, copy=True) for leaf in arrays]
