@@ -8,7 +8,7 @@ Each rival is a process of its own. It builds its data, and trains once: the tim
 with what it compiles, and the time from the start of `python` to its end are taken then, and the
 memory that the process took at most. Then the rivals take turns, so that a machine that slows down
 does so for all; in another order each turn, and after a pause, because the threads of some spin on
-for a while. `speed` is that of `fit` relative to a rival: the median of the ratios of turns,
+for a while. A turn is one run, or as many as take 0.4 s, of which the mean counts. `speed` is that of `fit` relative to a rival: the median of the ratios of turns,
 and the ratio of the best times. Above 1, `fit` is faster. The last column is the loss over all
 examples after the last run, the same arithmetic for all: nobody wins by doing less.
 """
@@ -28,6 +28,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "benchmarks"
 PAUSE = 0.2  # seconds before each turn
+TURN = 0.4  # seconds: a shorter run is made again and again, and the mean counts
 # name -> the module and function here, what it is
 RIVALS = {
     "vernal": ("ours.prepare", "`Trainer.fit`, `equinox.nn`"),
@@ -45,7 +46,7 @@ RIVALS = {
 
 
 def work(rival: str, name: str) -> None:
-    """Be one rival: train once, then once more for each line that comes in."""
+    """Be one rival: train once, then as often as each line that comes in says."""
     began = float(sys.stdin.readline())
     sys.path.insert(0, str(HERE))
     from workloads import Unfit, workload
@@ -64,10 +65,11 @@ def work(rival: str, name: str) -> None:
     first, whole = time.perf_counter() - start, time.time() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tell(first=first, whole=whole, peak=peak / 2**10 / (1024 if sys.platform == "darwin" else 1))
-    for _ in sys.stdin:
+    for runs in map(int, sys.stdin):
         start = time.perf_counter()
-        run()
-        tell(seconds=time.perf_counter() - start)
+        for _ in range(runs):
+            run()
+        tell(seconds=(time.perf_counter() - start) / runs)
     x, y = chosen.data()
     tell(loss=chosen.loss(outputs(x), y))
 
@@ -88,6 +90,7 @@ class Rival:
         self._process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=self._log, text=True
         )
+        self.took = 0.0  # seconds, by all turns
         self.facts = {"seconds": []} | self._asked(str(time.time()))
 
     def _asked(self, line: str | None) -> dict:
@@ -108,11 +111,18 @@ class Rival:
         """Whether it takes part."""
         return "missing" not in self.facts
 
+    @property
+    def best(self) -> float:
+        """Its best time so far, in seconds."""
+        return min(self.facts["seconds"], default=0.0)
+
     def turn(self) -> None:
-        """Train once more."""
-        answer = self._asked("again")
+        """Train again, once or as often as takes a while."""
+        start = time.perf_counter()
+        answer = self._asked(str(max(1, round(TURN / (self.best or TURN)))))
         seconds = answer.pop("seconds", None)
         self.facts |= answer
+        self.took += time.perf_counter() - start
         self.facts["seconds"] += [] if seconds is None else [seconds]
 
     def end(self) -> None:
@@ -129,7 +139,9 @@ def compare(workload: str, rivals: list[str], turns: int, patience: float) -> di
     for turn in range(turns):
         # None comes always after the same other, and none while another's threads still spin.
         for rival in random.Random(turn).sample(taking_part, len(taking_part)):
-            if rival.runs and (turn < 1 or sum(rival.facts["seconds"]) < patience):
+            # One that is far behind needs few turns.
+            near = rival.best < 1.5 * taking_part[0].best
+            if rival.runs and rival.took < (patience if turn < 3 or near else 0):
                 time.sleep(PAUSE)
                 rival.turn()
     for rival in taking_part:
@@ -194,8 +206,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("workloads", nargs="*", default=list("abcdefg"))
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS))
-    parser.add_argument("--turns", type=int, default=11, help="at most; one for slow rivals")
-    parser.add_argument("--patience", type=float, default=4.0, help="seconds for a rival's turns")
+    parser.add_argument("--turns", type=int, default=15, help="at most; few for slow rivals")
+    parser.add_argument("--patience", type=float, default=8.0, help="seconds for a rival's turns")
     parser.add_argument("--be", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.be:
