@@ -24,6 +24,11 @@ hypothesis.settings.load_profile("vernal")
 _compilations = []
 
 
+def pytest_addoption(parser):
+    """`--long`: the tests of faults try everything, and not a little of it."""
+    parser.addoption("--long", action="store_true", help="try every fault (tests/faults)")
+
+
 def _listen(event: str, duration_secs: float, **_: str | int) -> None:
     if event == "/jax/core/compile/backend_compile_duration":
         _compilations.append(event)

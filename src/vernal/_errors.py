@@ -105,6 +105,12 @@ class NonFiniteError(VernalError, ArithmeticError):
         self.state, self.history = state, history
 
 
+class CheckpointError(VernalError, RuntimeError):
+    """A checkpoint cannot be written, is damaged, or does not fit what it is to be read into."""
+
+    __module__ = "vernal"
+
+
 class RecompilationError(VernalError, RuntimeError):
     """Something compiles again inside of `no_recompilation`."""
 

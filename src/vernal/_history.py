@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
@@ -69,6 +70,7 @@ class Recorder:
 
     def __init__(self, metrics: dict[str, AbstractMetric]):
         self._metrics = metrics
+        self._seconds = 0.0  # that the run took before
         self._steps = Columns()
         self._epochs = self._steps  # as long as each epoch is one update
         self._validations = Columns()  # to the last epoch that was validated
@@ -158,6 +160,31 @@ class Recorder:
         column = {f"val_{name}": np.append(missing, x) for name, x in results.items()}
         self._validations.add(column)
 
+    def kept(self, seconds: float) -> dict[str, Any]:
+        """All of it, for a checkpoint, after so many seconds."""
+        own = self._epochs is not self._steps
+        return {
+            "steps": self._steps.copies(),
+            "epochs": self._epochs.copies() if own else None,
+            "validations": self._validations.copies(),
+            "completed": self.epochs,
+            "weight": self._weight,
+            "sums": self._sums,
+            "averages": [(jax.tree.leaves(values), w) for values, w in self._averages],
+            "seconds": self._seconds + seconds,
+        }
+
+    def restore(self, kept: dict[str, Any], averages: Any) -> None:
+        """Go on from what `kept` returned; `averages` is the treedef of what metrics are made from."""
+        self._steps.add(kept["steps"])
+        if kept["epochs"] is not None:
+            self._epochs = Columns()
+            self._epochs.add(kept["epochs"])
+        self._validations.add(kept["validations"])
+        self.epochs, self._weight = kept["completed"], kept["weight"]
+        self._sums, self._seconds = kept["sums"], kept["seconds"]
+        self._averages = [(averages.unflatten(leaves), w) for leaves, w in kept["averages"]]
+
     def history(self, seconds: float) -> History:
         """The record so far, handed over: there is nothing to be added any more."""
         steps, epochs = self._steps.taken(), {}
@@ -168,4 +195,4 @@ class Recorder:
         for name, values in self._validations.taken().items():
             epochs[name] = np.full(self.epochs, np.nan)
             epochs[name][: len(values)] = values
-        return History(steps, epochs, seconds)
+        return History(steps, epochs, self._seconds + seconds)

@@ -27,7 +27,9 @@ from vernal._update import Choices, learning_rate_at
 class _Chunk:
     """Consecutive calls whose records are looked at together."""
 
-    start: list | None = None  # what changes, as it was before, to go back to; or not kept
+    # What changes, as it was before, to go back to, and the place; or not kept.
+    start: list | None = None
+    at: tuple[int, Stack, int] | None = None
     finite: Any = None  # which of that was finite; `None` before it is looked at
     records: list[Records] = field(default_factory=list)
     seconds: float = 0.0  # that queuing the calls took
@@ -42,6 +44,8 @@ class Loop:
     **Arguments:**
 
     - `measured`: the shapes of what an update measures.
+    - `saves`: whether `saved` will be asked for.
+    - `every`: a chunk ends after each update whose number is a multiple of this, at the latest.
     - `rewinds`: whether to go back, and raise, when numbers stop being finite. The updates
       themselves do not look, which would cost more than 2 % of their time: it is looked at each
       chunk's losses, and at the state after it. If they are not finite, the chunk is made again,
@@ -55,6 +59,8 @@ class Loop:
         source: Source,
         measured: Measured,
         rewinds: bool,
+        saves: bool = False,
+        every: int = sys.maxsize,
     ):
         self._step, epoch, batch = counts(state.arrays)
         self._source = source
@@ -71,10 +77,11 @@ class Loop:
         unroll = _pace.unroll(work, source.loops, self._stack)
         kept = _kept(measured, state)
         self._program = Program(state.structure, tuple(picks), kept, source.loops, unroll)
-        self._rewinds = rewinds
+        self._rewinds, self._every = rewinds, every
+        self._keeps = rewinds or saves
         # Where chunks begin with a copy, the first goes back to the caller's own arrays.
-        self._changing = changing if rewinds else copied(changing)
-        self._seconds = _pace.seconds(changing) if rewinds else _pace.SECONDS
+        self._changing = changing if self._keeps else copied(changing)
+        self._seconds = _pace.seconds(changing) if self._keeps else _pace.SECONDS
         self._queued = _Chunk()  # the chunk under way
         # To make in the next one.
         self._updates = max(1, _pace.FIRST_WORK // max(work, _pace.LEAST_WORK))
@@ -90,11 +97,21 @@ class Loop:
         measured = [name for name in names if name != "learning_rate"]
         return names + ([f"val_{name}" for name in measured] if validates else [])
 
+    @property
+    def averages(self) -> Any:
+        """The treedef of what the metrics that are no averages are made from, of each update."""
+        treedef, kept = self._program.kept
+        return jax.tree.structure(treedef.unflatten(range(len(kept)))[2])
+
+    @property
+    def length(self) -> int | None:
+        """Batches in an epoch, if that is known."""
+        return self._source.length if self._source.length < sys.maxsize else None
+
     def updates_to(self, epoch: int) -> int | None:
         """How many updates there are to the start of an epoch; `None` if that is not known."""
         now, batch = self.place
-        known = self._source.length < sys.maxsize
-        return (epoch - now) * self._source.length - batch if known else None
+        return None if self.length is None else (epoch - now) * self.length - batch
 
     def models(self) -> tuple[PyTree, PyTree]:
         """The model and its state here and now, until the next chunk."""
@@ -104,6 +121,13 @@ class Loop:
     def state(self) -> TrainState:
         """The state here and now, in arrays of its own."""
         return self._state(copied(self._changing), self._step, self._stack, self._place)
+
+    def saved(self) -> TrainState:
+        """The state that the records handed out so far have led to, to be read and not changed."""
+        chunk = self._queued
+        if chunk.start is None or chunk.at is None:  # nothing is under way
+            return self.state()
+        return self._state(chunk.start, *chunk.at)
 
     def finish(self) -> TrainState:
         """The state at the end: the loop gives its arrays away, and makes no more updates."""
@@ -134,7 +158,8 @@ class Loop:
         failure = None
         while self.place[0] < until_epoch and not stopped() and failure is None:
             before, self._queued = self._queued, self._begun()
-            left, stack, held, began = self._updates, None, 0, time.perf_counter()
+            left = min(self._updates, self._every - self._step % self._every)
+            stack, held, began = None, 0, time.perf_counter()
             while left > 0 and held < _pace.HELD_BYTES and self.place[0] < until_epoch:
                 try:
                     self._next_stack()
@@ -162,13 +187,14 @@ class Loop:
 
     def _begun(self) -> _Chunk:
         """A new chunk. What changes is kept to go back to, where there is a need, and copied."""
-        if not self._rewinds:
+        if not self._keeps:
             return _Chunk()
         start = self._changing
         # Only what updates have made: a run's first one need not wait for what it began with.
-        finite = all_finite(start) if self._queued.records else None
+        looked_at = self._rewinds and self._queued.records
+        finite = all_finite(start) if looked_at else None
         self._changing = copied(start)
-        return _Chunk(start, finite)
+        return _Chunk(start, (self._step, self._stack, self._place), finite)
 
     def _fetch(self, chunk: _Chunk, finite: Any) -> Iterator[list[Records]]:
         """Wait for a chunk's records; and for which numbers are finite after it, if looked at."""
@@ -199,7 +225,7 @@ class Loop:
         """Queue one compiled call: at most so many updates, to the end of the stack or sooner."""
         stack, place, step = self._stack, self._place, self._step
         to_epoch = (until_epoch - stack.epoch) * stack.length
-        room = min(stack.end, to_epoch) - place
+        room = min(min(stack.end, to_epoch) - place, self._every - step % self._every)
         # Better a call of twice the length than two. Without a loop, a call has its own number.
         few = self._source.loops and room >= 2 * updates
         updates = self._at_once(stack, place, updates if few else room)

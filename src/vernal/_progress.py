@@ -16,44 +16,60 @@ from vernal._records import Records
 class Interrupt:
     """Holds back a first Ctrl-C until the loop looks at `requested`; a second one raises.
 
-    So no update is cut in half, and what was trained so far can be returned. In a thread that may
-    not set handlers it does nothing: Python delivers Ctrl-C to the main thread.
+    So no update is cut in half, and what was trained so far can be returned. Where the run is
+    saved, SIGTERM, which schedulers send, is held back as well. In a thread that may not set
+    handlers it does nothing: Python delivers signals to the main thread.
     """
 
     requested = False
 
+    def __init__(self, saves: bool):
+        self._signals = [signal.SIGINT, *([signal.SIGTERM] if saves else [])]
+        self._previous: dict[int, Any] = {}
+        self._terminated = False
+
     def __enter__(self) -> "Interrupt":
-        self._previous = signal.getsignal(signal.SIGINT)
-        self._holds = (
-            threading.current_thread() is threading.main_thread()
-            and self._previous is not None  # set by another language: it could not be put back
-            and self._previous != signal.SIG_IGN
-        )
-        if self._holds:
-            signal.signal(signal.SIGINT, self._hold)
+        if threading.current_thread() is threading.main_thread():
+            for number in self._signals:
+                previous = signal.getsignal(number)
+                # None was set by another language, and could not be put back.
+                if previous not in (None, signal.SIG_IGN):
+                    self._previous[number] = previous
+                    signal.signal(number, self._hold)
         return self
 
     def __exit__(self, kind, *_) -> bool:
-        if self._holds:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
         # One that came another way, from a callback say, ends the run like a first one.
         first = kind is KeyboardInterrupt and not self.requested
         self.requested |= first
         return first
 
-    def tell(self, updates: int) -> None:
+    def tell(self, updates: int, checkpoints: Any) -> None:
         """Say that the run was interrupted, if it was, after so many updates."""
-        if self.requested:
-            print(
-                f"Interrupted after {updates:,} updates: fit returns the state and the history so "
-                "far.",
-                file=sys.stderr,
-            )
+        if not self.requested:
+            return
+        kept = (
+            "fit returns the state and the history so far"
+            if checkpoints is None
+            else f"the same script goes on from {checkpoints}"
+        )
+        print(f"Interrupted after {updates:,} updates: {kept}.", file=sys.stderr)
+
+    def leave(self) -> None:
+        """After SIGTERM: do what was to be done at one, which is to end the process."""
+        if self._terminated:
+            if callable(self._previous[signal.SIGTERM]):
+                signal.raise_signal(signal.SIGTERM)
+            else:
+                raise SystemExit(128 + signal.SIGTERM)
 
     def _hold(self, signum, frame) -> None:
-        if self.requested:
+        if self.requested and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
+        self._terminated |= signum == signal.SIGTERM
 
 
 class Progress:

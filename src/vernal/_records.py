@@ -74,6 +74,10 @@ class Columns:
         copy.add({name: a[: self._length].astype(float) for name, a in self._arrays.items()})
         return copy
 
+    def copies(self) -> dict[str, np.ndarray]:
+        """What is in them, in arrays of their own."""
+        return {name: array[: self._length].copy() for name, array in self._arrays.items()}
+
     def taken(self) -> dict[str, np.ndarray]:
         """The arrays, the loss first: the caller's from now on. The columns are empty then."""
         arrays, length = self._arrays, self._length

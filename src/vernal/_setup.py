@@ -82,6 +82,7 @@ def start(
     *,
     rewinds: bool,
     epochs: int | None = None,
+    **saving,
 ) -> tuple[Loop, Callable[[], dict[str, float]] | None]:
     """Check everything, and make a run's loop, and what validates its model, if that is wanted.
 
@@ -103,7 +104,7 @@ def start(
         state = new_state(choices, *learned, None)
     until = sys.maxsize if epochs is None else counts(state.arrays)[1] + epochs
     source.begin(key, mark, until)
-    loop = Loop(choices, state, source, shapes, rewinds)
+    loop = Loop(choices, state, source, shapes, rewinds, **saving)
     if held_out is None:
         return loop, None
     return loop, lambda: evaluate(choices.objective, *loop.models(), held_out)

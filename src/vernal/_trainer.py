@@ -1,3 +1,5 @@
+import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -20,9 +22,11 @@ from vernal._loop import Loop
 from vernal._measure import Objective
 from vernal._preflight import examples_error, preflight
 from vernal._progress import Interrupt, Progress, kept_in_errors
+from vernal._saver import Saver
 from vernal._setup import choices_for, start, with_checked_opt_state
 from vernal._state import TrainState, with_data_state
 from vernal._update import Choices, compiled_step, new_state
+from vernal.checkpoint import Checkpoints
 
 
 @dataclass(frozen=True)
@@ -164,11 +168,13 @@ class Trainer:
         validation_data: PyTree | Iterable | None = None,
         validate_every: int = 1,
         callbacks: Iterable[Callable[[Epoch], bool | None]] = (),
+        checkpoints: Checkpoints | None = None,
         progress: bool = True,
     ) -> tuple[TrainState, History]:
         """Train for some epochs.
 
         Ctrl-C ends the run early: the state and history so far are returned, and a line says so.
+        With `checkpoints` they are saved first; SIGTERM does the same, and ends the process.
 
         **Arguments:**
 
@@ -184,38 +190,74 @@ class Trainer:
         - `validation_data`: as `data`, measured every `validate_every` epochs.
         - `callbacks`: called with each `Epoch`; one that returns `True` ends the run. One may also
           have `start()`, called before the run, and `finish(state)`, called after it, which
-          returns the state that `fit` is to return.
+          returns the state that `fit` is to return. What its `state_dict()` returns is in each
+          checkpoint, and goes to its `load_state_dict`, in place of `start()`, when the run goes on.
+        - `checkpoints`: where the run is saved. If it was before, it goes on from there, to the same
+          end: the history is that of the whole run. See `vernal.Checkpoints`.
         - `progress`: whether to show a progress bar, where standard error is a terminal.
 
         **Returns:** the new state, and the `History` of this call.
 
         **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling; `NonFiniteError`
-        where numbers stop being finite; and what a loader or a callback raises, as it is. The error
-        has the last good state as its `state`, and the record as its `history`.
+        where numbers stop being finite; `CheckpointError` if a checkpoint cannot be written, or is
+        of another run; and what a loader or a callback raises, as it is. The error has the last
+        good state as its `state`, and the record as its `history`.
         """
         epochs = whole_number("epochs", epochs, at_least=0)
         validate_every = whole_number("validate_every", validate_every, at_least=1)
         started = epoch_started = time.perf_counter()
+        saver = checkpoints and Saver(checkpoints, self._state(model_or_state))
+        saved = saver and saver.saved
+        if saved is not None:  # what is left of the run
+            model_or_state = saved.state
+            epochs = 0 if saved.stopped else max(0, saved.epoch + epochs - int(saved.state.epoch))
         given = data, batch_size, shuffle, validation_data
-        loop, validate = self._start(model_or_state, *given, epochs=epochs)
+        loop, validate = self._start(
+            *(model_or_state, *given),
+            epochs=epochs,
+            saves=saver is not None,
+            every=(checkpoints and checkpoints.every_steps) or sys.maxsize,
+        )
         callbacks = _checks.checked_callbacks(callbacks, loop.measures(validate is not None))
-        for begin in _hooks(callbacks, "start"):
-            begin()
         recorder = Recorder(self._objective.recorded.metrics)
+        run = {"batch_size": batch_size, "shuffle": shuffle, "batches an epoch": loop.length}
+        if saved is None:
+            for begin in _hooks(callbacks, "start"):
+                begin()
+        else:
+            saver.go_on(run, callbacks)
+            recorder.restore(saved.recorder, loop.averages)
         epoch = loop.place[0]
         last = epoch + epochs
         # The run is cut only where something happens between two updates.
-        every = 1 if callbacks else validate_every if validate else epochs
-        stopped = False
+        cuts = [1 if callbacks else validate_every if validate else max(1, last)]
+        cuts += [checkpoints.every_epochs] if checkpoints and checkpoints.every_epochs else []
+        pending, stopped = saved is not None and saved.pending, saved is not None and saved.stopped
+
+        def save(**marks) -> None:
+            kept = recorder.kept(time.perf_counter() - started)
+            saver.save(loop.saved(), kept, run, callbacks, **marks)
+
         bar = Progress(progress, loop.updates_to(last))
-        with kept_in_errors(loop, recorder, started), Interrupt() as interrupt, bar:
-            while epoch < last and not stopped:
+        with (
+            saver or contextlib.nullcontext(),
+            kept_in_errors(loop, recorder, started),
+            Interrupt(saver is not None) as interrupt,
+            bar,
+        ):
+            if saver:
+                save(pending=pending, stopped=stopped)
+                saver.wait()
+            while (epoch < last or pending) and not (stopped or interrupt.requested):
                 # 1. Train, to the next cut.
-                stop = min(last, (epoch // every + 1) * every)
+                stop = epoch if pending else min(last, *((epoch // n + 1) * n for n in cuts))
                 for chunk in loop.chunks(stop, lambda: interrupt.requested):
                     recorder.add(chunk)
                     bar.show(chunk)
+                    if saver and saver.due(loop.saved()):
+                        save(pending=loop.saved().epoch == stop)
                 epoch = loop.place[0]
+                pending = epoch == stop
                 if interrupt.requested:
                     break
                 # 2. Validate.
@@ -229,9 +271,17 @@ class Trainer:
                     done = Epoch(epoch - 1, loop.state(), recorder.latest, now - epoch_started)
                     epoch_started = now
                     stopped = any([callback(done) is True for callback in callbacks])
+                pending = False
+                # 4. Save, if it is time.
+                if saver and saver.due(loop.saved()):
+                    save(stopped=stopped)
+            if saver:
+                save(pending=pending, stopped=stopped)
+                saver.wait()
         with kept_in_errors(loop, recorder, started):
             recorder.add_all(loop.drain())
-        interrupt.tell(recorder.updates)
+        interrupt.tell(recorder.updates, checkpoints and checkpoints.path)
+        interrupt.leave()
         state = loop.finish()
         for finish in _hooks(callbacks, "finish"):
             state = finish(state)
@@ -284,9 +334,13 @@ class Trainer:
         source, _ = checked_source(None, *inferring, x, batch_size, name="x")
         return predict(model, model_state, source, self._objective.compute_dtype)
 
-    def _start(self, model_or_state, *data, epochs=None) -> tuple[Loop, Callable | None]:
+    def _start(self, model_or_state, *data, **run) -> tuple[Loop, Callable | None]:
         choices, rewinds = self._choices(*model_of(model_or_state)), self.on_nonfinite == "raise"
-        return start(choices, model_or_state, *data, rewinds=rewinds, epochs=epochs)
+        return start(choices, model_or_state, *data, rewinds=rewinds, **run)
+
+    def _state(self, model_or_state: PyTree | TrainState) -> TrainState:
+        is_state = isinstance(model_or_state, TrainState)
+        return model_or_state if is_state else self.init(model_of(model_or_state)[0])
 
 
 def _hooks(callbacks: list, name: str) -> Iterator[Callable]:

@@ -1,9 +1,11 @@
 """What happens between epochs: stopping early, keeping the best state, logging.
 
-A callback is any callable that takes an `Epoch`; `True` from it ends the run. Three things more are
+A callback is any callable that takes an `Epoch`; `True` from it ends the run. A few things more are
 used where a callback has them: `fit` calls `start()` before the first epoch, and `finish(state)` at
 the end, also after Ctrl-C, and returns the state that comes back from it. `monitor` is the name of
-a metric that the callback cannot do without: `fit` checks it before it trains.
+a metric that the callback cannot do without: `fit` checks it before it trains. Where a run is saved,
+so is what a callback's `state_dict()` returns; when the run goes on, `load_state_dict` gets it back,
+in place of `start()`.
 """
 
 import csv
@@ -11,6 +13,7 @@ import io
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -67,6 +70,15 @@ class EarlyStopping:
         """Forget the run before."""
         self.best, self.waited, self.stopped_epoch = None, 0, None
 
+    def state_dict(self) -> dict[str, Any]:
+        """What it keeps of the run so far."""
+        return {"best": self.best, "waited": self.waited, "stopped_epoch": self.stopped_epoch}
+
+    def load_state_dict(self, kept: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.best, self.waited = kept["best"], kept["waited"]
+        self.stopped_epoch = kept["stopped_epoch"]
+
     def __call__(self, epoch: Epoch) -> bool:
         """Look at an epoch. **Returns:** whether to stop."""
         if self.monitor not in epoch.metrics:
@@ -110,6 +122,14 @@ class BestState:
         """Forget the run before."""
         self.best = self.epoch = self.state = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """What it keeps of the run so far."""
+        return {"best": self.best, "epoch": self.epoch, "state": self.state}
+
+    def load_state_dict(self, kept: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.best, self.epoch, self.state = kept["best"], kept["epoch"], kept["state"]
+
     def __call__(self, epoch: Epoch) -> None:
         """Keep the epoch's state if it is the best so far."""
         value = epoch.metrics.get(self.monitor, math.nan)
@@ -142,12 +162,23 @@ class CSVLog:
 
     def start(self) -> None:
         """Begin the file, or read what it has."""
+        self._begin(self._read if self.append else list)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How much of the file is of the run so far."""
+        return {"rows": 0 if self._columns is None else len(self._read())}
+
+    def load_state_dict(self, kept: dict[str, Any]) -> None:
+        """Go on with the file as it was: rows of epochs that will be trained again are taken out."""
+        self._begin(lambda: self._read()[: kept["rows"]])
+
+    def _begin(self, rows_there: Callable[[], list[list[str]]]) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists() and not self.path.is_file():
                 raise FileExistsError(0, "it is there, and is no file")
             self.path.open("a").close()  # fails where a file may not be written
-            rows = (self._read() if self.append else []) or [["epoch", "seconds"]]
+            rows = rows_there() or [["epoch", "seconds"]]
             if rows[0][:2] != ["epoch", "seconds"]:
                 raise ArgumentError(
                     f"{self.path} has the columns {', '.join(rows[0])}; CSVLog goes on with a file "

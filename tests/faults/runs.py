@@ -1,0 +1,211 @@
+"""The runs that the tests interrupt: `python runs.py NAME DIRECTORY` prints one hash of all it made.
+
+`--kill-at N` ends the process, by SIGKILL, at the N-th thing that it does in the directory, and
+`--fail-at N` has that fail as on a full disk: what is made, opened, renamed or removed there.
+"""
+
+import argparse
+import errno
+import hashlib
+import os
+import signal
+import sys
+import time
+from functools import cache
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import vernal
+from vernal import callbacks, losses, nn
+
+KEY = jax.random.key(5)
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(60, 6)).astype(np.float32)
+Y = (np.sin(X[:, :1]) + 0.1 * RNG.normal(size=(60, 1))).astype(np.float32)
+HELD_OUT = X[:20] + 1, Y[:20] + 1
+
+
+class Dropped(eqx.Module):
+    """With dropout."""
+
+    first: nn.Linear
+    dropout: eqx.nn.Dropout
+    last: nn.Linear
+
+    def __init__(self, key):
+        self.first, self.last = nn.Linear(6, 8, key=key), nn.Linear(8, 1, key=key)
+        self.dropout = eqx.nn.Dropout(0.3)
+
+    def __call__(self, x, *, key=None):
+        return self.last(self.dropout(jax.nn.relu(self.first(x)), key=key))
+
+
+class Normed(eqx.Module):
+    """With batch norm."""
+
+    first: nn.Linear
+    norm: eqx.nn.BatchNorm
+    last: nn.Linear
+
+    def __init__(self, key):
+        self.first, self.last = nn.Linear(6, 8, key=key), nn.Linear(8, 1, key=key)
+        self.norm = eqx.nn.BatchNorm(8, axis_name="batch", mode="batch")
+
+    def __call__(self, x, state):
+        x, state = self.norm(self.first(x), state)
+        return self.last(jax.nn.relu(x)), state
+
+
+class Loader:
+    """Batches in an order that its own state fixes, as loaders for large data have it."""
+
+    def __init__(self, size):
+        self.size, self.generator = size, np.random.default_rng(3)
+
+    def __iter__(self):
+        order = self.generator.permutation(len(X))
+        for start in range(0, len(X), self.size):
+            rows = order[start : start + self.size]
+            yield X[rows], Y[rows]
+
+    def state_dict(self):
+        return {"generator": self.generator.bit_generator.state}
+
+    def load_state_dict(self, kept):
+        self.generator.bit_generator.state = kept["generator"]
+
+
+def batches():
+    """Batches from a function that has no state."""
+    for start in range(0, 60, 16):
+        yield X[start : start + 16], Y[start : start + 16]
+
+
+@cache
+def trainer(rate=1e-2):
+    """A trainer, with a metric: the same one for a rate, so that it compiles once."""
+    optimizer = optax.adam(rate)
+    if rate == "scheduled":
+        schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 10, 60)
+        optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=schedule)
+    mse = losses.MeanSquaredError()
+    return vernal.Trainer(optimizer, mse, metrics={"r2": vernal.metrics.R2()})
+
+
+def run_of(name):
+    """A trainer, what it begins with, and what `fit` is given."""
+    model, data = nn.MLP(6, 1, 8, 1, key=KEY), (X, Y)
+    arrays = {"data": data, "batch_size": 20, "epochs": 12}
+    ragged = arrays | {"batch_size": 16}
+    watched = {"validation_data": HELD_OUT}
+    best = callbacks.BestState()
+    stopping = callbacks.EarlyStopping(patience=3)
+    tr = trainer()
+    match name:
+        case "plain":
+            return tr, model, arrays
+        case "full batch":
+            return tr, model, {"data": data, "epochs": 40}
+        case "in order":
+            return tr, model, arrays | {"shuffle": False}
+        case "ragged":
+            return tr, model, ragged
+        case "dropout":
+            return tr, tr.init(Dropped(KEY), key=KEY), ragged
+        case "batch norm":
+            normed, model_state = eqx.nn.make_with_state(Normed)(KEY)
+            return tr, tr.init(normed, model_state=model_state, key=KEY), arrays
+        case "schedule":
+            return trainer("scheduled"), model, ragged
+        case "early stopping":
+            early = arrays | watched | {"epochs": 60, "callbacks": [best, stopping]}
+            return trainer(5e-2), model, early
+        case "validated":
+            return tr, model, ragged | watched | {"validate_every": 2}
+        case "streaming":
+            return tr, model, {"data": batches, "epochs": 12}
+        case "stateful loader":
+            return tr, model, {"data": Loader(16), "epochs": 12}
+    raise ValueError(name)
+
+
+RUNS = (
+    *("plain", "full batch", "in order", "ragged", "dropout", "batch norm", "schedule"),
+    *("early stopping", "validated", "streaming", "stateful loader"),
+)
+
+
+def hash_of(state, history):
+    """One hash of a state's arrays, its key and all that was recorded."""
+    made = hashlib.sha256()
+    for leaf in jax.tree.leaves(eqx.filter(state, eqx.is_array)):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        made.update(f"{leaf.shape} {leaf.dtype}".encode() + np.asarray(leaf).tobytes())
+    for record in (history.steps, history.epochs):
+        for column, values in record.items():
+            made.update(column.encode() + values.tobytes())
+    return made.hexdigest()
+
+
+class Slowly:
+    """Takes some time after each epoch, for a process to be ended in."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __call__(self, epoch):
+        time.sleep(self.seconds)
+
+
+def at_event(directory, number, act):
+    """Do something at the N-th event in a directory."""
+    seen = 0
+    events = ("os.mkdir", "open", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
+
+    def hook(event, args):
+        nonlocal seen
+        if event in events and directory in os.fspath(args[0] if args else ""):
+            seen += 1
+            if seen == number:
+                print(f"at {event}", flush=True)
+                act()
+
+    sys.addaudithook(hook)
+
+
+def fail():
+    """As on a full disk."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def main():
+    """Run, and print the hash."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name", choices=RUNS)
+    parser.add_argument("directory")
+    parser.add_argument("--seconds", type=float, default=0.0, help="that each epoch takes longer")
+    parser.add_argument("--every-steps", type=int)
+    parser.add_argument("--kill-at", type=int)
+    parser.add_argument("--fail-at", type=int)
+    options = parser.parse_args()
+    kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    for number, act in ((options.kill_at, kill), (options.fail_at, fail)):
+        if number:
+            at_event(options.directory, number, act)
+    tr, start, how = run_of(options.name)
+    if options.seconds:
+        how["callbacks"] = [*how.get("callbacks", []), Slowly(options.seconds)]
+    checkpoints = vernal.Checkpoints(
+        options.directory, every_seconds=0, every_steps=options.every_steps
+    )
+    print("begins", flush=True)
+    print("hash", hash_of(*tr.fit(start, **how, checkpoints=checkpoints)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Runs that go on from each of their checkpoints: the same bits as without."""
+
+import shutil
+
+import numpy as np
+import pytest
+from runs import RUNS, hash_of, run_of
+
+import vernal
+
+SHORT = ("ragged", "batch norm", "early stopping", "stateful loader")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_goes_on_from_each_step(name, tmp_path, long):
+    tr, start, how = run_of(name)
+    expected = hash_of(*tr.fit(start, **how))
+    whole = tmp_path / "whole"
+    every = vernal.Checkpoints(whole, every_seconds=None, every_steps=1, keep=10**6)
+    tr, start, how = run_of(name)
+    state, history = tr.fit(start, **how, checkpoints=every)
+    assert hash_of(state, history) == expected
+    numbers = sorted(int(path.name) for path in whole.iterdir())
+    # Before the first update, after each, and at the end.
+    updates = len(history.steps["loss"])
+    assert len(numbers) >= updates + 1
+    if not long:
+        some = 12 if name in SHORT else 3
+        numbers = np.random.default_rng(0).permutation(numbers)[:some]
+    for number in numbers:
+        part = tmp_path / "part"
+        part.mkdir()
+        shutil.copytree(whole / str(number), part / str(number))
+        tr, start, how = run_of(name)
+        again = vernal.Checkpoints(part, every_seconds=None)
+        assert hash_of(*tr.fit(start, **how, checkpoints=again)) == expected, number
+        shutil.rmtree(part)
