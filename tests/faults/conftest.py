@@ -4,10 +4,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 RUNS = Path(__file__).with_name("runs.py")
+
+
+class Ended(NamedTuple):
+    """How a process ended."""
+
+    status: int
+    hash: str | None  # of all that the run made, if it came so far
+    at: str | None  # the event that it was ended at, if that was wanted
+    error: str  # standard error
 
 
 class Script:
@@ -20,33 +30,32 @@ class Script:
         }
         self._hashes: dict[str, str] = {}
 
-    def begin(self, name, directory, *options) -> subprocess.Popen:
+    def begin(self, name, directory, *options, **environment) -> subprocess.Popen:
         """Start it, and wait until the run begins."""
         command = [sys.executable, str(RUNS), name, str(directory), *map(str, options)]
         pipe = subprocess.PIPE
         process = subprocess.Popen(
-            command, stdout=pipe, stderr=pipe, text=True, env=self.environment
+            command, stdout=pipe, stderr=pipe, text=True, env=self.environment | environment
         )
-        while (line := process.stdout.readline()).strip() != "begins":
-            assert line, process.stderr.read()
+        process.stdout.readline()  # it says that it begins
         return process
 
-    def end(self, process) -> tuple[int, str | None, str]:
-        """Wait for its end. Returns the status, the hash if it came so far, and standard error."""
+    def end(self, process) -> "Ended":
+        """Wait for its end."""
         out, err = process.communicate()
-        hashes = [line.removeprefix("hash ") for line in out.splitlines() if line[:5] == "hash "]
-        return process.returncode, hashes[0] if hashes else None, err
+        told = dict(line.split(" ", 1) for line in out.splitlines())
+        return Ended(process.returncode, told.get("hash"), told.get("at"), err)
 
-    def run(self, name, directory, *options) -> tuple[int, str | None, str]:
+    def run(self, name, directory, *options, **environment) -> "Ended":
         """Start it, and wait for its end."""
-        return self.end(self.begin(name, directory, *options))
+        return self.end(self.begin(name, directory, *options, **environment))
 
     def expected(self, name, directory) -> str:
         """The hash of a run that nothing interrupts."""
         if name not in self._hashes:
-            status, made, err = self.run(name, directory)
-            assert status == 0 and made, err
-            self._hashes[name] = made
+            ended = self.run(name, directory)
+            assert ended.status == 0 and ended.hash, ended.error
+            self._hashes[name] = ended.hash
         return self._hashes[name]
 
 

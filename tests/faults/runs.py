@@ -8,6 +8,7 @@ import argparse
 import errno
 import hashlib
 import os
+import resource
 import signal
 import sys
 import time
@@ -192,6 +193,7 @@ def main():
     parser.add_argument("--every-steps", type=int)
     parser.add_argument("--kill-at", type=int)
     parser.add_argument("--fail-at", type=int)
+    parser.add_argument("--limit", type=int, help="bytes that a file may have at most")
     options = parser.parse_args()
     kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
     for number, act in ((options.kill_at, kill), (options.fail_at, fail)):
@@ -203,7 +205,9 @@ def main():
     checkpoints = vernal.Checkpoints(
         options.directory, every_seconds=0, every_steps=options.every_steps
     )
-    print("begins", flush=True)
+    if options.limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (options.limit, options.limit))
+    print("begins now", flush=True)
     print("hash", hash_of(*tr.fit(start, **how, checkpoints=checkpoints)), flush=True)
 
 

@@ -1,9 +1,58 @@
 """Processes that are killed, at any time, and started again until they are done."""
 
 import random
+import shutil
 import signal
 import time
 
 import pytest
+from runs import RUNS
 
-from .runs import RUNS
+
+def killed_until_done(script, name, directory, rng):
+    """How often the process was killed, and the hash in the end."""
+    kills = 0
+    while True:
+        process = script.begin(name, directory, "--seconds", 0.1)
+        time.sleep(rng.uniform(0, 1))
+        process.send_signal(signal.SIGKILL)
+        ended = script.end(process)
+        if ended.status == 0:
+            return kills, ended.hash
+        assert ended.status == -signal.SIGKILL, ended.error
+        kills += 1
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_is_killed_at_random_times_is_the_same_run(name, script, tmp_path, long):
+    """Killed ten times each, at least, in all ways that a run can be; or a few of them once."""
+    if not long and name not in ("dropout", "early stopping", "stateful loader"):
+        pytest.skip("in nox -s faults")
+    expected = script.expected(name, tmp_path / "whole")
+    rng, kills, attempt = random.Random(name), 0, 0
+    while kills < (10 if long else 1):
+        attempt += 1
+        directory = tmp_path / str(attempt)
+        more, made = killed_until_done(script, name, directory, rng)
+        assert made == expected
+        kills += more
+        shutil.rmtree(directory)
+
+
+def test_a_run_that_is_killed_at_each_point_of_a_save_is_the_same_run(script, tmp_path, long):
+    """At the N-th thing that is made, opened, renamed or removed, for every N; or for some."""
+    expected, seen, number = script.expected("ragged", tmp_path / "whole"), set(), 1
+    while number < (10**6 if long else 60):
+        directory = tmp_path / str(number)
+        ended = script.run("ragged", directory, "--every-steps", 16, "--kill-at", number)
+        if ended.status == 0:  # there are no more
+            assert ended.hash == expected
+            break
+        assert ended.status == -signal.SIGKILL, ended.error
+        seen.add(ended.at)
+        again = script.run("ragged", directory)
+        assert again.hash == expected, (number, ended.at, again.error)
+        shutil.rmtree(directory)
+        number += 1 if long else 13
+    if long:
+        assert seen >= {"os.mkdir", "open", "os.rename", "os.rmdir"}, seen

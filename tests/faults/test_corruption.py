@@ -1,0 +1,197 @@
+"""Files that are damaged: each ends in the right numbers, or in `CheckpointError`."""
+
+import os
+import shutil
+import struct
+import warnings
+from contextlib import contextmanager
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+from runs import KEY, hash_of, run_of
+
+import vernal
+from vernal import nn
+
+
+def files_in(directory):
+    """All files below a directory that are not empty."""
+    paths = [os.path.join(root, name) for root, _, names in os.walk(directory) for name in names]
+    return sorted(path for path in paths if os.path.getsize(path))
+
+
+def flipped(path, bit):
+    """Flip one bit of a file."""
+    with open(path, "r+b") as file:
+        file.seek(bit // 8)
+        byte = file.read(1)[0]
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ 1 << bit % 8]))
+
+
+def damage(rng, paths, other):
+    """Do one thing of many to one of some files. Returns what was done, for the test's message."""
+    path = paths[rng.integers(len(paths))]
+    size, kind = os.path.getsize(path), rng.choice(["flip", "cut", "longer", "swap", "gone", "junk"])
+    match kind:
+        case "flip":
+            for _ in range(rng.integers(1, 4)):
+                flipped(path, int(rng.integers(8 * size)))
+        case "cut":
+            os.truncate(path, int(rng.integers(size)))
+        case "longer":
+            with open(path, "ab") as file:
+                file.write(rng.bytes(int(rng.integers(1, 50))))
+        case "swap":
+            source = other[rng.integers(len(other))]
+            if source != path:
+                shutil.copyfile(source, path)
+        case "gone":
+            os.remove(path)
+        case "junk":
+            start = int(rng.integers(size))
+            with open(path, "r+b") as file:
+                file.seek(start)
+                file.write(rng.bytes(int(rng.integers(1, size - start + 1))))
+    return kind, path
+
+
+@contextmanager
+def warnings_of_damage():
+    """Only those that a checkpoint is damaged."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the checkpoint .* is damaged")
+        yield
+
+
+def test_a_damaged_checkpoint_is_passed_over_or_named(tmp_path, long):
+    tr, start, how = run_of("ragged")
+    whole, tried = tmp_path / "whole", tmp_path / "tried"
+    saving = lambda path: vernal.Checkpoints(path, every_seconds=None, every_steps=20, keep=2)
+    expected = hash_of(*tr.fit(start, **how, checkpoints=saving(whole)))
+    assert len(list(whole.iterdir())) == 2
+    rng, ends = np.random.default_rng(1), {"right": 0, "error": 0}
+    for trial in range(2000 if long else 60):
+        shutil.copytree(whole, tried)
+        newest = tried / max(os.listdir(tried), key=int)
+        # The newest, or both of them, the older one too.
+        places = [newest] if trial % 4 else list(tried.iterdir())
+        done = [damage(rng, files_in(place), files_in(tried)) for place in places]
+        try:
+            with warnings_of_damage():
+                made = hash_of(*tr.fit(start, **how, checkpoints=saving(tried)))
+            assert made == expected, done
+            ends["right"] += 1
+        except vernal.CheckpointError:
+            ends["error"] += 1
+            assert len(places) == 2, done
+        shutil.rmtree(tried)
+    assert min(ends.values()) > 0, ends
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A small model, and a file with it."""
+    model = nn.Linear(2, 1, key=KEY)
+    vernal.save(tmp_path / "model.safetensors", model)
+    return model, tmp_path / "model.safetensors"
+
+
+def loads_right_or_not(path, model, like):
+    """Whether a file has the model in it; if not, that is said."""
+    try:
+        found = vernal.load(path, like)
+    except vernal.CheckpointError:
+        return False
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(model), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    return True
+
+
+def test_every_flipped_bit_of_a_small_file_is_noticed(small):
+    model, path = small
+    like, ends = nn.Linear(2, 1, key=jax.random.key(9)), {True: 0, False: 0}
+    for bit in range(8 * path.stat().st_size):
+        flipped(path, bit)
+        ends[loads_right_or_not(path, model, like)] += 1
+        flipped(path, bit)
+    assert loads_right_or_not(path, model, like)
+    # Of the bits that hold nothing, such as spaces in the header, few are left.
+    assert ends[False] > 0.9 * sum(ends.values()), ends
+
+
+def test_a_damaged_file_is_never_taken_for_another_model(tmp_path, long):
+    model = nn.MLP(4, 2, 16, 2, key=KEY)
+    whole, other = tmp_path / "whole.safetensors", tmp_path / "other.safetensors"
+    vernal.save(whole, model)
+    vernal.save(other, nn.MLP(4, 2, 16, 2, key=jax.random.key(8)))
+    like, path = nn.MLP(4, 2, 16, 2, key=jax.random.key(9)), str(tmp_path / "tried.safetensors")
+    rng = np.random.default_rng(2)
+    for _ in range(2000 if long else 300):
+        shutil.copyfile(whole, path)
+        kind, _ = damage(rng, [path], [path])
+        if kind != "gone":
+            assert os.path.exists(path)
+        loads_right_or_not(path, model, like)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"weight":{"dtype":"F32","shape":[9223372036854775807],"data_offsets":[0,4]}}',
+        b'{"weight":{"dtype":"F32","shape":[1,2],"data_offsets":[0,9223372036854775807]}}',
+        b'{"weight":{"dtype":"F32","shape":[-1,2],"data_offsets":[0,8]}}',
+        b'{"../weight":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}',
+        b'{"weight":{"dtype":"F99","shape":[1,2],"data_offsets":[0,8]}}',
+        b'{"__metadata__":{"vernal.sha256":"[]"}}',
+        b"[]",
+        b"{" * 5000,
+        b"",
+    ],
+    ids=["2**63", "offsets", "negative", "parent", "dtype", "digests", "list", "deep", "none"],
+)
+@pytest.mark.parametrize("length", [None, 2**63 - 1, 2**40, 0], ids=["its", "huge", "large", "0"])
+def test_hostile_headers_are_errors(small, header, length):
+    model, path = small
+    path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + b"0" * 8)
+    with pytest.raises(vernal.CheckpointError):
+        vernal.load(path, model)
+
+
+def test_nothing_is_unpickled():
+    """There is no pickle in the package, nor anything else that runs what it reads."""
+    import vernal.checkpoint
+
+    root = os.path.dirname(vernal.checkpoint.__file__)
+    sources = [os.path.join(d, f) for d, _, names in os.walk(root) for f in names if f[-3:] == ".py"]
+    assert len(sources) > 30
+    for path in sources:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        for word in ("pickle", "eval(", "exec(", "allow_pickle", "joblib", "dill"):
+            assert word not in text.replace("eval_shape(", "").replace("filter_eval", ""), (path, word)
+
+
+def test_a_checkpoint_that_says_another_shape_is_damaged(tmp_path):
+    """Its digest is that of its text, as somebody who means harm would make it."""
+    import hashlib
+    import json
+
+    tr, start, how = run_of("plain")
+    tr.fit(start, **how, checkpoints=vernal.Checkpoints(tmp_path, every_seconds=None, keep=1))
+    (checkpoint,) = tmp_path.iterdir()
+    described = checkpoint / "description" / "metadata"
+    said = json.loads(described.read_text())
+    told = json.loads(said["text"])
+    for leaf in told["leaves"]:
+        if leaf[0].startswith("record."):
+            leaf[1] = [2**62]
+    text = json.dumps(told)
+    said = {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    described.write_text(json.dumps(said))
+    with pytest.raises(vernal.CheckpointError, match="damaged"):
+        tr.fit(start, **how, checkpoints=vernal.Checkpoints(tmp_path))
+    assert eqx.is_array(start.layers[0].weight)

@@ -1,0 +1,75 @@
+"""Disks that are full, and directories that cannot be written to or that vanish."""
+
+import shutil
+
+import pytest
+from runs import run_of
+
+import vernal
+
+
+def test_whatever_fails_in_the_directory_leaves_the_checkpoints_before(script, tmp_path, long):
+    """The N-th thing made, opened or renamed there fails, as on a full disk, for every N."""
+    expected, number, named = script.expected("ragged", tmp_path / "whole"), 1, 0
+    while number < (10**6 if long else 60):
+        directory = tmp_path / str(number)
+        ended = script.run("ragged", directory, "--every-steps", 16, "--fail-at", number)
+        if ended.at is None:  # there are no more
+            break
+        if ended.status:  # Orbax can do without some of it
+            assert "CheckpointError" in ended.error, ended.error
+            assert str(directory) in ended.error
+            named += "the checkpoint of step" in ended.error
+        again = script.run("ragged", directory)
+        assert again.hash == expected, (number, ended.at, again.error)
+        leftover = [path.name for path in directory.iterdir() if not path.name.isdecimal()]
+        assert not leftover, leftover
+        shutil.rmtree(directory)
+        number += 1 if long else 13
+    assert named > 0
+
+
+def test_files_that_cannot_grow_leave_the_checkpoints_before(script, tmp_path, long):
+    """No file may be larger than so many bytes: what is written outside of Python fails too."""
+    expected, ends = script.expected("ragged", tmp_path / "whole"), set()
+    limits = range(0, 12000, 500) if long else (0, 2500, 10**6)
+    for limit in limits:
+        directory = tmp_path / str(limit)
+        ended = script.run("ragged", directory, "--every-steps", 4, "--limit", limit)
+        ends.add(ended.status)
+        if ended.status:
+            assert "CheckpointError" in ended.error and str(directory) in ended.error, ended.error
+        again = script.run("ragged", directory)
+        assert again.hash == expected, (limit, again.error)
+    assert ends >= {0, 1}, ends
+
+
+def test_a_directory_that_is_no_directory_is_named_before_training(tmp_path):
+    tr, start, how = run_of("plain")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(vernal.CheckpointError, match="file") as raised:
+        tr.fit(start, **how, checkpoints=vernal.Checkpoints(tmp_path / "file"))
+    assert not hasattr(raised.value, "state")
+    with pytest.raises(vernal.CheckpointError, match="below"):
+        tr.fit(start, **how, checkpoints=vernal.Checkpoints(tmp_path / "file" / "below"))
+
+
+def test_a_directory_that_vanishes_is_named(tmp_path):
+    tr, start, how = run_of("plain")
+    directory = tmp_path / "run"
+
+    def vanish(epoch):
+        if epoch.index == 3:
+            shutil.rmtree(directory)
+            directory.write_text("something else is there now")
+
+    how["callbacks"] = [vanish]
+    checkpoints = vernal.Checkpoints(directory, every_seconds=None, every_epochs=1)
+    with pytest.raises(vernal.CheckpointError, match="step 1[25]") as raised:
+        tr.fit(start, **how, checkpoints=checkpoints)
+    assert str(directory) in str(raised.value).replace("\n  ", "")
+    assert int(raised.value.state.step) >= 12
+    # A later run, elsewhere, is none the worse for it.
+    how.pop("callbacks")
+    state, _ = tr.fit(start, **how, checkpoints=vernal.Checkpoints(tmp_path / "other"))
+    assert int(state.step) == 36

@@ -1,0 +1,148 @@
+"""Signals, and errors of others: what was saved is there, and handlers are as they were."""
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+from runs import X, Y, hash_of, run_of
+
+import vernal
+
+
+@pytest.fixture
+def handlers():
+    """Fails if a handler is not what it was before."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_sigterm_saves_and_ends_with_143(script, tmp_path):
+    expected = script.expected("ragged", tmp_path / "whole")
+    directory = tmp_path / "run"
+    process = script.begin("ragged", directory, "--seconds", 0.3)
+    import time
+
+    time.sleep(1.5)
+    process.send_signal(signal.SIGTERM)
+    ended = script.end(process)
+    assert ended.status == 143, ended.error
+    assert f"goes on from {directory}" in ended.error.replace("\n", " ")
+    assert script.run("ragged", directory).hash == expected
+
+
+def at_epoch(index, act):
+    """A callback that does something after an epoch."""
+
+    def callback(epoch):
+        if epoch.index == index:
+            act()
+
+    return callback
+
+
+def test_ctrl_c_saves_and_returns_what_there_is(tmp_path, handlers, capsys):
+    tr, start, how = run_of("ragged")
+    expected = hash_of(*tr.fit(start, **how))
+    checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None)
+    interrupt = at_epoch(4, lambda: signal.raise_signal(signal.SIGINT))
+    state, history = tr.fit(start, **how, callbacks=[interrupt], checkpoints=checkpoints)
+    assert int(state.epoch) == 5 and len(history.epochs["loss"]) == 5
+    assert str(tmp_path / "run") in capsys.readouterr().err
+    quiet = at_epoch(-1, lambda: None)
+    assert hash_of(*tr.fit(start, **how, callbacks=[quiet], checkpoints=checkpoints)) == expected
+
+
+def test_a_second_ctrl_c_raises_at_once_and_loses_what_was_not_saved(tmp_path, handlers):
+    tr, start, how = run_of("ragged")
+    expected = hash_of(*tr.fit(start, **how))
+
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None, every_epochs=2)
+    with pytest.raises(KeyboardInterrupt):
+        tr.fit(start, **how, callbacks=[at_epoch(4, twice)], checkpoints=checkpoints)
+    quiet, seen = at_epoch(-1, lambda: None), []
+    after = lambda epoch: seen.append(epoch.index)
+    after.__class__  # a function, as `quiet` is: callbacks are told apart by their class
+    assert hash_of(*tr.fit(start, **how, callbacks=[after], checkpoints=checkpoints)) == expected
+    assert seen[0] == 4 and quiet
+
+
+def test_sigterm_goes_to_a_handler_that_was_there(tmp_path):
+    tr, start, how = run_of("plain")
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        terminate = at_epoch(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
+        state, _ = tr.fit(start, **how, callbacks=[terminate], checkpoints=checkpoints)
+        assert heard == [signal.SIGTERM]
+        assert int(state.epoch) == 3
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_thread_saves_too(tmp_path):
+    tr, start, how = run_of("plain")
+    expected, made = hash_of(*tr.fit(start, **how)), []
+    checkpoints = vernal.Checkpoints(tmp_path, every_seconds=0)
+    run = lambda: made.append(hash_of(*tr.fit(start, **how, checkpoints=checkpoints)))
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert made == [expected]
+
+
+class Broken(Exception):
+    """Somebody else's error."""
+
+
+def broken():
+    raise Broken("as an example")
+
+
+def broken_loader(after):
+    """A loader that breaks in its sixth pass, if it is to."""
+    passes = []
+
+    def batches():
+        passes.append(1)
+        for start in range(0, 60, 16):
+            if after and len(passes) == 6 and start == 32:
+                broken()
+            yield X[start : start + 16], Y[start : start + 16]
+
+    return batches
+
+
+@pytest.mark.parametrize("where", ["callback", "loader", "loss"])
+def test_an_error_of_somebody_else_leaves_the_checkpoints(where, tmp_path, handlers):
+    tr, start, how = run_of("plain")
+    good, bad = dict(how), dict(how)
+    checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None, every_epochs=1)
+    failing = tr
+    if where == "callback":
+        good["callbacks"], bad["callbacks"] = [at_epoch(-1, broken)], [at_epoch(5, broken)]
+    elif where == "loader":
+        good = {"data": broken_loader(False), "epochs": 12}
+        bad = {"data": broken_loader(True), "epochs": 12}
+    else:
+
+        def loss(model, batch, key):
+            broken()
+
+        failing = vernal.Trainer(tr.optimizer, loss)
+    expected = hash_of(*tr.fit(start, **good))
+    with pytest.raises(Broken):
+        failing.fit(start, **bad, checkpoints=checkpoints)
+    if where != "loss":
+        assert len(list((tmp_path / "run").iterdir())) == 2
+    state, history = tr.fit(start, **good, checkpoints=checkpoints)
+    assert hash_of(state, history) == expected
+    assert np.isfinite(history.steps["loss"]).all()
