@@ -28,7 +28,7 @@ class Saved(NamedTuple):
     epoch: int  # that the run began with
     data: dict[str, Any]  # how the data was cut into batches
     recorder: dict[str, Any]
-    callbacks: list[tuple[str, Any]]  # of each, its class, and what it keeps, if anything
+    callbacks: list[tuple[str, Any]]  # of those that keep anything, its class, and what
     pending: bool  # the last epoch is not validated yet, nor seen by the callbacks
     stopped: bool  # a callback ended the run
 
@@ -100,17 +100,18 @@ class Saver:
         """Give callbacks back what they kept; `CheckpointError` if they, or the data, are others."""
         assert self.saved is not None
         names = [name for name, _ in self.saved.callbacks]
-        now = {**data, "callbacks": [type(callback).__name__ for callback in callbacks]}
+        keeping = [callback for callback in callbacks if hasattr(callback, "state_dict")]
+        now = {**data, "callbacks": [type(callback).__name__ for callback in keeping]}
         for what, before in {**self.saved.data, "callbacks": names}.items():
             if before != now[what]:
                 raise CheckpointError(
                     f"the run in {self.path} was trained with {what} = {before!r}; now it is "
                     f"{now[what]!r}.\n  Go on as it was, or pass another directory for another run."
                 )
-        for callback, (_, kept) in zip(callbacks, self.saved.callbacks, strict=True):
-            if kept is not None:
-                callback.load_state_dict(kept)
-            elif hasattr(callback, "start"):
+        for callback, (_, kept) in zip(keeping, self.saved.callbacks, strict=True):
+            callback.load_state_dict(kept)
+        for callback in callbacks:
+            if callback not in keeping and hasattr(callback, "start"):
                 callback.start()
 
     def save(
@@ -135,7 +136,6 @@ class Saver:
             return
         self._latest, self._mark = (time.monotonic(), step, epoch), mark
         extra: list[np.ndarray] = []
-        kept_of = lambda callback: getattr(callback, "state_dict", lambda: None)()
         said = {
             "began": self._began,
             "counts": [step, epoch, batch],
@@ -143,8 +143,9 @@ class Saver:
             "data_state": encode(state.data_state, extra, "the data loader's state"),
             "recorder": encode(recorder, extra, "the history"),
             "callbacks": [
-                [name := type(callback).__name__, encode(kept_of(callback), extra, name)]
+                [name := type(callback).__name__, encode(callback.state_dict(), extra, name)]
                 for callback in callbacks
+                if hasattr(callback, "state_dict")
             ],
             "pending": bool(pending),
             "stopped": stopped,

@@ -254,8 +254,8 @@ class Trainer:
                 for chunk in loop.chunks(stop, lambda: interrupt.requested):
                     recorder.add(chunk)
                     bar.show(chunk)
-                    if saver and saver.due(loop.saved()):
-                        save(pending=loop.saved().epoch == stop)
+                    if saver and (now := loop.saved()).epoch < stop and saver.due(now):
+                        save()
                 epoch = loop.place[0]
                 pending = epoch == stop
                 if interrupt.requested:

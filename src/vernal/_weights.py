@@ -44,19 +44,18 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
     **Raises:** `CheckpointError` if the file cannot be written; `MissingExtraError` without
     safetensors.
     """
-    path, (_, serialize_file) = _checked(path), _safetensors()
-    numbers = {name: np.asarray(numbers_of(a)) for name, a in named_arrays(model).items()}
+    path, (_, save_file) = _checked(path), _safetensors()
+    numbers = {
+        name: np.asarray(numbers_of(array), order="C")
+        for name, array in named_arrays(model).items()
+    }
     if not numbers:
         raise ArgumentError(f"model is {kind(model)}, without an array to save.")
     digests = {name: digest(array) for name, array in numbers.items()}
-    tensors = {
-        name: {"dtype": array.dtype.name, "shape": array.shape, "data": array.tobytes()}
-        for name, array in numbers.items()
-    }
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        serialize_file(tensors, temporary, {_DIGESTS: json.dumps(digests)})
+        save_file(numbers, temporary, {_DIGESTS: json.dumps(digests)})
         os.replace(temporary, path)
     except Exception as error:
         temporary.unlink(missing_ok=True)
@@ -149,10 +148,11 @@ def _checked(path: Any) -> Path:
 
 def _safetensors():
     try:
-        from safetensors import safe_open, serialize_file
+        from safetensors import safe_open
+        from safetensors.numpy import save_file
     except ImportError as error:
         raise MissingExtraError(
             "vernal.save and vernal.load need safetensors, which is not installed."
             "\n  Run: pip install 'vernal[checkpoint]'"
         ) from error
-    return safe_open, serialize_file
+    return safe_open, save_file

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
-from runs import KEY, hash_of, run_of
+from runs import hash_of, run_of
 
 import vernal
 from vernal import nn
@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_passed_over_or_named(tmp_path, long):
 @pytest.fixture
 def small(tmp_path):
     """A small model, and a file with it."""
-    model = nn.Linear(2, 1, key=KEY)
+    model = nn.Linear(2, 1, key=jax.random.key(5))
     vernal.save(tmp_path / "model.safetensors", model)
     return model, tmp_path / "model.safetensors"
 
@@ -124,7 +124,7 @@ def test_every_flipped_bit_of_a_small_file_is_noticed(small):
 
 
 def test_a_damaged_file_is_never_taken_for_another_model(tmp_path, long):
-    model = nn.MLP(4, 2, 16, 2, key=KEY)
+    model = nn.MLP(4, 2, 16, 2, key=jax.random.key(5))
     whole, other = tmp_path / "whole.safetensors", tmp_path / "other.safetensors"
     vernal.save(whole, model)
     vernal.save(other, nn.MLP(4, 2, 16, 2, key=jax.random.key(8)))

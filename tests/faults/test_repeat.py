@@ -33,7 +33,7 @@ dtypes = [jnp.float64 if {wide} else jnp.float32, jnp.bfloat16, jnp.float16]
 for number, dtype in enumerate(dtypes):
     model = nn.MLP(2, 1, 4, 1, dtype=dtype, key=jax.random.key(0))
     data = np.ones((8, 2), dtype), np.ones((8, 1), dtype)
-    trainer = vernal.Trainer(optax.adam(1e-3), losses.MeanSquaredError())
+    trainer = vernal.Trainer(optax.sgd(1e-2, momentum=0.9), losses.MeanSquaredError())
     start = trainer.init(model)
     of = lambda tree: [leaf.dtype for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array))]
     checkpoints = vernal.Checkpoints(f"{tmp_path}/{{number}}")
