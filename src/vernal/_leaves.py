@@ -60,8 +60,10 @@ def _name(path: tuple) -> str:
 
 
 def described(arrays: Mapping[str, Array | np.ndarray]) -> list[Leaf]:
-    """What arrays are, by name."""
-    return [Leaf(name, tuple(a.shape), str(a.dtype)) for name, a in arrays.items()]
+    """What arrays are, by name; of keys, the numbers that they are made of."""
+    numbers = lambda a: jax.eval_shape(jax.random.key_data, a) if is_key(a) else a
+    shapes = {name: numbers(array) for name, array in arrays.items()}
+    return [Leaf(name, tuple(s.shape), str(s.dtype)) for name, s in shapes.items()]
 
 
 def numbers_of(array: Array | np.ndarray) -> Array | np.ndarray:

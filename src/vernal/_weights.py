@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,6 @@ from jaxtyping import PyTree
 from vernal import _stored
 from vernal._errors import ArgumentError, CheckpointError, MissingExtraError, first_line, kind
 from vernal._leaves import (
-    Leaf,
     as_like,
     check_alike,
     described,
@@ -97,7 +97,7 @@ def load(path: str | os.PathLike[str], like: Model, *, keep: str | Iterable[str]
     mend = f"Pass a model as the one that was saved, or name what is to stay: keep=\"...\"."
     try:
         numbers = read(path, is_kept)
-        check_alike(described(numbers), _numbers(wanted), str(path), mend)
+        check_alike(described(numbers), described(wanted), str(path), mend)
     except (CheckpointError, MissingExtraError):
         raise
     except FileNotFoundError as error:
@@ -129,15 +129,16 @@ def _of_run(path: Path, is_kept: Callable[[str], bool]) -> dict[str, np.ndarray]
             arrays = _stored.arrays(checkpoint, _stored.description(checkpoint), {})
         except Exception as error:
             failure = error
+            warnings.warn(
+                f"the checkpoint {checkpoint} is damaged ({first_line(error)}): the one before is "
+                "looked at.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
             continue
         model = {name.removeprefix(_MODEL): a for name, a in arrays.items() if name[:6] == _MODEL}
         return {name: np.asarray(array) for name, array in model.items() if not is_kept(name)}
     raise failure
-
-
-def _numbers(arrays: dict[str, Any]) -> list[Leaf]:
-    """What arrays are on disk: keys as numbers."""
-    return described({name: jax.eval_shape(numbers_of, array) for name, array in arrays.items()})
 
 
 def _checked(path: Any) -> Path:

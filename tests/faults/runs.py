@@ -157,6 +157,15 @@ def hash_of(state, history):
     return made.hexdigest()
 
 
+def flipped(path, bit):
+    """Flip one bit of a file."""
+    with open(path, "r+b") as file:
+        file.seek(bit // 8)
+        byte = file.read(1)[0]
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ 1 << bit % 8]))
+
+
 class Slowly:
     """Takes some time after each epoch, for a process to be ended in."""
 

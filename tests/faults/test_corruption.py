@@ -1,16 +1,18 @@
 """Files that are damaged: each ends in the right numbers, or in `CheckpointError`."""
 
 import os
+import re
 import shutil
 import struct
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 
 import equinox as eqx
 import jax
 import numpy as np
 import pytest
-from runs import hash_of, run_of
+from runs import flipped, hash_of, run_of
 
 import vernal
 from vernal import nn
@@ -20,15 +22,6 @@ def files_in(directory):
     """All files below a directory that are not empty."""
     paths = [os.path.join(root, name) for root, _, names in os.walk(directory) for name in names]
     return sorted(path for path in paths if os.path.getsize(path))
-
-
-def flipped(path, bit):
-    """Flip one bit of a file."""
-    with open(path, "r+b") as file:
-        file.seek(bit // 8)
-        byte = file.read(1)[0]
-        file.seek(bit // 8)
-        file.write(bytes([byte ^ 1 << bit % 8]))
 
 
 def damage(rng, paths, other):
@@ -66,6 +59,8 @@ def warnings_of_damage():
         yield
 
 
+# Of Orbax's reads that were under way when another failed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_passed_over_or_named(tmp_path, long):
     tr, start, how = run_of("ragged")
     whole, tried = tmp_path / "whole", tmp_path / "tried"
@@ -76,8 +71,8 @@ def test_a_damaged_checkpoint_is_passed_over_or_named(tmp_path, long):
     for trial in range(2000 if long else 60):
         shutil.copytree(whole, tried)
         newest = tried / max(os.listdir(tried), key=int)
-        # The newest, or both of them, the older one too.
-        places = [newest] if trial % 4 else list(tried.iterdir())
+        # The newest; or both of them, the older one too, in several files: some do not matter.
+        places = [newest] if trial % 4 else sorted(tried.iterdir()) * 5
         done = [damage(rng, files_in(place), files_in(tried)) for place in places]
         try:
             with warnings_of_damage():
@@ -86,7 +81,7 @@ def test_a_damaged_checkpoint_is_passed_over_or_named(tmp_path, long):
             ends["right"] += 1
         except vernal.CheckpointError:
             ends["error"] += 1
-            assert len(places) == 2, done
+            assert len(places) > 1, done
         shutil.rmtree(tried)
     assert min(ends.values()) > 0, ends
 
@@ -105,7 +100,8 @@ def loads_right_or_not(path, model, like):
         found = vernal.load(path, like)
     except vernal.CheckpointError:
         return False
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(model), strict=True):
+    arrays = lambda tree: jax.tree.leaves(eqx.filter(tree, eqx.is_array))
+    for a, b in zip(arrays(found), arrays(model), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
     return True
@@ -162,17 +158,15 @@ def test_hostile_headers_are_errors(small, header, length):
 
 
 def test_nothing_is_unpickled():
-    """There is no pickle in the package, nor anything else that runs what it reads."""
-    import vernal.checkpoint
-
-    root = os.path.dirname(vernal.checkpoint.__file__)
-    sources = [os.path.join(d, f) for d, _, names in os.walk(root) for f in names if f[-3:] == ".py"]
+    """There is no pickle in the package; and where files are read, nothing that runs what they say."""
+    root = Path(vernal.__file__).parent
+    sources = {path.name: path.read_text(encoding="utf-8") for path in root.rglob("*.py")}
     assert len(sources) > 30
-    for path in sources:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-        for word in ("pickle", "eval(", "exec(", "allow_pickle", "joblib", "dill"):
-            assert word not in text.replace("eval_shape(", "").replace("filter_eval", ""), (path, word)
+    for name, text in sources.items():
+        for word in ("pickle", "marshal", "shelve", "joblib", "dill", "cloudpickle"):
+            assert word not in text, (name, word)
+    for name in ("checkpoint.py", "_saver.py", "_stored.py", "_encode.py", "_weights.py"):
+        assert not re.search(r"\b(eval|exec|__import__|import_module)\(", sources[name]), name
 
 
 def test_a_checkpoint_that_says_another_shape_is_damaged(tmp_path):
