@@ -81,8 +81,14 @@ def as_like(numbers: Any, array: Array | np.ndarray) -> Array | np.ndarray:
     if isinstance(array, np.ndarray):
         return np.asarray(numbers)
     if is_key(array):
-        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(array))
-    return jax.device_put(numbers, getattr(array, "sharding", None))
+        return jax.random.wrap_key_data(jax.device_put(numbers), impl=jax.random.key_impl(array))
+    return jax.device_put(numbers, array.sharding if is_placed(array) else None)
+
+
+def is_placed(array: Any) -> bool:
+    """Whether an array is on certain devices, and not just on those that are there anyway."""
+    # For `jax.jit`, the two are not the same: it would compile again for an array that is placed.
+    return isinstance(array, jax.Array) and array.committed
 
 
 def is_key(array: Array | np.ndarray) -> bool:
@@ -104,9 +110,7 @@ def check_alike(saved: Iterable[Leaf], wanted: Iterable[Leaf], where: str, mend:
     needed = {leaf.name: leaf for leaf in wanted}
     for name, leaf in needed.items():
         if name in there and there[name] != leaf:
-            raise CheckpointError(
-                f"{name} is {there[name]} in {where}, but {leaf} here.\n  {mend}"
-            )
+            raise CheckpointError(f"{name} is {there[name]} in {where}, but {leaf} here.\n  {mend}")
     missing = [name for name in needed if name not in there]
     extra = [name for name in there if name not in needed]
     if missing or extra:

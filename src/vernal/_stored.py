@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from vernal._errors import CheckpointError
-from vernal._leaves import Leaf, as_like, described, digest, numbers_of, on_host
+from vernal._leaves import Leaf, as_like, described, digest, is_placed, numbers_of, on_host
 from vernal.checkpoint import orbax
 
 _FORMAT = 1  # of the description
@@ -69,7 +69,11 @@ def description(path: Path) -> Description:
     of another version of Vernal.
     """
     args = orbax().args
-    said = _reader().restore(path, args=args.Composite(description=args.JsonRestore())).description
+    said = (
+        _reader()
+        .restore(path.absolute(), args=args.Composite(description=args.JsonRestore()))
+        .description
+    )
     text = said["text"]
     if hashlib.sha256(text.encode()).hexdigest() != said["sha256"]:
         raise Damaged("its description is not the one that was written")
@@ -94,7 +98,11 @@ def arrays(
     for leaf in said.leaves:
         if 0 not in leaf.shape:
             target[leaf.name] = _target(leaf, like.get(leaf.name))
-    read = _reader().restore(path, args=args.Composite(arrays=args.StandardRestore(target))).arrays
+    read = (
+        _reader()
+        .restore(path.absolute(), args=args.Composite(arrays=args.StandardRestore(target)))
+        .arrays
+    )
     made = {}
     for leaf, expected in zip(said.leaves, said.digests, strict=True):
         numbers = read[leaf.name] if leaf.name in target else np.zeros(leaf.shape, leaf.dtype)
@@ -106,11 +114,10 @@ def arrays(
 
 def _target(leaf: Leaf, like: Array | np.ndarray | None) -> jax.ShapeDtypeStruct | np.ndarray:
     """What Orbax is to make of what it reads."""
-    if isinstance(like, jax.Array):
+    if isinstance(like, jax.Array) and is_placed(like):
         numbers = numbers_of(like)
-        return jax.ShapeDtypeStruct(
-            numbers.shape, numbers.dtype, sharding=getattr(numbers, "sharding", None)
-        )
+        assert isinstance(numbers, jax.Array)
+        return jax.ShapeDtypeStruct(numbers.shape, numbers.dtype, sharding=numbers.sharding)
     # Of no size: Orbax looks at its shape and dtype.
     return np.broadcast_to(np.zeros((), np.dtype(leaf.dtype)), leaf.shape)
 

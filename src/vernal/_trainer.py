@@ -1,5 +1,3 @@
-import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -21,12 +19,13 @@ from vernal._jit import pack
 from vernal._loop import Loop
 from vernal._measure import Objective
 from vernal._preflight import examples_error, preflight
-from vernal._progress import Interrupt, Progress, kept_in_errors
-from vernal._saver import Saver
+from vernal._progress import kept_in_errors
+from vernal._run import hooks, run
+from vernal._saver import saver_for
 from vernal._setup import choices_for, start, with_checked_opt_state
 from vernal._state import TrainState, with_data_state
 from vernal._update import Choices, compiled_step, new_state
-from vernal.checkpoint import Checkpoints
+from vernal.checkpoint import Checkpoints, checked_checkpoints
 
 
 @dataclass(frozen=True)
@@ -205,87 +204,31 @@ class Trainer:
         """
         epochs = whole_number("epochs", epochs, at_least=0)
         validate_every = whole_number("validate_every", validate_every, at_least=1)
-        started = epoch_started = time.perf_counter()
-        saver = checkpoints and Saver(checkpoints, self._state(model_or_state))
-        saved = saver and saver.saved
-        if saved is not None:  # what is left of the run
-            model_or_state = saved.state
-            epochs = 0 if saved.stopped else max(0, saved.epoch + epochs - int(saved.state.epoch))
-        given = data, batch_size, shuffle, validation_data
-        loop, validate = self._start(
-            *(model_or_state, *given),
-            epochs=epochs,
-            saves=saver is not None,
-            every=(checkpoints and checkpoints.every_steps) or sys.maxsize,
-        )
-        callbacks = _checks.checked_callbacks(callbacks, loop.measures(validate is not None))
-        recorder = Recorder(self._objective.recorded.metrics)
-        run = {"batch_size": batch_size, "shuffle": shuffle, "batches an epoch": loop.length}
-        if saved is None:
-            for begin in _hooks(callbacks, "start"):
-                begin()
-        else:
-            saver.go_on(run, callbacks)
-            recorder.restore(saved.recorder, loop.averages)
-        epoch = loop.place[0]
-        last = epoch + epochs
-        # The run is cut only where something happens between two updates.
-        cuts = [1 if callbacks else validate_every if validate else max(1, last)]
-        cuts += [checkpoints.every_epochs] if checkpoints and checkpoints.every_epochs else []
-        pending, stopped = saved is not None and saved.pending, saved is not None and saved.stopped
-
-        def save(**marks) -> None:
-            kept = recorder.kept(time.perf_counter() - started)
-            saver.save(loop.saved(), kept, run, callbacks, **marks)
-
-        bar = Progress(progress, loop.updates_to(last))
-        with (
-            saver or contextlib.nullcontext(),
-            kept_in_errors(loop, recorder, started),
-            Interrupt(saver is not None) as interrupt,
-            bar,
-        ):
-            if saver:
-                save(pending=pending, stopped=stopped)
-                saver.wait()
-            while (epoch < last or pending) and not (stopped or interrupt.requested):
-                # 1. Train, to the next cut.
-                stop = epoch if pending else min(last, *((epoch // n + 1) * n for n in cuts))
-                for chunk in loop.chunks(stop, lambda: interrupt.requested):
-                    recorder.add(chunk)
-                    bar.show(chunk)
-                    if saver and (now := loop.saved()).epoch < stop and saver.due(now):
-                        save()
-                epoch = loop.place[0]
-                pending = epoch == stop
-                if interrupt.requested:
-                    break
-                # 2. Validate.
-                if validate and epoch % validate_every == 0:
-                    results = validate()
-                    recorder.add_validation(results)
-                    bar.show([], results)
-                # 3. Let the callbacks see the epoch, each of them; any may end the run.
-                if callbacks:
-                    now = time.perf_counter()
-                    done = Epoch(epoch - 1, loop.state(), recorder.latest, now - epoch_started)
-                    epoch_started = now
-                    stopped = any([callback(done) is True for callback in callbacks])
-                pending = False
-                # 4. Save, if it is time.
-                if saver and saver.due(loop.saved()):
-                    save(stopped=stopped)
-            if saver:
-                save(pending=pending, stopped=stopped)
-                saver.wait()
-        with kept_in_errors(loop, recorder, started):
-            recorder.add_all(loop.drain())
-        interrupt.tell(recorder.updates, checkpoints and checkpoints.path)
+        checkpoints, began = checked_checkpoints(checkpoints), time.perf_counter()
+        cut = {"batch_size": batch_size, "shuffle": shuffle}
+        with saver_for(checkpoints, lambda: self._state(model_or_state), cut) as saver:
+            start_from, epochs = saver.left(model_or_state, epochs)
+            loop, validate = self._start(
+                *(start_from, data, batch_size, shuffle, validation_data),
+                epochs=epochs,
+                saves=checkpoints is not None,
+                every=saver.every_steps,
+            )
+            callbacks = _checks.checked_callbacks(callbacks, loop.measures(validate is not None))
+            recorder = Recorder(self._objective.recorded.metrics)
+            interrupt = run(
+                *(loop, recorder, saver, callbacks, began),
+                epochs=epochs,
+                validate=validate,
+                validate_every=validate_every,
+                progress=progress,
+            )
+        interrupt.tell(recorder.updates, saver.path)
         interrupt.leave()
         state = loop.finish()
-        for finish in _hooks(callbacks, "finish"):
+        for finish in hooks(callbacks, "finish"):
             state = finish(state)
-        return state, recorder.history(time.perf_counter() - started)
+        return state, recorder.history(time.perf_counter() - began)
 
     def evaluate(
         self,
@@ -341,8 +284,3 @@ class Trainer:
     def _state(self, model_or_state: PyTree | TrainState) -> TrainState:
         is_state = isinstance(model_or_state, TrainState)
         return model_or_state if is_state else self.init(model_of(model_or_state)[0])
-
-
-def _hooks(callbacks: list, name: str) -> Iterator[Callable]:
-    """The methods of this name that callbacks have."""
-    return (getattr(callback, name) for callback in callbacks if hasattr(callback, name))

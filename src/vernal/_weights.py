@@ -1,5 +1,6 @@
 """One model by itself: in a file that others can read, safetensors, and back."""
 
+import contextlib
 import json
 import os
 import warnings
@@ -7,7 +8,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
 
@@ -58,7 +58,8 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
         save_file(numbers, temporary, {_DIGESTS: json.dumps(digests)})
         os.replace(temporary, path)
     except Exception as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"the model could not be written to {path}: {first_line(error)}."
             "\n  Make room, or pass a path that can be written to."
@@ -94,7 +95,7 @@ def load(path: str | os.PathLike[str], like: Model, *, keep: str | Iterable[str]
             )
     wanted = {name: array for name, array in here.items() if not is_kept(name)}
     read = _of_run if path.is_dir() else _of_file
-    mend = f"Pass a model as the one that was saved, or name what is to stay: keep=\"...\"."
+    mend = 'Pass a model as the one that was saved, or name what is to stay: keep="...".'
     try:
         numbers = read(path, is_kept)
         check_alike(described(numbers), described(wanted), str(path), mend)

@@ -5,6 +5,7 @@ import os
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 from vernal._checks import whole_number
 from vernal._errors import ArgumentError, MissingExtraError, kind
@@ -60,7 +61,18 @@ class Checkpoints:
     @property
     def path(self) -> Path:
         """Where the checkpoints are."""
-        return Path(self.directory).expanduser().absolute()
+        return Path(self.directory).expanduser()
+
+
+def checked_checkpoints(checkpoints: Any) -> Checkpoints | None:
+    """What `fit` was given as its checkpoints; `ArgumentError` if it is none."""
+    if checkpoints is None or isinstance(checkpoints, Checkpoints):
+        return checkpoints
+    path = checkpoints if isinstance(checkpoints, str) else "runs/1"
+    raise ArgumentError(
+        f"checkpoints is {kind(checkpoints)}; a vernal.Checkpoints is needed."
+        f"\n  Try checkpoints=vernal.Checkpoints({path!r})."
+    )
 
 
 def orbax():

@@ -37,6 +37,7 @@ class Script:
         process = subprocess.Popen(
             command, stdout=pipe, stderr=pipe, text=True, env=self.environment | environment
         )
+        assert process.stdout
         process.stdout.readline()  # it says that it begins
         return process
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from functools import cache
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -97,11 +98,11 @@ def trainer(rate=1e-2):
     if rate == "scheduled":
         schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 10, 60)
         optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=schedule)
-    mse = losses.MeanSquaredError()
-    return vernal.Trainer(optimizer, mse, metrics={"r2": vernal.metrics.R2()})
+    r2: Any = vernal.metrics.R2()
+    return vernal.Trainer(optimizer, losses.MeanSquaredError(), metrics={"r2": r2})
 
 
-def run_of(name):
+def run_of(name: str) -> tuple[vernal.Trainer, Any, dict[str, Any]]:
     """A trainer, what it begins with, and what `fit` is given."""
     model, data = nn.MLP(6, 1, 8, 1, key=key(3)), (X, Y)
     arrays = {"data": data, "batch_size": 20, "epochs": 12}

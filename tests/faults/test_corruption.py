@@ -27,7 +27,10 @@ def files_in(directory):
 def damage(rng, paths, other):
     """Do one thing of many to one of some files. Returns what was done, for the test's message."""
     path = paths[rng.integers(len(paths))]
-    size, kind = os.path.getsize(path), rng.choice(["flip", "cut", "longer", "swap", "gone", "junk"])
+    size, kind = (
+        os.path.getsize(path),
+        rng.choice(["flip", "cut", "longer", "swap", "gone", "junk"]),
+    )
     match kind:
         case "flip":
             for _ in range(rng.integers(1, 4)):
@@ -152,7 +155,9 @@ def test_a_damaged_file_is_never_taken_for_another_model(tmp_path, long):
 @pytest.mark.parametrize("length", [None, 2**63 - 1, 2**40, 0], ids=["its", "huge", "large", "0"])
 def test_hostile_headers_are_errors(small, header, length):
     model, path = small
-    path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + b"0" * 8)
+    path.write_bytes(
+        struct.pack("<Q", len(header) if length is None else length) + header + b"0" * 8
+    )
     with pytest.raises(vernal.CheckpointError):
         vernal.load(path, model)
 

@@ -1,6 +1,7 @@
 """Disks that are full, and directories that cannot be written to or that vanish."""
 
 import shutil
+from typing import Any
 
 import pytest
 from runs import run_of
@@ -69,7 +70,8 @@ def test_a_directory_that_vanishes_is_named(tmp_path):
     with pytest.raises(vernal.CheckpointError, match="step (9|12|15) ") as raised:
         tr.fit(start, **how, checkpoints=checkpoints)
     assert str(directory) in str(raised.value).replace("\n  ", "")
-    assert int(raised.value.state.step) >= 12
+    error: Any = raised.value
+    assert int(error.state.step) >= 12
     # A later run, elsewhere, is none the worse for it.
     how.pop("callbacks")
     state, _ = tr.fit(start, **how, checkpoints=vernal.Checkpoints(tmp_path / "other"))

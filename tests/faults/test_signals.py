@@ -127,8 +127,8 @@ def test_an_error_of_somebody_else_leaves_the_checkpoints(where, tmp_path, handl
     if where == "callback":
         bad["callbacks"] = [at_epoch(5, broken)]
     elif where == "loader":
-        good = {"data": broken_loader(False), "epochs": 12}
-        bad = {"data": broken_loader(True), "epochs": 12}
+        good["data"], bad["data"] = broken_loader(False), broken_loader(True)
+        del good["batch_size"], bad["batch_size"]
     else:
 
         def loss(model, batch, key):

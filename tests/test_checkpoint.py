@@ -1,0 +1,379 @@
+"""Checkpoints as users meet them: when they are written, what they refuse, what they say."""
+
+import builtins
+import json
+import os
+from typing import Any, cast
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from safetensors.numpy import load_file
+
+import vernal
+from vernal import callbacks, losses, nn
+
+X = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
+Y = 2 * X
+DATA = (X, Y)
+TRAINER = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
+
+
+def model(width=4, seed=0):
+    return nn.MLP(1, 1, width, 1, key=jax.random.key(seed))
+
+
+def fit(checkpoints: Any, epochs=4, trainer=TRAINER, start: Any = None, data=DATA, **how: Any):
+    how = {"batch_size": 10, **how}
+    start = model() if start is None else start
+    return trainer.fit(start, data, epochs=epochs, checkpoints=checkpoints, **how)
+
+
+def arrays(tree):
+    return jax.tree.leaves(eqx.filter(tree, eqx.is_array))
+
+
+def assert_same_bits(one, other):
+    for a, b in zip(arrays(one), arrays(other), strict=True):
+        assert a.dtype == b.dtype
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b)
+
+
+def numbers(directory):
+    return sorted(int(path.name) for path in directory.iterdir())
+
+
+def steps_of(directory):
+    """The updates after which the checkpoints in a directory were written."""
+    texts = [
+        json.loads((directory / str(number) / "description" / "metadata").read_text())["text"]
+        for number in numbers(directory)
+    ]
+    return [json.loads(text)["run"]["counts"][0] for text in texts]
+
+
+@pytest.mark.parametrize(
+    "intervals, steps",
+    [
+        ({"every_steps": 3}, [0, 3, 6, 9, 12, 15, 16]),
+        ({"every_epochs": 2}, [0, 8, 16]),
+        ({"every_steps": 5, "every_epochs": 1}, [0, 4, 5, 8, 10, 12, 15, 16]),
+        ({}, [0, 16]),
+    ],
+    ids=["steps", "epochs", "both", "neither"],
+)
+def test_checkpoints_come_in_the_intervals_asked_for(tmp_path, intervals, steps):
+    fit(vernal.Checkpoints(tmp_path, every_seconds=None, keep=99, **intervals))
+    assert steps_of(tmp_path) == steps
+
+
+def test_the_latest_are_kept(tmp_path):
+    fit(vernal.Checkpoints(tmp_path, every_seconds=None, every_steps=2, keep=3))
+    assert steps_of(tmp_path) == [12, 14, 16]
+
+
+def test_seconds_do_not_stop_training(tmp_path):
+    """With an interval of 0, they come as fast as they can be written, and training goes on."""
+    state, history = fit(vernal.Checkpoints(tmp_path, every_seconds=0, keep=999), epochs=300)
+    assert steps_of(tmp_path)[0] == 0 and steps_of(tmp_path)[-1] == 1200
+    assert_same_bits(state, fit(None, epochs=300)[0])
+    assert len(history.steps["loss"]) == 1200
+
+
+def test_a_finished_run_comes_back_and_more_epochs_prolong_it(tmp_path, compiled):
+    checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
+    state, history = fit(checkpoints)
+    there = numbers(tmp_path)
+    compiled.clear()
+    again, record = fit(checkpoints)
+    assert not compiled
+    assert numbers(tmp_path) == there
+    assert_same_bits(again, state)
+    for name, values in history.epochs.items():
+        np.testing.assert_array_equal(record.epochs[name], values)
+    longer, record = fit(checkpoints, epochs=7)
+    whole, expected = fit(None, epochs=7)
+    assert_same_bits(longer, whole)
+    np.testing.assert_array_equal(record.steps["loss"], expected.steps["loss"])
+    assert record.seconds > 0
+
+
+def test_a_run_that_begins_with_a_state_counts_its_own_epochs(tmp_path):
+    first, _ = fit(None)
+    checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
+    second, _ = fit(checkpoints, start=first, epochs=2)
+    assert int(second.epoch) == 6
+    assert_same_bits(fit(checkpoints, start=first, epochs=2)[0], second)
+    assert_same_bits(fit(checkpoints, start=first, epochs=3)[0], fit(None, epochs=7)[0])
+
+
+def test_a_run_that_a_callback_ended_is_done(tmp_path):
+    checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
+    stopping = lambda: callbacks.EarlyStopping("loss", patience=2, min_delta=10.0)
+    state, _ = fit(checkpoints, epochs=9, callbacks=[stopping()])
+    assert int(state.epoch) == 3
+    again = stopping()
+    assert_same_bits(fit(checkpoints, epochs=20, callbacks=[again])[0], state)
+    assert again.stopped_epoch == 2
+
+
+def test_a_csv_log_goes_on_where_the_run_does(tmp_path):
+    path, checkpoints = tmp_path / "log.csv", vernal.Checkpoints(tmp_path / "run", every_epochs=2)
+
+    def end(epoch):
+        if epoch.index == 4:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fit(checkpoints, epochs=8, callbacks=[callbacks.CSVLog(path), end])
+    assert len(path.read_text().splitlines()) == 6
+    fit(checkpoints, epochs=8, callbacks=[callbacks.CSVLog(path)])
+    rows = path.read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["epoch", *map(str, range(8))]
+
+
+class Averaged:
+    """A callback that keeps one of everything that a checkpoint takes."""
+
+    def __init__(self):
+        self.kept = None
+
+    def __call__(self, epoch):
+        if self.kept is None:
+            self.kept = {
+                "none": None,
+                "numbers": [1, 2.5, True, float("inf")],
+                "by number": {3: (b"\x00\xff", "text"), 1: {}},
+                "arrays": (np.arange(3.0), jnp.ones(2, jnp.bfloat16), np.float64(0.1)),
+                "empty": (np.zeros((0, 3)), [], {}, ()),
+                "key": jax.random.key(4),
+                "state": epoch.state,
+            }
+
+    def state_dict(self):
+        return self.kept
+
+    def load_state_dict(self, kept):
+        self.kept = kept
+
+
+def test_what_callbacks_keep_comes_back_as_it_was(tmp_path):
+    checkpoints, first, second = vernal.Checkpoints(tmp_path), Averaged(), Averaged()
+    fit(checkpoints, callbacks=[first])
+    fit(checkpoints, callbacks=[second])
+    assert jax.tree.structure(first.kept) == jax.tree.structure(second.kept)
+    for a, b in zip(jax.tree.leaves(first.kept), jax.tree.leaves(second.kept), strict=True):
+        if eqx.is_array(a) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        assert a is b or np.array_equal(a, b)
+        assert getattr(a, "dtype", type(a)) == getattr(b, "dtype", type(b))
+
+
+def test_a_callback_that_keeps_something_else_is_named_before_training(tmp_path):
+    strange = Averaged()
+    strange.kept = {"open": object()}
+    with pytest.raises(vernal.CheckpointError, match=r"Averaged holds an object, which"):
+        fit(vernal.Checkpoints(tmp_path), callbacks=[strange])
+
+
+def refused(checkpoints, **how):
+    """What is said of another run, which is refused before it trains; the directory stays."""
+    before = numbers(checkpoints.path)
+    with pytest.raises(vernal.CheckpointError) as raised:
+        fit(checkpoints, **how)
+    assert numbers(checkpoints.path) == before
+    return " ".join(str(raised.value).split())
+
+
+def test_another_run_is_refused_by_name(tmp_path):
+    checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None)
+    state, _ = fit(checkpoints)
+    said = refused(checkpoints, start=model(8))
+    assert "model.layers.0.weight is (4, 1) float32 in the checkpoint" in said
+    assert "but (8, 1) float32 here" in said and "vernal.load(" in said
+    said = refused(checkpoints, trainer=vernal.Trainer(optax.sgd(0.1), TRAINER.loss))
+    assert "has opt_state.0.count" in said
+    momentum = vernal.Trainer(optax.adam(1e-2, nesterov=True), TRAINER.loss)
+    fit(checkpoints, trainer=momentum)  # the same state: another constant is the script's choice
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16) if eqx.is_array(a) else a, model())
+    assert "bfloat16 here" in refused(checkpoints, start=half)
+    deep = nn.MLP(1, 1, 4, 3, key=jax.random.key(0))
+    assert "(1, 4) float32 in the checkpoint" in refused(checkpoints, start=deep)
+    assert "with batch_size = 10; now it is 20" in refused(checkpoints, batch_size=20)
+    assert "with shuffle = True; now it is False" in refused(checkpoints, shuffle=False)
+    longer = (np.tile(X, (2, 1)), np.tile(Y, (2, 1)))
+    assert "batches an epoch = 4; now it is 8" in refused(checkpoints, data=longer)
+    said = refused(checkpoints, callbacks=[callbacks.BestState("loss")])
+    assert "callbacks = []; now it is ['BestState']" in said
+    assert "began with step 0, and this one begins with step 16" in refused(
+        checkpoints, start=state
+    )
+    other = TRAINER.init(model(), key=jax.random.key(9))
+    assert "of a run with another key" in refused(checkpoints, start=other)
+    assert_same_bits(fit(checkpoints)[0], state)
+
+
+def test_a_damaged_checkpoint_is_named_put_aside_and_passed_over(tmp_path):
+    checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None, every_steps=8)
+    state, history = fit(checkpoints)
+    (tmp_path / "run" / "3" / "description" / "metadata").write_text("{}")
+    with pytest.warns(RuntimeWarning, match=r"run/3 is damaged .*: it is damaged-3 now"):
+        again, record = fit(checkpoints)
+    assert_same_bits(again, state)
+    np.testing.assert_array_equal(record.steps["loss"], history.steps["loss"])
+    assert (tmp_path / "run" / "damaged-3" / "description" / "metadata").read_text() == "{}"
+
+
+def test_if_all_are_damaged_nothing_is_touched(tmp_path):
+    checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None, every_steps=8)
+    fit(checkpoints)
+    for number in (2, 3):
+        (tmp_path / "run" / str(number) / "description" / "metadata").write_text("{}")
+    with pytest.raises(vernal.CheckpointError, match="none is whole: 3 is damaged"):
+        fit(checkpoints)
+    assert numbers(tmp_path / "run") == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ({"directory": 3}, "directory is 3; a path is needed"),
+        ({"every_seconds": -1}, "every_seconds is -1"),
+        ({"every_seconds": "60"}, "every_seconds is '60'"),
+        ({"every_steps": 0}, "every_steps needs to be a whole number from 1; it is 0"),
+        ({"every_epochs": 1.5}, "every_epochs needs to be a whole number from 1; it is 1.5"),
+        ({"keep": 0}, "keep needs to be a whole number from 1; it is 0"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_named(tmp_path, arguments, said):
+    with pytest.raises(vernal.ArgumentError, match=said):
+        vernal.Checkpoints(**{"directory": tmp_path} | arguments)
+
+
+def test_fit_names_what_is_no_checkpoints(tmp_path):
+    with pytest.raises(vernal.ArgumentError, match=r"Try checkpoints=vernal.Checkpoints\('run'"):
+        fit("run")
+
+
+@pytest.mark.parametrize("package", ["orbax.checkpoint", "safetensors"])
+def test_a_missing_extra_names_its_command(tmp_path, package, monkeypatch):
+    original = builtins.__import__
+
+    def without(name, *rest, **more):
+        if name.startswith(package):
+            raise ImportError(name)
+        return original(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(vernal.MissingExtraError, match=r"pip install 'vernal\[checkpoint\]'"):
+        if package == "safetensors":
+            vernal.save(tmp_path / "model", model())
+        else:
+            vernal.Checkpoints(tmp_path)
+
+
+class Everything(eqx.Module):
+    """A model with one of each kind of array."""
+
+    layers: list
+    half: jax.Array
+    counts: jax.Array
+    flags: jax.Array
+    single: jax.Array
+    empty: jax.Array
+    key: jax.Array
+    table: np.ndarray
+    name: str = eqx.field(static=True)
+
+    def __init__(self, seed):
+        self.layers = [model(seed=seed), None, jnp.tanh]
+        self.half = jnp.full((2, 2), seed, jnp.bfloat16)
+        self.counts = jnp.arange(3) + seed
+        self.flags = jnp.array([True, False])
+        self.single = jnp.array(1.5 + seed)
+        self.empty = jnp.zeros((0, 4))
+        self.key = jax.random.key(seed)
+        self.table = np.asfortranarray(np.arange(6.0).reshape(2, 3) + seed)
+        self.name = "everything"
+
+
+def test_a_model_comes_back_from_its_file(tmp_path):
+    saved, like = Everything(0), Everything(1)
+    path = tmp_path / "new" / "model.safetensors"
+    vernal.save(path, saved)
+    loaded = vernal.load(path, like)
+    assert_same_bits(loaded, saved)
+    assert isinstance(loaded.table, np.ndarray) and loaded.table.dtype == np.float64
+    np.testing.assert_array_equal(loaded.table, saved.table)
+    assert os.listdir(tmp_path / "new") == ["model.safetensors"]
+    assert_same_bits(like, Everything(1))
+
+
+def test_others_read_the_file_by_names(tmp_path):
+    saved = model()
+    vernal.save(tmp_path / "model.safetensors", saved)
+    found = load_file(tmp_path / "model.safetensors")
+    assert sorted(found) == [f"layers.{i}.{part}" for i in (0, 1) for part in ("bias", "weight")]
+    np.testing.assert_array_equal(found["layers.1.weight"], saved.layers[1].weight)
+
+
+def test_a_model_of_shapes_alone_can_be_filled(tmp_path):
+    vernal.save(tmp_path / "model", model())
+    like = eqx.filter_eval_shape(model)
+    assert_same_bits(vernal.load(tmp_path / "model", like), model())
+
+
+def test_a_model_that_does_not_fit_is_named(tmp_path):
+    path = tmp_path / "model.safetensors"
+    vernal.save(path, model())
+    with pytest.raises(
+        vernal.CheckpointError, match=r"layers.0.weight is \(4, 1\) float32 in"
+    ) as e:
+        vernal.load(path, model(8))
+    assert "but (8, 1) float32 here" in " ".join(str(e.value).split())
+    deep = nn.MLP(1, 1, 4, 2, key=jax.random.key(0))
+    with pytest.raises(vernal.CheckpointError, match=r"layers.1.weight is \(1, 4\)"):
+        vernal.load(path, deep)
+    with pytest.raises(vernal.CheckpointError, match=r"has no\s+0.weight"):
+        vernal.load(path, [nn.Linear(1, 4, key=jax.random.key(0))])
+    with pytest.raises(vernal.CheckpointError, match=r"there is no file .*other"):
+        vernal.load(tmp_path / "other", model())
+    with pytest.raises(vernal.ArgumentError, match="path is 3"):
+        vernal.load(cast(Any, 3), model())
+    with pytest.raises(vernal.ArgumentError, match="without an array to save"):
+        vernal.save(path, jnp.tanh)
+    same = {"a.b": jnp.ones(1), "a": {"b": jnp.ones(1)}}
+    with pytest.raises(vernal.CheckpointError, match=r"two arrays of the dict have the name a\.b"):
+        vernal.save(path, same)
+
+
+def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(vernal.CheckpointError, match="could not be written"):
+        vernal.save(tmp_path / "file" / "model", model())
+    path = tmp_path / "model"
+    path.mkdir()
+    with pytest.raises(vernal.CheckpointError, match="could not be written"):
+        vernal.save(path, model())
+    assert sorted(os.listdir(tmp_path)) == ["file", "model"]
+
+
+def test_a_warm_start_takes_over_all_but_a_part(tmp_path):
+    checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None)
+    state, _ = fit(checkpoints)
+    vernal.save(tmp_path / "model.safetensors", state.model)
+    new = nn.MLP(1, 3, 4, 1, key=jax.random.key(5))
+    for path in (tmp_path / "run", tmp_path / "model.safetensors"):
+        assert_same_bits(vernal.load(path, model(seed=1)), state.model)
+        warm = vernal.load(path, new, keep="layers.1")
+        assert_same_bits(warm.layers[0], state.model.layers[0])
+        assert_same_bits(warm.layers[1], new.layers[1])
+        with pytest.raises(vernal.ArgumentError, match="keep names 'head', and the model has no"):
+            vernal.load(path, new, keep=["layers.1", "head"])
+    with pytest.raises(vernal.CheckpointError, match="there is no checkpoint in"):
+        vernal.load(tmp_path, model())
