@@ -175,7 +175,10 @@ class Recorder:
         }
 
     def restore(self, kept: dict[str, Any], averages: Any) -> None:
-        """Go on from what `kept` returned; `averages` is the treedef of what metrics are made from."""
+        """Go on from what `kept` returned.
+
+        `averages` is the treedef of what the metrics that are no averages are made from.
+        """
         self._steps.add(kept["steps"])
         if kept["epochs"] is not None:
             self._epochs = Columns()

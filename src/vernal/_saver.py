@@ -52,7 +52,16 @@ class Unsaved:
         """Whether it is time to save; `CheckpointError` if what was begun has failed."""
         return False
 
-    def save(self, loop: Loop, recorder: Recorder, callbacks: list, began: float, **marks) -> None:
+    def save(
+        self,
+        loop: Loop,
+        recorder: Recorder,
+        callbacks: list,
+        began: float,
+        *,
+        pending: bool = False,
+        stopped: bool = False,
+    ) -> None:
         """Begin to write a checkpoint, in the background, if there is anything new.
 
         **Raises:** `CheckpointError` if it cannot be written, or the one before could not.
@@ -86,7 +95,8 @@ class Saver(Unsaved):
     """
 
     def __init__(self, choices: Checkpoints, state: TrainState, cut: dict[str, Any]):
-        self.path, self._every_seconds = choices.path, choices.every_seconds
+        self.path = self._directory = choices.path
+        self._every_seconds = choices.every_seconds
         self.every_steps = choices.every_steps or sys.maxsize
         self.every_epochs = choices.every_epochs
         self._cut = cut
@@ -94,9 +104,9 @@ class Saver(Unsaved):
         self._began = list(counts(self._template.arrays))
         ocp = orbax()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
-                self.path.absolute(),
+                self._directory.absolute(),
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=choices.keep, cleanup_tmp_directories=True
                 ),
@@ -229,7 +239,7 @@ class Saver(Unsaved):
         """The run as its newest good checkpoint has it. Newer ones are put aside."""
         damaged: list[tuple[Path, str]] = []
         for number in sorted(self._manager.all_steps(), reverse=True):
-            checkpoint = self.path / str(number)
+            checkpoint = self._directory / str(number)
             try:
                 saved = self._read(checkpoint)
             except CheckpointError:
@@ -272,8 +282,8 @@ class Saver(Unsaved):
         check_alike(of_state, described(template), f"the checkpoint {path}", mend)
         if run["began"] != self._began:
             raise CheckpointError(
-                f"the checkpoint {path} is of a run that began with step {run['began'][0]}, and this "
-                f"one begins with step {self._began[0]}.\n  {another}"
+                f"the checkpoint {path} is of a run that began with step {run['began'][0]}, and "
+                f"this one begins with step {self._began[0]}.\n  {another}"
             )
         arrays = _stored.arrays(path, said, template)
         if not np.array_equal(on_host(arrays["key"]), on_host(template["key"])):

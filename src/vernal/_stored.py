@@ -65,15 +65,10 @@ def checkpoints(directory: Path) -> list[Path]:
 def description(path: Path) -> Description:
     """Read what a checkpoint says of itself.
 
-    **Raises:** `Damaged`, or whatever reading raises, if it is not whole; `CheckpointError` if it is
-    of another version of Vernal.
+    **Raises:** `Damaged`, or whatever reading raises, if it is not whole; `CheckpointError` if it
+    is of another version of Vernal.
     """
-    args = orbax().args
-    said = (
-        _reader()
-        .restore(path.absolute(), args=args.Composite(description=args.JsonRestore()))
-        .description
-    )
+    said = _read(path, description=orbax().args.JsonRestore()).description
     text = said["text"]
     if hashlib.sha256(text.encode()).hexdigest() != said["sha256"]:
         raise Damaged("its description is not the one that was written")
@@ -94,15 +89,11 @@ def arrays(
 
     **Raises:** `Damaged`, or whatever reading raises, if they are not those that were written.
     """
-    args, target = orbax().args, {}
+    target = {}
     for leaf in said.leaves:
         if 0 not in leaf.shape:
             target[leaf.name] = _target(leaf, like.get(leaf.name))
-    read = (
-        _reader()
-        .restore(path.absolute(), args=args.Composite(arrays=args.StandardRestore(target)))
-        .arrays
-    )
+    read = _read(path, arrays=orbax().args.StandardRestore(target)).arrays
     made = {}
     for leaf, expected in zip(said.leaves, said.digests, strict=True):
         numbers = read[leaf.name] if leaf.name in target else np.zeros(leaf.shape, leaf.dtype)
@@ -122,6 +113,7 @@ def _target(leaf: Leaf, like: Array | np.ndarray | None) -> jax.ShapeDtypeStruct
     return np.broadcast_to(np.zeros((), np.dtype(leaf.dtype)), leaf.shape)
 
 
-def _reader():
+def _read(path: Path, **items: Any) -> Any:
     ocp = orbax()
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        return reader.restore(path.absolute(), args=ocp.args.Composite(**items))

@@ -189,10 +189,10 @@ class Trainer:
         - `validation_data`: as `data`, measured every `validate_every` epochs.
         - `callbacks`: called with each `Epoch`; one that returns `True` ends the run. One may also
           have `start()`, called before the run, and `finish(state)`, called after it, which
-          returns the state that `fit` is to return. What its `state_dict()` returns is in each
-          checkpoint, and goes to its `load_state_dict`, in place of `start()`, when the run goes on.
-        - `checkpoints`: where the run is saved. If it was before, it goes on from there, to the same
-          end: the history is that of the whole run. See `vernal.Checkpoints`.
+          returns the state that `fit` is to return. What its `state_dict()` returns is saved, and
+          goes to its `load_state_dict`, in place of `start()`, when a run goes on.
+        - `checkpoints`: where the run is saved. If it was before, it goes on from there, to the
+          same end: the history is that of the whole run. See `vernal.Checkpoints`.
         - `progress`: whether to show a progress bar, where standard error is a terminal.
 
         **Returns:** the new state, and the `History` of this call.

@@ -115,7 +115,8 @@ def _of_file(path: Path, is_kept: Callable[[str], bool]) -> dict[str, np.ndarray
     safe_open, _ = _safetensors()
     with safe_open(path, framework="numpy") as file:
         digests = json.loads((file.metadata() or {})[_DIGESTS])
-        numbers = {name: file.get_tensor(name) for name in file.keys() if not is_kept(name)}
+        names = list(file.keys())
+        numbers = {name: file.get_tensor(name) for name in names if not is_kept(name)}
     for name, array in numbers.items():
         if digest(array) != digests[name]:
             raise _stored.Damaged(f"{name} is not what was written")

@@ -3,9 +3,9 @@
 A callback is any callable that takes an `Epoch`; `True` from it ends the run. A few things more are
 used where a callback has them: `fit` calls `start()` before the first epoch, and `finish(state)` at
 the end, also after Ctrl-C, and returns the state that comes back from it. `monitor` is the name of
-a metric that the callback cannot do without: `fit` checks it before it trains. Where a run is saved,
-so is what a callback's `state_dict()` returns; when the run goes on, `load_state_dict` gets it back,
-in place of `start()`.
+a metric that the callback cannot do without: `fit` checks it before it trains. Where a run is
+saved, so is what a callback's `state_dict()` returns; when the run goes on, `load_state_dict` gets
+it back, in place of `start()`.
 """
 
 import csv
@@ -169,7 +169,7 @@ class CSVLog:
         return {"rows": 0 if self._columns is None else len(self._read())}
 
     def load_state_dict(self, kept: dict[str, Any]) -> None:
-        """Go on with the file as it was: rows of epochs that will be trained again are taken out."""
+        """Go on with the file as it was, without the rows of epochs that will be trained again."""
         self._begin(lambda: self._read()[: kept["rows"]])
 
     def _begin(self, rows_there: Callable[[], list[list[str]]]) -> None:

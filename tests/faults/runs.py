@@ -1,4 +1,4 @@
-"""The runs that the tests interrupt: `python runs.py NAME DIRECTORY` prints one hash of all it made.
+"""The runs that the tests interrupt: `python runs.py NAME DIRECTORY` prints a hash of what it made.
 
 `--kill-at N` ends the process, by SIGKILL, at the N-th thing that it does in the directory, and
 `--fail-at N` has that fail as on a full disk: what is made, opened, renamed or removed there.

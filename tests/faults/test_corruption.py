@@ -163,7 +163,7 @@ def test_hostile_headers_are_errors(small, header, length):
 
 
 def test_nothing_is_unpickled():
-    """There is no pickle in the package; and where files are read, nothing that runs what they say."""
+    """There is no pickle in the package; and what reads files runs nothing of what they say."""
     root = Path(vernal.__file__).parent
     sources = {path.name: path.read_text(encoding="utf-8") for path in root.rglob("*.py")}
     assert len(sources) > 30

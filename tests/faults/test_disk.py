@@ -67,7 +67,7 @@ def test_a_directory_that_vanishes_is_named(tmp_path):
 
     how["callbacks"] = [vanish]
     checkpoints = vernal.Checkpoints(directory, every_seconds=None, every_epochs=1)
-    with pytest.raises(vernal.CheckpointError, match="step (9|12|15) ") as raised:
+    with pytest.raises(vernal.CheckpointError, match=r"step (9|12|15) ") as raised:
         tr.fit(start, **how, checkpoints=checkpoints)
     assert str(directory) in str(raised.value).replace("\n  ", "")
     error: Any = raised.value
