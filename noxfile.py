@@ -84,10 +84,7 @@ def tests_matrix(session: nox.Session, version: str, pins: list[str]) -> None:
 def faults(session: nox.Session) -> None:
     """Kill, damage and fill up all that `nox -s tests` tries a little of: it takes a while."""
     session.install("-e", ".[all]", *group("test"))
-    session.run(*PYTEST, "tests/faults", "--long", *session.posargs)
-    # JAX itself looks whether a key is used twice, in all other tests.
-    checked = {"JAX_DEBUG_KEY_REUSE": "1"}
-    session.run(*PYTEST, "--ignore", "tests/faults", *session.posargs, env=checked)
+    session.run(*PYTEST, "--dist", "load", "tests/faults", "--long", *session.posargs)
 
 
 @nox.session

@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
 from vernal import _pace
+from vernal._compiled import compiled
 from vernal._data import Source
-from vernal._errors import NonFiniteError
-from vernal._jit import Packed, merge, pack, select
+from vernal._jit import Packed
 from vernal._measure import Measured
-from vernal._nonfinite import all_finite, grad_norm, nonfinite
-from vernal._program import Program, copied, run
+from vernal._nonfinite import all_finite
+from vernal._program import copied
 from vernal._records import Records
+from vernal._rewind import first_bad, no_longer
 from vernal._stack import Stack
-from vernal._state import TrainState, counts, put_counts, with_data_state
-from vernal._update import Choices, learning_rate_at
+from vernal._state import TrainState, counts
+from vernal._update import Choices
 
 
 @dataclass
@@ -67,16 +67,9 @@ class Loop:
         self._stacks = source.stacks(epoch, batch)
         self._stack = next(self._stacks)
         self._place = self._stack.first  # in the stack
-        # The model's leaves come first; then its state, the optimizer's, three counts and the key.
-        leaves = zip(choices.trained, state.structure[1], strict=False)
-        picks = [trained for trained, static in leaves if static is None]
-        picks += [True] * (len(state.arrays) - 4 - len(picks)) + [False] * 4
-        changing, self._fixed = select(state.arrays, tuple(picks))
-        self._choices, self._packed_choices = choices, pack(choices)
+        given = choices, state, measured, self._stack
+        self._compiled, changing = compiled(*given, loops=source.loops)
         work = _pace.work(changing, self._stack)
-        unroll = _pace.unroll(work, source.loops, self._stack)
-        kept = _kept(measured, state)
-        self._program = Program(state.structure, tuple(picks), kept, source.loops, unroll)
         self._rewinds, self._every = rewinds, every
         self._keeps = rewinds or saves
         # Where chunks begin with a copy, the first goes back to the caller's own arrays.
@@ -93,14 +86,14 @@ class Loop:
 
     def measures(self, validates: bool) -> list[str]:
         """The names of what is recorded of an epoch."""
-        names = [*jax.tree.unflatten(self._program.kept[0], self._program.kept[1])[0]]
+        names = [*jax.tree.unflatten(*self._compiled.program.kept)[0]]
         measured = [name for name in names if name != "learning_rate"]
         return names + ([f"val_{name}" for name in measured] if validates else [])
 
     @property
     def averages(self) -> Any:
         """The treedef of what the metrics that are no averages are made from, of each update."""
-        treedef, kept = self._program.kept
+        treedef, kept = self._compiled.program.kept
         return jax.tree.structure(treedef.unflatten(range(len(kept)))[2])
 
     @property
@@ -115,35 +108,28 @@ class Loop:
 
     def models(self) -> tuple[PyTree, PyTree]:
         """The model and its state here and now, until the next chunk."""
-        state = self._state(self._changing, self._step, self._stack, self._place)
+        state = self._compiled.state(self._changing, self._step, self._stack, self._place)
         return state.model, state.model_state
 
     def state(self) -> TrainState:
         """The state here and now, in arrays of its own."""
-        return self._state(copied(self._changing), self._step, self._stack, self._place)
+        return self._compiled.state(copied(self._changing), self._step, self._stack, self._place)
 
     def saved(self) -> TrainState:
         """The state that the records handed out so far have led to, to be read and not changed."""
         chunk = self._queued
         if chunk.start is None or chunk.at is None:  # nothing is under way
             return self.state()
-        return self._state(chunk.start, *chunk.at)
+        return self._compiled.state(chunk.start, *chunk.at)
 
     def finish(self) -> TrainState:
         """The state at the end: the loop gives its arrays away, and makes no more updates."""
-        return self._state(self._changing, self._step, self._stack, self._place)
+        return self._compiled.state(self._changing, self._step, self._stack, self._place)
 
     @property
     def intact(self) -> bool:
         """Whether the state is there: not if a compiled call took its arrays, and failed."""
         return not any(leaf.is_deleted() for leaf in self._changing)
-
-    def _state(self, changing: list, step: int, stack: Stack, place: int) -> TrainState:
-        arrays = merge(changing, self._fixed, self._program.changing)
-        put_counts(arrays, step, *stack.place(place))
-        # Unpacking is much faster than making a module anew.
-        state = Packed(arrays, self._program.structure).unpack()
-        return with_data_state(state, stack.mark_at(place))
 
     def chunks(
         self, until_epoch: int, stopped: Callable[[], bool] = lambda: False
@@ -209,8 +195,8 @@ class Loop:
         if chunk.start is not None and finite is not None:
             losses = all(records.finite_losses == records.updates for records in fetched)
             before = all_finite(chunk.start) if chunk.finite is None else chunk.finite
-            if not losses or _breaks(before, finite):
-                whole, good, error = self._first_bad(chunk.start, before, fetched)
+            if not losses or no_longer(before, finite):
+                whole, good, error = first_bad(self._compiled, chunk.start, before, fetched)
                 yield [*fetched[:whole], fetched[whole].first(good)]
                 raise error
         yield fetched
@@ -228,102 +214,8 @@ class Loop:
         room = min(min(stack.end, to_epoch) - place, self._every - step % self._every)
         # Better a call of twice the length than two. Without a loop, a call has its own number.
         few = self._source.loops and room >= 2 * updates
-        updates = self._at_once(stack, place, updates if few else room)
-        self._changing, kept = self._run(self._changing, stack, place, updates, step)
+        updates = self._compiled.at_once(stack, place, updates if few else room)
+        self._changing, kept = self._compiled.run(self._changing, stack, place, updates, step)
         self._step += updates
         self._place += updates
         return Records(stack, place, updates, step, *kept)
-
-    def _at_once(self, stack: Stack, place: int, most: int) -> int:
-        """How many updates from a place on one compiled call makes: no more than `most`."""
-        if self._source.loops:
-            return min(most, self._capacity(stack))
-        several = self._program.unroll
-        return several if several <= min(most, stack.before_tail(place)) else 1
-
-    def _capacity(self, stack: Stack) -> int:
-        """How many updates one call of a loop has room for."""
-        return _pace.REPEATS if stack.repeats else stack.capacity
-
-    def _run(self, changing: list, stack: Stack, place: int, updates: int, step: int):
-        """Give what changes to the compiled program, for so many updates from a place on."""
-        batches, tails, origin = stack.batches, stack.tails, stack.origin
-        program = self._program
-        if stack.repeats:
-            place = 0
-        elif not program.loops:
-            (batches, place), tails, origin = stack.row(place), None, 0
-        if program.loops:
-            program = program._replace(capacity=self._capacity(stack))
-        else:
-            program = program._replace(capacity=updates, unroll=updates)
-        program = program._replace(
-            repeats=stack.repeats, length=0 if tails is None else stack.length
-        )
-        return run(
-            program,
-            changing,
-            self._fixed,
-            self._packed_choices,
-            (batches, tails, np.int32(origin)),
-            *(np.int32(place), np.int32(updates), np.int32(step)),
-        )
-
-    def _first_bad(
-        self, start: list, finite: Any, made: list[Records]
-    ) -> tuple[int, int, NonFiniteError]:
-        """How many records, and updates of the next, are good; and the error of the one after."""
-
-        def again(arrays: list, records: Records, updates: int) -> list:
-            """What so many of some records' updates make of what changes."""
-            arrays, made = copied(arrays) if updates else arrays, 0
-            while made < updates:
-                place = records.place + made
-                several = self._at_once(records.stack, place, updates - made)
-                at = (records.stack, place, several, records.step + made)
-                arrays, made = self._run(arrays, *at)[0], made + several
-            return arrays
-
-        def after(arrays: list, records: Records, updates: int) -> tuple[TrainState, PyTree]:
-            """The state after so many of some records' updates, and the batch that comes next."""
-            place, step = records.place + updates, records.step + updates
-            arrays = again(arrays, records, updates)
-            return self._state(arrays, step, records.stack, place), records.stack.batch(place)
-
-        def breaks(start: list, records: Records, updates: int) -> bool:
-            if updates > records.finite_losses:
-                return True
-            return _breaks(finite, all_finite(again(start, records, updates)))
-
-        # 1. The first records that end badly. Their updates come out as they did: there are some.
-        whole, before = 0, start
-        while not breaks(start, made[whole], made[whole].updates):
-            before, start = start, again(start, made[whole], made[whole].updates)
-            whole += 1
-        records = made[whole]
-        # 2. After `good` of their updates all is well; after `bad` it is not.
-        good, bad = 0, records.updates
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            good, bad = (good, middle) if breaks(start, records, middle) else (middle, bad)
-        norm = None
-        if good:
-            norm = grad_norm(self._choices, *after(start, records, good - 1))
-        elif whole:
-            latest = made[whole - 1]
-            norm = grad_norm(self._choices, *after(before, latest, latest.updates - 1))
-        return whole, good, nonfinite(self._choices, *after(start, records, good), norm)
-
-
-def _breaks(before: Any, after: Any) -> bool:
-    """Whether an array is not finite any more: those that never were are meant so."""
-    return bool(np.any(np.asarray(before) & ~np.asarray(after)))
-
-
-def _kept(measured: Measured, state: Packed) -> tuple:
-    """What a program keeps of each update: the treedef, and shapes and dtypes."""
-    info = dict(measured.info)
-    if (place := learning_rate_at(state.structure)) is not None:
-        info["learning_rate"] = state.arrays[place]
-    leaves, treedef = jax.tree.flatten((info, measured.weight, measured.averages))
-    return treedef, tuple((leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves)

@@ -6,23 +6,16 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from vernal import _stored
-from vernal._encode import decode, encode
 from vernal._errors import CheckpointError, first_line
 from vernal._history import Recorder
 from vernal._jit import pack
-from vernal._leaves import check_alike, described, named_arrays, on_host
 from vernal._loop import Loop
-from vernal._state import TrainState, counts, put_counts, with_data_state
+from vernal._saved import Saved, read_run, written
+from vernal._state import TrainState, counts, with_data_state
 from vernal.checkpoint import Checkpoints, orbax
-
-_RECORD = "record."  # begins the names of arrays that are not the state's
 
 
 class Unsaved:
@@ -71,16 +64,6 @@ class Unsaved:
         """Wait for what is being written; `CheckpointError` if it cannot be."""
 
 
-class _Saved(NamedTuple):
-    """A run as it was saved."""
-
-    state: TrainState
-    epoch: int  # that it began with
-    cut: dict[str, Any]  # how the data was cut into batches
-    recorder: dict[str, Any]
-    callbacks: list[tuple[str, Any]]  # of those that keep anything, the class, and what
-
-
 class Saver(Unsaved):
     """Reads a run's checkpoints, and writes them.
 
@@ -116,11 +99,13 @@ class Saver(Unsaved):
                 f"{self.path} cannot hold checkpoints: {first_line(error)}."
                 "\n  Pass a directory that you may write to."
             ) from error
-        self._mark: tuple | None = None  # of what the latest is a checkpoint
-        self._saved = self._restored()
-        latest = self._saved.state if self._saved else state
-        # When, at which step and epoch, the latest was begun.
+        self._saved = saved = self._restored()
+        latest = saved.state if saved else state
+        # When, at which step and epoch, the latest was begun; and what it is a checkpoint of.
         self._latest = time.monotonic(), int(latest.step), int(latest.epoch)
+        self._mark = saved and (int(latest.step), saved.pending, saved.stopped)
+        if saved:
+            self.pending, self.stopped = saved.pending, saved.stopped
 
     def __exit__(self, kind, *_) -> None:
         # An error on its way is not hidden by one of a checkpoint.
@@ -134,7 +119,7 @@ class Saver(Unsaved):
         if self._saved is None:
             return start, epochs
         state = self._saved.state
-        left = max(0, self._saved.epoch + epochs - int(state.epoch))
+        left = max(0, self._saved.began[1] + epochs - int(state.epoch))
         return state, 0 if self.stopped else left
 
     def go_on(self, loop: Loop, recorder: Recorder, callbacks: list) -> list:
@@ -145,8 +130,7 @@ class Saver(Unsaved):
         self._cut = {**self._cut, "batches an epoch": loop.length}
         if self._saved is None:
             return callbacks
-        keeping = [callback for callback in callbacks if hasattr(callback, "state_dict")]
-        now = {**self._cut, "callbacks": [type(callback).__name__ for callback in keeping]}
+        now = {**self._cut, "callbacks": [type(c).__name__ for c in keeping(callbacks)]}
         kept = {**self._saved.cut, "callbacks": [name for name, _ in self._saved.callbacks]}
         for what, before in kept.items():
             if before != now[what]:
@@ -154,10 +138,10 @@ class Saver(Unsaved):
                     f"the run in {self.path} was trained with {what} = {before!r}; now it is "
                     f"{now[what]!r}.\n  Go on as it was, or pass another directory for another run."
                 )
-        for callback, (_, its) in zip(keeping, self._saved.callbacks, strict=True):
+        for callback, (_, its) in zip(keeping(callbacks), self._saved.callbacks, strict=True):
             callback.load_state_dict(its)
         recorder.restore(self._saved.recorder, loop.averages)
-        return [callback for callback in callbacks if callback not in keeping]
+        return [callback for callback in callbacks if callback not in keeping(callbacks)]
 
     def due(self, state: TrainState) -> bool:
         """Whether it is time to save; `CheckpointError` if what was begun has failed."""
@@ -190,33 +174,21 @@ class Saver(Unsaved):
         **Raises:** `CheckpointError` if it cannot be written, or the one before could not.
         """
         state = loop.saved()
-        place = step, epoch, _ = [int(count) for count in (state.step, state.epoch, state.batch)]
+        step, epoch = int(state.step), int(state.epoch)
         mark = step, bool(pending), stopped
         if mark == self._mark:
             return
         self._latest, self._mark = (time.monotonic(), step, epoch), mark
-        extra: list[np.ndarray] = []
-        keeping = [callback for callback in callbacks if hasattr(callback, "state_dict")]
-        kept = recorder.kept(time.perf_counter() - began)
-        run = {
-            "began": self._began,
-            "counts": place,
-            "cut": self._cut,
-            "pending": bool(pending),
-            "stopped": stopped,
-            "data_state": encode(state.data_state, extra, "the data loader's state"),
-            "recorder": encode(kept, extra, "the history"),
-            "callbacks": [
-                [name := type(callback).__name__, encode(callback.state_dict(), extra, name)]
-                for callback in keeping
-            ],
-        }
-        arrays = named_arrays(with_data_state(state, None))
-        arrays |= {f"{_RECORD}{number}": array for number, array in enumerate(extra)}
+        run = Saved(
+            *(state, self._began, self._cut, recorder.kept(time.perf_counter() - began)),
+            [(type(callback).__name__, callback.state_dict()) for callback in keeping(callbacks)],
+            *(bool(pending), stopped),
+        )
+        parts = written(run)
         try:
             self._manager.wait_until_finished()
             number = max(self._manager.all_steps(), default=0) + 1
-            self._manager.save(number, args=_stored.parts(arrays, run), force=True)
+            self._manager.save(number, args=parts, force=True)
         except Exception as error:
             raise self._unwritten(error) from error
 
@@ -235,13 +207,13 @@ class Saver(Unsaved):
             "directory, and start the script again: it goes on from the last one."
         )
 
-    def _restored(self) -> _Saved | None:
+    def _restored(self) -> Saved | None:
         """The run as its newest good checkpoint has it. Newer ones are put aside."""
         damaged: list[tuple[Path, str]] = []
         for number in sorted(self._manager.all_steps(), reverse=True):
             checkpoint = self._directory / str(number)
             try:
-                saved = self._read(checkpoint)
+                saved = read_run(checkpoint, self._template, self._began)
             except CheckpointError:
                 raise
             except Exception as error:
@@ -270,39 +242,10 @@ class Saver(Unsaved):
         if damaged:
             self._manager.reload()
 
-    def _read(self, path: Path) -> _Saved:
-        """A run as a checkpoint has it; `CheckpointError` if it is another than this one."""
-        said, template = _stored.description(path), named_arrays(self._template.unpack())
-        run, another = said.run, "Pass another directory for another run."
-        of_state = [leaf for leaf in said.leaves if not leaf.name.startswith(_RECORD)]
-        mend = (
-            "Pass the model and the optimizer of that run, or another directory for this one. To "
-            f"take over that model alone: vernal.load({str(self.path)!r}, model)."
-        )
-        check_alike(of_state, described(template), f"the checkpoint {path}", mend)
-        if run["began"] != self._began:
-            raise CheckpointError(
-                f"the checkpoint {path} is of a run that began with step {run['began'][0]}, and "
-                f"this one begins with step {self._began[0]}.\n  {another}"
-            )
-        arrays = _stored.arrays(path, said, template)
-        if not np.array_equal(on_host(arrays["key"]), on_host(template["key"])):
-            raise CheckpointError(
-                f"the checkpoint {path} is of a run with another key.\n  Pass its key. {another}"
-            )
-        extra = [np.asarray(a) for name, a in arrays.items() if name.startswith(_RECORD)]
-        packed = replace(self._template, arrays=[arrays[name] for name in template])
-        put_counts(packed.arrays, *run["counts"])
-        again = lambda part: decode(part, extra, self._template)
-        self.pending, self.stopped = run["pending"], run["stopped"]
-        self._mark = run["counts"][0], self.pending, self.stopped
-        return _Saved(
-            with_data_state(packed.unpack(), again(run["data_state"])),
-            run["began"][1],
-            run["cut"],
-            again(run["recorder"]),
-            [(name, again(kept)) for name, kept in run["callbacks"]],
-        )
+
+def keeping(callbacks: list) -> list:
+    """The callbacks that keep something of a run."""
+    return [callback for callback in callbacks if hasattr(callback, "state_dict")]
 
 
 def saver_for(
