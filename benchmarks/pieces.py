@@ -18,11 +18,12 @@ from rivals.ours import Terminal, loss_of
 from workloads import workload
 
 import vernal
-from vernal import _checks, _data, _loop, _pace
+from vernal import _checks, _compiled, _data, _jit, _pace
 
-without_passes = jax.jit(_loop.run.jitted.__wrapped__, static_argnums=0, donate_argnums=1)
-
-
+program = _compiled.program_run.jitted.__wrapped__
+as_by_default = jax.jit(program, static_argnums=0, donate_argnums=1)
+library = {name: how for name, how in _jit.cpu_options().items() if "ynn" not in name}
+by_library = jax.jit(program, static_argnums=0, donate_argnums=1, compiler_options=library)
 preflight, stacks = _checks.preflight, _data.ArraySource.stacks
 
 
@@ -39,7 +40,10 @@ def filled(source, *place):
 
 # what is undone -> on which workload, and how
 PIECES = {
-    "many updates a call, not one": ("c", patch.object(_loop.Loop, "_capacity", lambda *_: 1)),
+    "many updates a call, not one": (
+        "c",
+        patch.object(_compiled.Compiled, "_capacity", lambda *_: 1),
+    ),
     "chunks of 0.1 s, not of 1 ms": ("c", patch.multiple(_pace, SECONDS=1e-3, GROWTH=1)),
     "four updates a turn of the loop": ("a", patch.object(_pace, "unroll", lambda *_: 1)),
     "two updates a turn of the loop": ("c", patch.object(_pace, "unroll", lambda *_: 1)),
@@ -50,8 +54,18 @@ PIECES = {
     ),
     "convolutions outside of loops": ("f", patch.object(_checks, "preflight", looped)),
     "four convolutional updates a call": ("f", patch.object(_pace, "unroll", lambda *_: 1)),
-    "the same bits as single updates (a)": ("a", patch.object(_loop, "run", without_passes)),
-    "the same bits as single updates (c)": ("c", patch.object(_loop, "run", without_passes)),
+    "convolutions by XLA, not by a library": (
+        "f",
+        patch.object(_compiled, "program_run", by_library),
+    ),
+    "the same bits as single updates (a)": (
+        "a",
+        patch.object(_compiled, "program_run", as_by_default),
+    ),
+    "the same bits as single updates (c)": (
+        "c",
+        patch.object(_compiled, "program_run", as_by_default),
+    ),
     "numbers that stop being finite": ("c", {"on_nonfinite": "ignore"}),
     "the progress bar": ("c", {"progress": False}),
 }

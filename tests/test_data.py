@@ -562,16 +562,16 @@ def test_the_first_look_at_a_loader_is_the_beginning_of_the_first_epoch():
 
 def test_while_the_device_trains_the_next_batches_are_read(monkeypatch):
     """When the loader is asked for a stack, the call on the one before is queued already."""
-    from vernal import _loop
+    from vernal import _compiled, _loop
 
-    events, ran = [], _loop.run
+    events, ran = [], _compiled.program_run
     monkeypatch.setattr("vernal._loader._MOST_BATCHES", 2)
 
     def run(*args):
         events.append("call")
         return ran(*args)
 
-    monkeypatch.setattr(_loop, "run", run)
+    monkeypatch.setattr(_compiled, "program_run", run)
     fetched = _loop.Records.fetched
     monkeypatch.setattr(
         _loop.Records, "fetched", lambda records: (events.append("wait"), fetched(records))[1]

@@ -21,7 +21,7 @@ _PASSES = "small-while-loop-hoisting,while-loop-invariant-code-motion,cse_barrie
 _LIBRARY = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in ("DOT", "REDUCE", "INDIVIDUAL_DOT"))
 
 
-def _cpu_options() -> dict[str, str]:
+def cpu_options() -> dict[str, str]:
     """How XLA compiles updates for a CPU."""
     options = {"xla_disable_hlo_passes": _PASSES}
     if jax.__version_info__ >= (0, 10):  # XLA did not have that library, or that choice, before
@@ -35,7 +35,7 @@ class jit_updates:
     def __init__(self, function: Callable, **options: Any):
         @cache
         def jitted(backend: str) -> Any:
-            compiler_options = _cpu_options() if backend == "cpu" else None
+            compiler_options = cpu_options() if backend == "cpu" else None
             return jax.jit(function, compiler_options=compiler_options, **options)
 
         self._jitted = jitted
