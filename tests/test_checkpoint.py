@@ -3,6 +3,7 @@
 import builtins
 import json
 import os
+from types import SimpleNamespace
 from typing import Any, cast
 
 import equinox as eqx
@@ -237,6 +238,17 @@ def test_if_all_are_damaged_nothing_is_touched(tmp_path):
     with pytest.raises(vernal.CheckpointError, match=r"none is\s+whole: 3 is damaged"):
         fit(checkpoints)
     assert numbers(tmp_path / "run") == [2, 3]
+
+
+def test_a_run_goes_on_only_where_there_is_room(tmp_path, monkeypatch):
+    checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
+    state, _ = fit(checkpoints)
+    usage = SimpleNamespace(free=1000)
+    monkeypatch.setattr("vernal._saver.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(vernal.CheckpointError, match="has no room for another checkpoint of"):
+        fit(checkpoints, epochs=9)
+    usage.free = 10**9
+    assert_same_bits(fit(checkpoints)[0], state)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A run's checkpoints: what was saved before, and what is saved while it goes on."""
 
 import contextlib
+import os
 import shutil
 import sys
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vernal import _stored
 from vernal._errors import CheckpointError, first_line
 from vernal._history import Recorder
 from vernal._jit import pack
@@ -106,6 +108,7 @@ class Saver(Unsaved):
         self._mark = saved and (int(latest.step), saved.pending, saved.stopped)
         if saved:
             self.pending, self.stopped = saved.pending, saved.stopped
+            self._check_room()
 
     def __exit__(self, kind, *_) -> None:
         # An error on its way is not hidden by one of a checkpoint.
@@ -206,6 +209,17 @@ class Saver(Unsaved):
             f"{first_line(error)}.\n  Those before it are as they were. Make room, or see to the "
             "directory, and start the script again: it goes on from the last one."
         )
+
+    def _check_room(self) -> None:
+        """See whether another checkpoint can be written; a run's first one is, before it trains."""
+        newest = _stored.checkpoints(self._directory)[0]
+        size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
+        free = shutil.disk_usage(self._directory).free
+        if free < size or not os.access(self._directory, os.W_OK):
+            raise CheckpointError(
+                f"{self.path} has no room for another checkpoint of {size:,} bytes: {free:,} are "
+                "free, or it cannot be written to.\n  Make room, and start the script again."
+            )
 
     def _restored(self) -> Saved | None:
         """The run as its newest good checkpoint has it. Newer ones are put aside."""
