@@ -28,7 +28,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "benchmarks"
-PAUSE = 0.2  # seconds before each turn
+PAUSE = 0.1  # seconds before each turn
 TURN = 0.4  # seconds: a shorter run is made again and again, and the mean counts
 # name -> the module and function here, what it is
 RIVALS = {
@@ -142,7 +142,7 @@ def compare(workload: str, rivals: list[str], turns: int, patience: float) -> di
         for rival in random.Random(turn).sample(taking_part, len(taking_part)):
             # One that is far behind needs few turns.
             near = rival.best < 1.5 * taking_part[0].best
-            if rival.runs and rival.took < (patience if turn < 3 or near else 0):
+            if rival.runs and rival.took < (patience if turn < 2 or near else 0):
                 time.sleep(PAUSE)
                 rival.turn()
     for rival in taking_part:
@@ -207,8 +207,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("workloads", nargs="*", default=list("abcdefg"))
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS))
-    parser.add_argument("--turns", type=int, default=15, help="at most; few for slow rivals")
-    parser.add_argument("--patience", type=float, default=8.0, help="seconds for a rival's turns")
+    parser.add_argument("--turns", type=int, default=11, help="at most; few for slow rivals")
+    parser.add_argument("--patience", type=float, default=5.0, help="seconds for a rival's turns")
     parser.add_argument("--be", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.be:
