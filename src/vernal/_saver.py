@@ -93,7 +93,10 @@ class Saver(Unsaved):
             self._manager = ocp.CheckpointManager(
                 self._directory.absolute(),
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=choices.keep, cleanup_tmp_directories=True
+                    max_to_keep=choices.keep,
+                    cleanup_tmp_directories=True,
+                    # If one could not be made, threads would wait for it for minutes.
+                    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 ),
             )
         except Exception as error:
