@@ -64,6 +64,7 @@ class Compiled:
         )
 
     def state(self, changing: list, step: int, stack: Stack, place: int) -> TrainState:
+        """The state at a place, of what changes there; its arrays are these."""
         arrays = merge(changing, self.fixed, self.program.changing)
         put_counts(arrays, step, *stack.place(place))
         # Unpacking is much faster than making a module anew.
