@@ -38,6 +38,29 @@ jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
 @pytest.fixture
+def tried(record_property):
+    """Tells how often a fault was tried, for the table at the end of the tests of faults."""
+    return lambda what, times=1: record_property("tried", (what, times))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """A table of the faults that were tried: those whose tests passed lost nothing."""
+    counts = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, value in getattr(report, "user_properties", []):
+                if name == "tried" and report.when == "call":
+                    times, lost = counts.get(value[0], (0, "nothing"))
+                    lost = lost if outcome == "passed" else "see above"
+                    counts[value[0]] = times + value[1], lost
+    if counts:
+        terminalreporter.write_sep("=", "faults")
+        terminalreporter.write_line("| What was tried | How often | What was lost |\n|---|---|---|")
+        for what, (times, lost) in counts.items():
+            terminalreporter.write_line(f"| {what} | {times:,} | {lost} |")
+
+
+@pytest.fixture
 def compiled():
     """Every compilation in this process from here on."""
     _compilations.clear()

@@ -64,29 +64,31 @@ def warnings_of_damage():
 
 # Of Orbax's reads that were under way when another failed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_damaged_checkpoint_is_passed_over_or_named(tmp_path, long):
+def test_a_damaged_checkpoint_is_passed_over_or_named(tmp_path, long, tried):
     tr, start, how = run_of("ragged")
-    whole, tried = tmp_path / "whole", tmp_path / "tried"
+    whole, copy = tmp_path / "whole", tmp_path / "copy"
     saving = lambda path: vernal.Checkpoints(path, every_seconds=None, every_steps=20, keep=2)
     expected = hash_of(*tr.fit(start, **how, checkpoints=saving(whole)))
     assert len(list(whole.iterdir())) == 2
     rng, ends = np.random.default_rng(1), {"right": 0, "error": 0}
     for trial in range(2000 if long else 60):
-        shutil.copytree(whole, tried)
-        newest = tried / max(os.listdir(tried), key=int)
+        shutil.copytree(whole, copy)
+        newest = copy / max(os.listdir(copy), key=int)
         # The newest; or both of them, the older one too, in several files: some do not matter.
-        places = [newest] if trial % 4 else sorted(tried.iterdir()) * 5
-        done = [damage(rng, files_in(place), files_in(tried)) for place in places]
+        places = [newest] if trial % 4 else sorted(copy.iterdir()) * 5
+        done = [damage(rng, files_in(place), files_in(copy)) for place in places]
         try:
             with warnings_of_damage():
-                made = hash_of(*tr.fit(start, **how, checkpoints=saving(tried)))
+                made = hash_of(*tr.fit(start, **how, checkpoints=saving(copy)))
             assert made == expected, done
             ends["right"] += 1
         except vernal.CheckpointError:
             ends["error"] += 1
             assert len(places) > 1, done
-        shutil.rmtree(tried)
+        shutil.rmtree(copy)
     assert min(ends.values()) > 0, ends
+    tried("damage to a checkpoint: the right run, from the one before", ends["right"])
+    tried("damage to all checkpoints: `CheckpointError`", ends["error"])
 
 
 @pytest.fixture
@@ -110,7 +112,7 @@ def loads_right_or_not(path, model, like):
     return True
 
 
-def test_every_flipped_bit_of_a_small_file_is_noticed(small):
+def test_every_flipped_bit_of_a_small_file_is_noticed(small, tried):
     model, path = small
     like, ends = nn.Linear(2, 1, key=jax.random.key(9)), {True: 0, False: 0}
     for bit in range(8 * path.stat().st_size):
@@ -120,9 +122,10 @@ def test_every_flipped_bit_of_a_small_file_is_noticed(small):
     assert loads_right_or_not(path, model, like)
     # Of the bits that hold nothing, such as spaces in the header, few are left.
     assert ends[False] > 0.9 * sum(ends.values()), ends
+    tried("a flipped bit of a safetensors file, each of them", sum(ends.values()))
 
 
-def test_a_damaged_file_is_never_taken_for_another_model(tmp_path, long):
+def test_a_damaged_file_is_never_taken_for_another_model(tmp_path, long, tried):
     model = nn.MLP(4, 2, 16, 2, key=jax.random.key(5))
     whole, other = tmp_path / "whole.safetensors", tmp_path / "other.safetensors"
     vernal.save(whole, model)
@@ -135,6 +138,7 @@ def test_a_damaged_file_is_never_taken_for_another_model(tmp_path, long):
         if kind != "gone":
             assert os.path.exists(path)
         loads_right_or_not(path, model, like)
+        tried("damage to a safetensors file")
 
 
 @pytest.mark.parametrize(
@@ -153,13 +157,14 @@ def test_a_damaged_file_is_never_taken_for_another_model(tmp_path, long):
     ids=["2**63", "offsets", "negative", "parent", "dtype", "digests", "list", "deep", "none"],
 )
 @pytest.mark.parametrize("length", [None, 2**63 - 1, 2**40, 0], ids=["its", "huge", "large", "0"])
-def test_hostile_headers_are_errors(small, header, length):
+def test_hostile_headers_are_errors(small, header, length, tried):
     model, path = small
     path.write_bytes(
         struct.pack("<Q", len(header) if length is None else length) + header + b"0" * 8
     )
     with pytest.raises(vernal.CheckpointError):
         vernal.load(path, model)
+    tried("a hostile header of a safetensors file")
 
 
 def test_nothing_is_unpickled():

@@ -9,7 +9,9 @@ from runs import run_of
 import vernal
 
 
-def test_whatever_fails_in_the_directory_leaves_the_checkpoints_before(script, tmp_path, long):
+def test_whatever_fails_in_the_directory_leaves_the_checkpoints_before(
+    script, tmp_path, long, tried
+):
     """The N-th thing made, opened or renamed there fails, as on a full disk, for every N."""
     expected, number, named = script.expected("ragged", tmp_path / "whole"), 1, 0
     while number < (10**6 if long else 60):
@@ -25,12 +27,13 @@ def test_whatever_fails_in_the_directory_leaves_the_checkpoints_before(script, t
         assert again.hash == expected, (number, ended.at, again.error)
         leftover = [path.name for path in directory.iterdir() if not path.name.isdecimal()]
         assert not leftover, leftover
+        tried(f"a full disk at an event in the directory: {ended.at}")
         shutil.rmtree(directory)
         number += 1 if long else 13
     assert named > 0
 
 
-def test_files_that_cannot_grow_leave_the_checkpoints_before(script, tmp_path, long):
+def test_files_that_cannot_grow_leave_the_checkpoints_before(script, tmp_path, long, tried):
     """No file may be larger than so many bytes: what is written outside of Python fails too."""
     expected, ends = script.expected("ragged", tmp_path / "whole"), set()
     limits = range(0, 12000, 500) if long else (0, 2500, 10**6)
@@ -42,6 +45,7 @@ def test_files_that_cannot_grow_leave_the_checkpoints_before(script, tmp_path, l
             assert "CheckpointError" in ended.error and str(directory) in ended.error, ended.error
         again = script.run("ragged", directory)
         assert again.hash == expected, (limit, again.error)
+        tried("a limit on the size of files, which Orbax's own writes meet")
     assert ends >= {0, 1}, ends
 
 

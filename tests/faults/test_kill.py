@@ -25,7 +25,7 @@ def killed_until_done(script, name, directory, rng):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_that_is_killed_at_random_times_is_the_same_run(name, script, tmp_path, long):
+def test_a_run_that_is_killed_at_random_times_is_the_same_run(name, script, tmp_path, long, tried):
     """Killed ten times each, at least, in all ways that a run can be; or a few of them once."""
     if not long and name not in ("dropout", "early stopping", "stateful loader"):
         pytest.skip("in nox -s faults")
@@ -38,9 +38,12 @@ def test_a_run_that_is_killed_at_random_times_is_the_same_run(name, script, tmp_
         assert made == expected
         kills += more
         shutil.rmtree(directory)
+    tried("`kill -9` at a random time, then started again until done", kills)
 
 
-def test_a_run_that_is_killed_at_each_point_of_a_save_is_the_same_run(script, tmp_path, long):
+def test_a_run_that_is_killed_at_each_point_of_a_save_is_the_same_run(
+    script, tmp_path, long, tried
+):
     """At the N-th thing that is made, opened, renamed or removed, for every N; or for some."""
     expected, seen, number = script.expected("ragged", tmp_path / "whole"), set(), 1
     while number < (10**6 if long else 60):
@@ -51,6 +54,7 @@ def test_a_run_that_is_killed_at_each_point_of_a_save_is_the_same_run(script, tm
             break
         assert ended.status == -signal.SIGKILL, ended.error
         seen.add(ended.at)
+        tried(f"`kill -9` at an event of a save: {ended.at}")
         again = script.run("ragged", directory)
         assert again.hash == expected, (number, ended.at, again.error)
         shutil.rmtree(directory)

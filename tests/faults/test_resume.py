@@ -12,7 +12,7 @@ SHORT = ("ragged", "batch norm", "early stopping", "stateful loader")
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_goes_on_from_each_step(name, tmp_path, long):
+def test_a_run_goes_on_from_each_step(name, tmp_path, long, tried):
     tr, start, how = run_of(name)
     expected = hash_of(*tr.fit(start, **how))
     whole = tmp_path / "whole"
@@ -35,3 +35,4 @@ def test_a_run_goes_on_from_each_step(name, tmp_path, long):
         again = vernal.Checkpoints(part, every_seconds=None)
         assert hash_of(*tr.fit(start, **how, checkpoints=again)) == expected, number
         shutil.rmtree(part)
+        tried(f"going on from a step of a run: {name}")

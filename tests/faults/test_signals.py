@@ -21,7 +21,7 @@ def handlers():
     assert [signal.getsignal(number) for number in numbers] == before
 
 
-def test_sigterm_saves_and_ends_with_143(script, tmp_path):
+def test_sigterm_saves_and_ends_with_143(script, tmp_path, tried):
     expected = script.expected("ragged", tmp_path / "whole")
     directory = tmp_path / "run"
     process = script.begin("ragged", directory, "--seconds", 0.3)
@@ -31,6 +31,7 @@ def test_sigterm_saves_and_ends_with_143(script, tmp_path):
     assert ended.status == 143, ended.error
     assert f"goes on from {directory}" in ended.error.replace("\n", " ")
     assert script.run("ragged", directory).hash == expected
+    tried("SIGTERM")
 
 
 def at_epoch(index, act):
