@@ -4,6 +4,7 @@ Bit for bit; where there are convolutions, if those are compiled as `vernal` has
 """
 
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -36,7 +37,9 @@ def by_hand(objective, optimizer, model, model_state, batches, trained=eqx.is_in
     new state. Returns the model, its state and the optimizer's; and what was measured, by name.
     """
 
-    @eqx.filter_jit(compiler_options=CONVOLUTIONS)
+    jitted: Any = eqx.filter_jit
+
+    @jitted(compiler_options=CONVOLUTIONS)
     def step(model, model_state, opt_state, batch, key):
         params, frozen = eqx.partition(model, trained)
 

@@ -82,7 +82,7 @@ def decode(said: Any, arrays: list[np.ndarray], state: Packed) -> Any:
         case "key":
             return jax.random.wrap_key_data(arrays[held[1]], impl=held[0])
         case "torch":
-            import torch
+            import torch  # pyright: ignore[reportMissingImports]
 
             return torch.from_numpy(arrays[held].copy())
     return arrays[held]
