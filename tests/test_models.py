@@ -36,7 +36,6 @@ def by_hand(objective, optimizer, model, model_state, batches, trained=eqx.is_in
     `objective(model, batch, key, model_state)` returns a scalar, a dict of metrics and the model's
     new state. Returns the model, its state and the optimizer's; and what was measured, by name.
     """
-
     jitted: Any = eqx.filter_jit
 
     @jitted(compiler_options=CONVOLUTIONS)
