@@ -207,8 +207,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("workloads", nargs="*", default=list("abcdefg"))
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS))
-    parser.add_argument("--turns", type=int, default=11, help="at most; few for slow rivals")
-    parser.add_argument("--patience", type=float, default=5.0, help="seconds for a rival's turns")
+    parser.add_argument("--turns", type=int, default=9, help="at most; few for slow rivals")
+    parser.add_argument("--patience", type=float, default=4.0, help="seconds for a rival's turns")
     parser.add_argument("--be", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.be:
