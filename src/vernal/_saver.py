@@ -147,7 +147,7 @@ class Saver(Unsaved):
         for callback, (_, its) in zip(keeping(callbacks), self._saved.callbacks, strict=True):
             callback.load_state_dict(its)
         recorder.restore(self._saved.recorder, loop.averages)
-        return [callback for callback in callbacks if callback not in keeping(callbacks)]
+        return [callback for callback in callbacks if not hasattr(callback, "state_dict")]
 
     def due(self, state: TrainState) -> bool:
         """Whether it is time to save; `CheckpointError` if what was begun has failed."""
@@ -184,6 +184,7 @@ class Saver(Unsaved):
         mark = step, bool(pending), stopped
         if mark == self._mark:
             return
+        self.wait()  # an error is of the checkpoint before, and names its step
         self._latest, self._mark = (time.monotonic(), step, epoch), mark
         run = Saved(
             *(state, self._began, self._cut, recorder.kept(time.perf_counter() - began)),
@@ -192,7 +193,6 @@ class Saver(Unsaved):
         )
         parts = written(run)
         try:
-            self._manager.wait_until_finished()
             number = max(self._manager.all_steps(), default=0) + 1
             self._manager.save(number, args=parts, force=True)
         except Exception as error:
