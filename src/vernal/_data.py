@@ -87,7 +87,7 @@ class ArraySource(AbstractSource):
                 yield (stack := self._whole_epochs(epoch, most // self._full))
             else:
                 yield (stack := self._part_of_epoch(epoch, batch, batch + most))
-            batch, most = stack.end, min(self._room, 2 * most)
+            batch, most = stack.end, min(self._room, 4 * most)
 
     def _whole_epochs(self, epoch: int, epochs: int) -> Stack:
         epochs = max(1, min(epochs, self._until - epoch))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from vernal import _pace
@@ -194,11 +195,12 @@ class Loop:
             self._updates = max(1, int(updates * min(_pace.GROWTH, self._seconds / seconds)))
         if chunk.start is not None and finite is not None:
             losses = all(records.finite_losses == records.updates for records in fetched)
-            before = all_finite(chunk.start) if chunk.finite is None else chunk.finite
-            if not losses or no_longer(before, finite):
-                whole, good, error = first_bad(self._compiled, chunk.start, before, fetched)
-                yield [*fetched[:whole], fetched[whole].first(good)]
-                raise error
+            if not (losses and np.asarray(finite).all()):
+                before = all_finite(chunk.start) if chunk.finite is None else chunk.finite
+                if not losses or no_longer(before, finite):
+                    whole, good, error = first_bad(self._compiled, chunk.start, before, fetched)
+                    yield [*fetched[:whole], fetched[whole].first(good)]
+                    raise error
         yield fetched
 
     def _next_stack(self) -> None:

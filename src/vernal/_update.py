@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal._arrays import PARTS
@@ -101,6 +102,9 @@ def gradients_and_update(
     extra = _accepted(choices.optimizer, known)
     updates, opt_state = choices.optimizer.update(grads, state.opt_state, params, **extra)
     opt_state = jax.tree.map(lambda leaf: strong(leaf, leaf), opt_state)
+    # Most optimizers keep something of each gradient. Once that is made, nothing needs the old
+    # parameters any more; else XLA would not see that, and have a loop copy them in each turn.
+    params, _ = lax.optimization_barrier((params, pack(opt_state).arrays))
     return measured, grads, opt_state, optax.apply_updates(params, updates)
 
 
