@@ -36,7 +36,11 @@ def compared():
 def test_rivals_learn_as_much(compared, workload):
     told = compared[1][workload]
     for name in ("vernal", "scan", "loop"):
-        assert len(told[name]["seconds"]) == 2
+        # Twice in a process; and again, if that is near. What is far has no more.
+        seconds = told[name]["seconds"]
+        assert len(seconds) in (2, 4)
+        assert all(seconds[:2])
+        assert len({s is None for s in seconds[2:]}) <= 1
         assert told[name]["whole"] > told[name]["first"] > 0
         assert told[name]["peak"] > 50
         assert told[name]["loss"] == pytest.approx(told["loop"]["loss"], rel=0.1)
@@ -66,7 +70,7 @@ def test_the_last_table_is_of_all_speeds(compared):
     assert "| `Trainer.fit`, `equinox.nn` | 1.00 | 1.00 |" in last
     [row] = [line for line in last if "scikit-learn" in line]
     _, _, without_hidden, speed, _ = row.split("|")
-    ours, theirs = (told["h2-"][name]["seconds"] for name in ("vernal", "sklearn"))
+    ours, theirs = (told["h2-"][name]["seconds"][:2] for name in ("vernal", "sklearn"))
     ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
     assert without_hidden.strip() == "–"
     assert float(speed) == pytest.approx(sum(ratios) / 2, abs=0.01)

@@ -140,7 +140,7 @@ def test_chunks_take_a_tenth_of_a_second(host, device, first, clock, chunks, mon
 
     monkeypatch.setattr(Loop, "_call", queue)
     monkeypatch.setattr(Records, "fetched", wait)
-    monkeypatch.setattr("vernal._pace.FIRST_WORK", 3000 * first)
+    monkeypatch.setattr("vernal._pace.FIRST_UPDATES", first)
     monkeypatch.setattr("vernal._pace.REPEATS", 100)
     trainer, model = fresh()
     trainer.fit(model, DATA, epochs=30_000)

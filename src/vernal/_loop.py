@@ -78,7 +78,7 @@ class Loop:
         self._seconds = _pace.seconds(changing) if self._keeps else _pace.SECONDS
         self._queued = _Chunk()  # the chunk under way
         # To make in the next one.
-        self._updates = max(1, _pace.FIRST_WORK // max(work, _pace.LEAST_WORK))
+        self._updates = max(1, min(_pace.FIRST_UPDATES, _pace.FIRST_WORK // work))
 
     @property
     def place(self) -> tuple[int, int]:
@@ -147,7 +147,9 @@ class Loop:
             before, self._queued = self._queued, self._begun()
             left = min(self._updates, self._every - self._step % self._every)
             stack, held, began = None, 0, time.perf_counter()
-            while left > 0 and held < _pace.HELD_BYTES and self.place[0] < until_epoch:
+            # Not for a few updates on another stack: they can as well be of the next chunk.
+            least = left // 8
+            while left > least and held < _pace.HELD_BYTES and self.place[0] < until_epoch:
                 try:
                     self._next_stack()
                 except Exception as error:

@@ -18,6 +18,9 @@ from vernal._measure import Measured, Objective, measure, strong
 from vernal._recompile import compiles
 from vernal._state import TrainState, put_counts
 
+# Numbers in a parameter of which a copy costs more than to wait.
+_LARGE = 2**15
+
 
 class Choices(NamedTuple):
     """What a `Trainer` holds, made out for one model."""
@@ -102,10 +105,18 @@ def gradients_and_update(
     extra = _accepted(choices.optimizer, known)
     updates, opt_state = choices.optimizer.update(grads, state.opt_state, params, **extra)
     opt_state = jax.tree.map(lambda leaf: strong(leaf, leaf), opt_state)
-    # Most optimizers keep something of each gradient. Once that is made, nothing needs the old
-    # parameters any more; else XLA would not see that, and have a loop copy them in each turn.
-    params, _ = lax.optimization_barrier((params, pack(opt_state).arrays))
-    return measured, grads, opt_state, optax.apply_updates(params, updates)
+    return measured, grads, opt_state, optax.apply_updates(_after(opt_state, params), updates)
+
+
+def _after(opt_state: Any, params: PyTree) -> PyTree:
+    """The parameters, to be changed when the optimizer's new state is there.
+
+    Most optimizers keep something of each gradient: then nothing needs the old parameters any more.
+    XLA does not see that by itself, and has a loop copy them in each turn.
+    """
+    large, small = eqx.partition(params, lambda leaf: leaf.size >= _LARGE)
+    large, _ = lax.optimization_barrier((large, pack(opt_state).arrays))
+    return eqx.combine(large, small)
 
 
 def _accepted(optimizer: Any, known: dict[str, Any]) -> dict[str, Any]:
