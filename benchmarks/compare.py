@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "benchmarks"
 PAUSE = 0.1  # seconds before each turn
 TURN = 0.4  # seconds: a shorter run is made again and again, and the mean counts
-NEAR = 1.3  # times what `fit` takes: a second process only for a rival that takes less
+NEAR = 1.2  # times what `fit` takes: a second process only for a rival that takes less
 # name -> the module and function here, what it is
 RIVALS = {
     "vernal": ("ours.prepare", "`Trainer.fit`, `equinox.nn`"),
@@ -96,15 +96,15 @@ class Rival:
             command, stdin=pipe, stdout=pipe, stderr=self._log, text=True
         )
         self.took = 0.0  # seconds, by all turns
-        self.facts = {"seconds": []} | self._asked(str(time.time()))
+        self.facts: dict = {"seconds": []}
+        print(time.time(), file=self._process.stdin, flush=True)
 
-    def _asked(self, line: str | None) -> dict:
-        told, said = self._process.stdout, self._process.stdin
-        if line is None:
-            said.close()
-        else:
-            print(line, file=said, flush=True)
-        for answer in told:
+    def ready(self) -> None:
+        """Wait until it has trained for the first time."""
+        self.facts |= self._answer()
+
+    def _answer(self) -> dict:
+        for answer in self._process.stdout:
             if answer.startswith("@"):
                 return json.loads(answer[1:])
         self._log.seek(0)
@@ -124,7 +124,9 @@ class Rival:
     def turn(self) -> None:
         """Train again, once or as often as takes a while."""
         start = time.perf_counter()
-        answer = self._asked(str(max(1, round(TURN / (self.best or TURN)))))
+        runs = max(1, round(TURN / (self.best or TURN)))
+        print(runs, file=self._process.stdin, flush=True)
+        answer = self._answer()
         self.facts["seconds"].append(answer.pop("seconds", None))
         self.facts |= answer
         self.took += time.perf_counter() - start
@@ -132,7 +134,8 @@ class Rival:
     def end(self) -> None:
         """Tell the loss, and go."""
         if self.runs:
-            self.facts |= self._asked(None)
+            self._process.stdin.close()
+            self.facts |= self._answer()
         self._process.kill()
         self._process.wait()
 
@@ -148,16 +151,28 @@ def compare(workload: str, rivals: list[str], turns: int, patience: float) -> di
     times = {name: min(taken(facts)) for name, facts in results.items() if taken(facts)}
     near = [name for name in times if times[name] < NEAR * times.get(rivals[0], 0)]
     if len(near) > 1:
-        again = take_turns(workload, near, turns, patience)
+        again = take_turns(workload, near, turns, patience, alone=False)
         for name, facts in results.items():
             more = again[name]["seconds"] if name in again else [None] * turns
             facts["seconds"] += more
     return results
 
 
-def take_turns(workload: str, rivals: list[str], turns: int, patience: float) -> dict[str, dict]:
-    """Have rivals take turns, each in a process; one that takes long takes fewer of them."""
-    taking_part = [Rival(name, workload) for name in rivals]
+def take_turns(
+    workload: str, rivals: list[str], turns: int, patience: float, alone: bool = True
+) -> dict[str, dict]:
+    """Have rivals take turns, each in a process; one that takes long takes fewer of them.
+
+    `alone`: whether each trains for the first time while no other does.
+    """
+    taking_part = []
+    for name in rivals:
+        taking_part.append(Rival(name, workload))
+        if alone:
+            taking_part[-1].ready()
+    if not alone:
+        for rival in taking_part:
+            rival.ready()
     for turn in range(turns):
         # None comes always after the same other, and none while another's threads still spin.
         for rival in random.Random(turn).sample(taking_part, len(taking_part)):

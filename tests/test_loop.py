@@ -4,6 +4,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,7 +141,7 @@ def test_chunks_take_a_tenth_of_a_second(host, device, first, clock, chunks, mon
 
     monkeypatch.setattr(Loop, "_call", queue)
     monkeypatch.setattr(Records, "fetched", wait)
-    monkeypatch.setattr("vernal._pace.FIRST_UPDATES", first)
+    monkeypatch.setattr("vernal._pace.FIRST_WORK", 10_000 * first)
     monkeypatch.setattr("vernal._pace.REPEATS", 100)
     trainer, model = fresh()
     trainer.fit(model, DATA, epochs=30_000)
@@ -150,6 +151,27 @@ def test_chunks_take_a_tenth_of_a_second(host, device, first, clock, chunks, mon
     # It takes some chunks to find out.
     settled = chunks[len(chunks) // 2 : -2]
     assert 900 <= min(settled) <= max(settled) <= 1200
+
+
+class Recurrent(eqx.Module):
+    """Few parameters, and much that is made of them."""
+
+    weight: jax.Array
+
+    def __call__(self, x):
+        return jax.lax.fori_loop(0, 50, lambda _, x: x + jnp.sin(self.weight @ x), x)
+
+
+def test_a_model_with_loops_of_its_own_shows_its_first_update(chunks):
+    """How long an update takes cannot be told from the number of parameters."""
+    trainer, _ = fresh()
+    trainer.fit(Recurrent(jnp.full((1, 1), 0.01)), DATA, epochs=40)
+    assert chunks[:2] == [1, 1]
+    assert sum(chunks) == 40
+    chunks.clear()
+    trainer, model = fresh()
+    trainer.fit(model, DATA, epochs=40)
+    assert chunks == [40]
 
 
 def test_a_chunk_ends_when_a_slow_loader_has_taken_its_time(clock, chunks):

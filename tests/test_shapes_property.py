@@ -289,7 +289,7 @@ def test_what_is_right_passes(first):
     for seed in range(first, first + 25):
         trainer, model, data = right_program(seed)
         objective = Objective(trainer.loss, {}, None)
-        (info, weight, *_), _ = checks.preflight(objective, model, None, data)
+        info, weight, *_ = checks.preflight(objective, model, None, data).shapes
         assert info["loss"].shape == ()
         assert (weight is None) == (len(data) == 2)
 

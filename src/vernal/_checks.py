@@ -219,12 +219,13 @@ def checked_source(
     except DataError as error:
         raise DataError(about(name, str(error))) from None
     given = None if isinstance(source, LoaderSource) else data
-    shapes, convolves = preflight(*measured, source.example, name=name, given=given)
-    source.loops = not (convolves and jax.default_backend() == "cpu")
+    traced = preflight(*measured, source.example, name=name, given=given)
+    source.loops = not (traced.convolves and jax.default_backend() == "cpu")
+    source.goes_round = traced.goes_round
     labels = label_check(*measured, source.example, name)
     if isinstance(source, LoaderSource):
         source.check = partial(preflight, *measured, name=name)
         source.check_labels = labels
     else:
         labels(source.example)
-    return source, shapes
+    return source, traced.shapes

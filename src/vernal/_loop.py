@@ -78,7 +78,8 @@ class Loop:
         self._seconds = _pace.seconds(changing) if self._keeps else _pace.SECONDS
         self._queued = _Chunk()  # the chunk under way
         # To make in the next one.
-        self._updates = max(1, min(_pace.FIRST_UPDATES, _pace.FIRST_WORK // work))
+        first = _pace.FIRST_WORK // max(work, _pace.LEAST_WORK)
+        self._updates = 1 if source.goes_round else max(1, first)
 
     @property
     def place(self) -> tuple[int, int]:

@@ -17,9 +17,9 @@ GROWTH = 16
 # Where the state is copied before each chunk, a chunk takes longer if that is many bytes, so that
 # the copies take a hundredth of the time; but not longer than a second.
 _BYTES_A_SECOND, _MOST_SECONDS = 4 * 10**7, 1.0
-# The first chunk's products of parameters and data, some ms of them; and its updates, at most: how
-# much one does with few parameters is not known before.
-FIRST_WORK, FIRST_UPDATES = 10**9, 1024
+# The first chunk's products of parameters and data: it should take some ms. An update takes some
+# µs, however little it does.
+FIRST_WORK, LEAST_WORK = 10**9, 10**4
 # An update that does so little that the loop's own cost shows is one of several in its turn: on a
 # full batch, on batches that are sliced. Without a loop, the call's cost shows for longer.
 _LITTLE, _LITTLE_OF_BATCHES, _LITTLE_OF_CALLS = 10**5, 10**7, 10**8

@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 
 from vernal._calls import Calls, located, watched
 from vernal._errors import ExamplesError, ShapeError, VernalError, first_line, joined, kind
+from vernal._flops import LOOPS
 from vernal._jit import holds, pack, shapes_of, signature
 from vernal._layers import Unmet, at_fault
 from vernal._measure import Objective
@@ -27,6 +28,7 @@ class Traced(NamedTuple):
 
     shapes: PyTree  # of what was returned
     convolves: bool  # whether there are convolutions
+    goes_round: bool  # whether there are loops
 
 
 def preflight(
@@ -48,7 +50,7 @@ def preflight(
     - `given`: that argument, where the batch was made from it: of lists, say, or data frames.
 
     **Returns:** what `measure` returns, or the model's outputs, as shapes; and whether there are
-    convolutions on the way.
+    convolutions, or loops, on the way.
 
     **Raises:** `ShapeError`, with a line that mends the data if one was found to work; any other
     of Vernal's errors as it is.
@@ -85,7 +87,7 @@ def _trace(function: Callable, of) -> Traced:
         return function(*packed.unpack(), batch)
 
     jaxpr, shapes = jax.make_jaxpr(unpacked, return_shape=True)(*shapes_of(of))
-    return Traced(shapes, holds(jaxpr.jaxpr, "conv_general_dilated"))
+    return Traced(shapes, holds(jaxpr.jaxpr, "conv_general_dilated"), holds(jaxpr.jaxpr, *LOOPS))
 
 
 def _described(

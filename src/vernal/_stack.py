@@ -103,6 +103,8 @@ class AbstractSource(abc.ABC):
     # out for a CPU only outside of loops: inside, one takes several times as long, and is rounded
     # in another way.
     loops: bool = True
+    # Whether there are loops in what is made of a batch: nobody knows then how long it takes.
+    goes_round: bool = False
     length: int  # batches in an epoch; `sys.maxsize` if that is not known
 
     @abc.abstractmethod
