@@ -18,18 +18,25 @@ from rivals.ours import Terminal, loss_of
 from workloads import workload
 
 import vernal
-from vernal import _checks, _compiled, _data, _jit, _pace
+from vernal import _checks, _compiled, _data, _jit, _pace, _update
 
 program = _compiled.program_run.jitted.__wrapped__
 as_by_default = jax.jit(program, static_argnums=0, donate_argnums=1)
 library = {name: how for name, how in _jit.cpu_options().items() if "ynn" not in name}
 by_library = jax.jit(program, static_argnums=0, donate_argnums=1, compiler_options=library)
+copying = _jit.jit_updates(lambda *args: program(*args), static_argnums=0, donate_argnums=1)
 preflight, stacks = _checks.preflight, _data.ArraySource.stacks
 
 
 def looped(*args, **kwargs):
     """The preflight, for which no model has convolutions."""
-    return preflight(*args, **kwargs)[0], False
+    return preflight(*args, **kwargs)._replace(convolves=False)
+
+
+def with_copies(*args):
+    """The loop, in which each turn begins with a copy of the parameters."""
+    with patch.object(_update, "_LARGE", 2**62):
+        return copying(*args)
 
 
 def filled(source, *place):
@@ -47,6 +54,10 @@ PIECES = {
     "chunks of 0.1 s, not of 1 ms": ("c", patch.multiple(_pace, SECONDS=1e-3, GROWTH=1)),
     "four updates a turn of the loop": ("a", patch.object(_pace, "unroll", lambda *_: 1)),
     "two updates a turn of the loop": ("c", patch.object(_pace, "unroll", lambda *_: 1)),
+    "large parameters changed in place": (
+        "d",
+        patch.object(_compiled, "program_run", with_copies),
+    ),
     "first stacks filled in part": ("e", patch.object(_data.ArraySource, "stacks", filled)),
     "gathered by NumPy, not by XLA": (
         "e",
