@@ -145,34 +145,26 @@ def taken(facts: dict) -> list[float]:
     return [seconds for seconds in facts["seconds"] if seconds is not None]
 
 
-def compare(workload: str, rivals: list[str], turns: int, patience: float) -> dict[str, dict]:
+def compare(workload: str, names: list[str], turns: int, patience: float) -> dict[str, dict]:
     """Have the rivals take turns on a workload, and whoever comes near the first of them again."""
-    results = take_turns(workload, rivals, turns, patience)
-    times = {name: min(taken(facts)) for name, facts in results.items() if taken(facts)}
-    near = [name for name in times if times[name] < NEAR * times.get(rivals[0], 0)]
+    rivals = []
+    for name in names:
+        rivals.append(Rival(name, workload))
+        rivals[-1].ready()  # before another begins: its first run is timed
+    results = take_turns(rivals, turns, patience)
+    near = [rival.name for rival in rivals if 0 < rival.best < NEAR * rivals[0].best]
     if len(near) > 1:
-        again = take_turns(workload, near, turns, patience, alone=False)
+        rivals = [Rival(name, workload) for name in near]
+        for rival in rivals:
+            rival.ready()
+        again = take_turns(rivals, turns, patience)
         for name, facts in results.items():
-            more = again[name]["seconds"] if name in again else [None] * turns
-            facts["seconds"] += more
+            facts["seconds"] += again[name]["seconds"] if name in again else [None] * turns
     return results
 
 
-def take_turns(
-    workload: str, rivals: list[str], turns: int, patience: float, alone: bool = True
-) -> dict[str, dict]:
-    """Have rivals take turns, each in a process; one that takes long takes fewer of them.
-
-    `alone`: whether each trains for the first time while no other does.
-    """
-    taking_part = []
-    for name in rivals:
-        taking_part.append(Rival(name, workload))
-        if alone:
-            taking_part[-1].ready()
-    if not alone:
-        for rival in taking_part:
-            rival.ready()
+def take_turns(taking_part: list[Rival], turns: int, patience: float) -> dict[str, dict]:
+    """Have rivals take turns, and end; one that takes long takes fewer of them."""
     for turn in range(turns):
         # None comes always after the same other, and none while another's threads still spin.
         for rival in random.Random(turn).sample(taking_part, len(taking_part)):

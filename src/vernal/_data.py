@@ -79,7 +79,7 @@ class ArraySource(AbstractSource):
             return
         # A run's first stacks are not filled, so that the device begins soon, and trains on one as
         # long as it takes to gather the next. Where updates are not in a loop, they take longer.
-        most = max(1, self._room // 8) if self._endless and self.loops else self._room
+        most = max(1, self._room // 16) if self._endless and self.loops else self._room
         while True:
             skipped, batch = divmod(batch, self.length)
             epoch += skipped
