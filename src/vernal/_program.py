@@ -56,6 +56,7 @@ def run(
             pick = lambda leaf: lax.dynamic_index_in_dim(leaf, row + i - start, keepdims=False)
             return jax.tree.map(pick, arrays)
 
+        @functools.partial(jax.jit, inline=True)  # traced once, however often it is written
         def one(i, changing, buffers):
             # A fence: what is before an update must not be fused with its arithmetic, which would
             # be rounded in another way than in an update by itself.
