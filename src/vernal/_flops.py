@@ -14,12 +14,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxtyping import PyTree
 
 from vernal._calls import Call, Calls, module_paths
-from vernal._jit import holds, inner
+from vernal._jit import LOOPS, holds, inner
 
 _NAME = "vernal-call-"
 _SCOPE = re.compile(_NAME + r"(\d+)")
-# Of a loop XLA counts one round.
-LOOPS = ("scan", "while")
 # Operations that only run others. Their names differ between versions of JAX.
 _WRAPPERS = {"jit", "pjit", "closed_call", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 

@@ -11,8 +11,8 @@ from jaxtyping import PyTree
 
 from vernal import _table
 from vernal._checks import checked_source, model_of
-from vernal._flops import LOOPS, cost_of, count
-from vernal._jit import holds, pack
+from vernal._flops import cost_of, count
+from vernal._jit import LOOPS, holds, pack
 from vernal._state import TrainState
 from vernal._trainer import Trainer
 from vernal._update import compiled_step, new_state

@@ -19,6 +19,8 @@ _PASSES = "small-while-loop-hoisting,while-loop-invariant-code-motion,cse_barrie
 # What XLA has its library YNNPACK compute. By default single convolutions too, which that library
 # makes slower: an update of a convolutional network takes 1.2 to 1.8 times as long.
 _LIBRARY = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in ("DOT", "REDUCE", "INDIVIDUAL_DOT"))
+# Operations that run a program again and again; XLA counts one round of it.
+LOOPS = ("scan", "while")
 
 
 def cpu_options() -> dict[str, str]:

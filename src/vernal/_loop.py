@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 from vernal import _pace
 from vernal._compiled import compiled
 from vernal._data import Source
+from vernal._errors import NonFiniteError
 from vernal._jit import Packed
 from vernal._measure import Measured
 from vernal._nonfinite import all_finite
@@ -196,15 +197,27 @@ class Loop:
         updates = sum(records.updates for records in fetched)
         if updates:
             self._updates = max(1, int(updates * min(_pace.GROWTH, self._seconds / seconds)))
-        if chunk.start is not None and finite is not None:
-            losses = all(records.finite_losses == records.updates for records in fetched)
-            if not (losses and np.asarray(finite).all()):
-                before = all_finite(chunk.start) if chunk.finite is None else chunk.finite
-                if not losses or no_longer(before, finite):
-                    whole, good, error = first_bad(self._compiled, chunk.start, before, fetched)
-                    yield [*fetched[:whole], fetched[whole].first(good)]
-                    raise error
+        bad = None if finite is None else self._first_bad(chunk, fetched, finite)
+        if bad is not None:
+            whole, good, error = bad
+            yield [*fetched[:whole], fetched[whole].first(good)]
+            raise error
         yield fetched
+
+    def _first_bad(
+        self, chunk: _Chunk, fetched: list[Records], finite: Any
+    ) -> tuple[int, int, NonFiniteError] | None:
+        """The first update of a chunk after which numbers are not finite any more, if there is one.
+
+        **Returns:** what `first_bad` does.
+        """
+        losses = all(records.finite_losses == records.updates for records in fetched)
+        if chunk.start is None or (losses and np.asarray(finite).all()):
+            return None
+        before = all_finite(chunk.start) if chunk.finite is None else chunk.finite
+        if losses and not no_longer(before, finite):
+            return None
+        return first_bad(self._compiled, chunk.start, before, fetched)
 
     def _next_stack(self) -> None:
         """Go on to the next stack, at the end of one."""

@@ -15,8 +15,7 @@ from jaxtyping import PyTree
 
 from vernal._calls import Calls, located, watched
 from vernal._errors import ExamplesError, ShapeError, VernalError, first_line, joined, kind
-from vernal._flops import LOOPS
-from vernal._jit import holds, pack, shapes_of, signature
+from vernal._jit import LOOPS, holds, pack, shapes_of, signature
 from vernal._layers import Unmet, at_fault
 from vernal._measure import Objective
 from vernal._suggest import for_given, run, suggestion
