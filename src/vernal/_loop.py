@@ -197,7 +197,7 @@ class Loop:
         updates = sum(records.updates for records in fetched)
         if updates:
             self._updates = max(1, int(updates * min(_pace.GROWTH, self._seconds / seconds)))
-        bad = None if finite is None else self._first_bad(chunk, fetched, finite)
+        bad = self._first_bad(chunk, fetched, finite)
         if bad is not None:
             whole, good, error = bad
             yield [*fetched[:whole], fetched[whole].first(good)]
@@ -211,8 +211,10 @@ class Loop:
 
         **Returns:** what `first_bad` does.
         """
+        if chunk.start is None or finite is None:  # it is not looked at
+            return None
         losses = all(records.finite_losses == records.updates for records in fetched)
-        if chunk.start is None or (losses and np.asarray(finite).all()):
+        if losses and np.asarray(finite).all():
             return None
         before = all_finite(chunk.start) if chunk.finite is None else chunk.finite
         if losses and not no_longer(before, finite):
