@@ -14,7 +14,7 @@ from vernal._arrays import as_arrays, checked_batch_size
 from vernal._files import FileArray, in_files, in_memory
 from vernal._loader import LoaderSource, is_function
 from vernal._memory import room_for
-from vernal._stack import AbstractSource, Stack, nbytes, on_device
+from vernal._stack import AbstractSource, Stack, nbytes, on_device, put
 
 # How much is gathered at once. Small epochs share a stack until it has so many updates, or takes so
 # many bytes, that a call's own cost no longer shows; a large epoch is taken in parts.
@@ -43,7 +43,7 @@ class ArraySource(AbstractSource):
         self.length = self._full + (self._tail > 0)
         # The full batch has no order: shuffled or not, it is the same sum.
         self._shuffle = shuffle and self.length > 1
-        self._generator = np.random.Generator(np.random.Philox(0))
+        self._generator: np.random.Generator  # from `begin` on, to shuffle
         self._until = sys.maxsize  # the epoch that a run ends before
         self._drawn: tuple[int, np.ndarray] = (-1, np.empty(0))  # the latest epoch's order
         epoch_bytes = max(1, nbytes(self.arrays))
@@ -118,12 +118,12 @@ class ArraySource(AbstractSource):
         )
 
     def _gathered(self, orders: list[tuple[np.ndarray, int]]) -> list[PyTree[Array]]:
-        """The examples of some batches, in arrays with room for so many, on the device."""
+        """The examples of some batches, in arrays with room for so many."""
         if gathers_on_host(self.arrays):
             take = lambda rows, room: jax.tree.map(
                 lambda leaf: _taken(leaf, rows, room, clear=not self._endless), self.arrays
             )
-            return jax.device_put([take(*order) for order in orders])
+            return put([take(*order) for order in orders])
         pad = lambda rows, room: np.pad(rows, ((0, room - len(rows)), (0, 0)))
         return [_gather(self._on_device, pad(*order)) for order in orders]
 

@@ -18,7 +18,7 @@ from vernal._arrays import as_arrays
 from vernal._errors import ArgumentError, DataError, kind
 from vernal._jit import signature
 from vernal._memory import room_for
-from vernal._stack import AbstractSource, Stack, nbytes
+from vernal._stack import AbstractSource, Stack, nbytes, put
 
 # A stack has no more batches than these, and no more than are read in so many seconds: the device
 # trains on the ones before in the meantime, and Ctrl-C is heard.
@@ -129,7 +129,7 @@ class LoaderSource(AbstractSource):
             ends = pending is None and failure is None
             stacked = functools.partial(_stacked, room=room, clear=clear)
             yield Stack(
-                jax.device_put(jax.tree.map(stacked, *items)),
+                put(jax.tree.map(stacked, *items)),
                 *(first, end, epoch, len(jax.tree.leaves(items[0])[0])),
                 length=end if ends else sys.maxsize,
                 origin=first,

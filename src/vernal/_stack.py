@@ -1,4 +1,4 @@
-"""Batches on the device, one behind the other."""
+"""Batches, one behind the other, in arrays that a compiled function takes."""
 
 import abc
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 # How much is stacked at once, at most; a single batch may be larger.
 STACK_BYTES = 2**25
@@ -17,19 +17,19 @@ STACK_BYTES = 2**25
 
 @dataclass(frozen=True)
 class Stack:
-    """Consecutive batches on the device, ready to be sliced in a compiled loop.
+    """Consecutive batches, ready to be sliced in a compiled loop.
 
     A place in it is counted in batches from the start of its first epoch.
     """
 
-    batches: PyTree[Array]  # leading axes: batch, example; only the second if `repeats`
+    batches: PyTree  # of arrays; leading axes: batch, example; only the second if `repeats`
     first: int  # the place of its first batch
     end: int  # the place after its last; the arrays may be longer, and are padded then
     epoch: int  # epochs before the one that places are counted from
     size: int  # examples in a batch
     length: int = sys.maxsize  # batches in an epoch, the tail included; maxsize while unknown
     origin: int = 0  # the place of `batches[0]`
-    tails: PyTree[Array] | None = None  # each epoch's smaller last batch, by epoch
+    tails: PyTree = None  # each epoch's smaller last batch, by epoch
     tail_size: int = 0  # examples in a tail
     repeats: bool = False  # there is one batch, the full one, again and again
     # What a loader with a state needs to give the batches from a place in this epoch on, "batch",
@@ -140,3 +140,9 @@ def on_device(arrays: PyTree) -> PyTree:
     """Bring NumPy's arrays to the device."""
     # For small arrays the way through a compiled function is faster than `jax.device_put`.
     return arrays
+
+
+def put(arrays: PyTree) -> PyTree:
+    """Bring NumPy's arrays to the device, if it has memory of its own."""
+    # A CPU reads them where they are, at each call; to make JAX's arrays of them takes longer.
+    return arrays if jax.default_backend() == "cpu" else jax.device_put(arrays)
