@@ -51,7 +51,7 @@ PIECES = {
         "c",
         patch.object(_compiled.Compiled, "_capacity", lambda *_: 1),
     ),
-    "chunks of 0.1 s, not of 1 ms": ("c", patch.multiple(_pace, SECONDS=1e-3, GROWTH=1)),
+    "chunks of 0.25 s, not of 1 ms": ("c", patch.multiple(_pace, SECONDS=1e-3, GROWTH=1)),
     "four updates a turn of the loop": ("a", patch.object(_pace, "unroll", lambda *_: 1)),
     "two updates a turn of the loop": ("c", patch.object(_pace, "unroll", lambda *_: 1)),
     "large parameters changed in place": (
@@ -63,6 +63,7 @@ PIECES = {
         "e",
         patch.object(_data, "gathers_on_host", lambda arrays: False),
     ),
+    "stacks left as NumPy's arrays": ("c-", patch.object(_data, "put", jax.device_put)),
     "convolutions outside of loops": ("f", patch.object(_checks, "preflight", looped)),
     "four convolutional updates a call": ("f", patch.object(_pace, "unroll", lambda *_: 1)),
     "convolutions by XLA, not by a library": (

@@ -137,7 +137,7 @@ class Loop:
     def chunks(
         self, until_epoch: int, stopped: Callable[[], bool] = lambda: False
     ) -> Iterator[list[Records]]:
-        """Train to the start of an epoch, or until it is stopped, in chunks of about 0.1 s.
+        """Train to the start of an epoch, or until it is stopped, in chunks of about 0.25 s.
 
         While the records of a chunk are looked at, the device is busy with the next one.
 

@@ -11,7 +11,7 @@ REPEATS = 2**14
 HELD_BYTES = 2**26
 # How long a chunk of updates should take: long enough that Python's part does not show, short
 # enough that a progress bar moves and Ctrl-C is heard.
-SECONDS = 0.1
+SECONDS = 0.25
 # By what a chunk may be longer than the one before: how long a short one took shows only in part.
 GROWTH = 16
 # Where the state is copied before each chunk, a chunk takes longer if that is many bytes, so that
