@@ -148,9 +148,9 @@ def test_chunks_take_a_quarter_of_a_second(host, device, first, clock, chunks, m
     assert sum(chunks) == 75_000
     assert len(chunks) > 20
     assert max(chunks) <= (7500 if first > 1 else 5000)
-    # It takes some chunks to find out.
+    # It takes some chunks to find out; and up to an eighth is left to the next one.
     settled = chunks[len(chunks) // 2 : -2]
-    assert 2250 <= min(settled) <= max(settled) <= 3000
+    assert 2180 <= min(settled) <= max(settled) <= 3000
 
 
 class Recurrent(eqx.Module):
