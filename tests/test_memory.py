@@ -65,8 +65,11 @@ def test_a_compiled_function_holds_what_it_computes_from(given):
         array = memory.room_for(SHAPE, DTYPE, 3, clear=False)
         array[...] = i
         addresses.add(address(array))
-        results.append(slow(given(array), y))
-        del array
+        argument = given(array)
+        if isinstance(argument, jax.Array):
+            assert argument.unsafe_buffer_pointer() == address(array)  # not a copy
+        results.append(slow(argument, y))
+        del array, argument
     assert len(addresses) > 1  # of a copy, it would have come back at once
     for i, result in enumerate(results):
         np.testing.assert_array_equal(result, i)

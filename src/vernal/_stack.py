@@ -137,7 +137,7 @@ def nbytes(tree: PyTree) -> int:
 
 @jax.jit
 def on_device(arrays: PyTree) -> PyTree:
-    """Bring NumPy's arrays to the device."""
+    """Bring copies of NumPy's arrays to the device."""
     # For small arrays the way through a compiled function is faster than `jax.device_put`.
     return arrays
 
