@@ -142,6 +142,8 @@ def build(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Time Vernal and its peers: `nox -s bench -- a c` for some of the workloads."""
+    # What is imported many times need not be compiled each time; pip does that by itself.
+    session.env["UV_COMPILE_BYTECODE"] = "1"
     session.install("-e", ".[all]")
     for peer in group("bench"):
         # The table names those that do not install here.

@@ -8,18 +8,21 @@ Each rival is a process of its own. It builds its data, and trains once: the tim
 with what it compiles, and the time from the start of `python` to its end are taken then, and the
 memory that the process took at most. Then the rivals take turns, so that a machine that slows down
 does so for all; in another order each turn, and after a pause, because the threads of some spin on
-for a while. A turn is one run, or as many as take 0.4 s, of which the mean counts. The memory that
-a process happens to get makes it some hundredths faster or slower, for as long as it lives: so
-`fit`, and whoever comes near it, take as many turns again in a second process.
+for a while. A turn is one run, or as many as take 0.4 s, of which the mean counts; one that is far
+behind `fit` has one turn or two, and where that would take long, of a tenth of the epochs: `≈`
+stands before ten times what those took. The memory that a process happens to get makes it some
+hundredths faster or slower, for as long as it lives: so `fit`, and whoever is about as fast, take
+as many turns again in a second process.
 
 `speed` is that of `fit` relative to a rival: the median of the ratios of turns, and the ratio of
 the best times. Above 1, `fit` is faster. The last column is the loss over all examples after the
-last run, the same arithmetic for all: nobody wins by doing less.
+last whole run, the same arithmetic for all: nobody wins by doing less.
 """
 
 import argparse
 import importlib
 import json
+import os
 import platform
 import random
 import resource
@@ -33,7 +36,10 @@ HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "benchmarks"
 PAUSE = 0.1  # seconds before each turn
 TURN = 0.4  # seconds: a shorter run is made again and again, and the mean counts
-NEAR = 1.2  # times what `fit` takes: a second process only for a rival that takes less
+# Children keep the bytecode of what they import, as Python does by default.
+BYTECODE = {name: value for name, value in os.environ.items() if "BYTECODE" not in name}
+NEAR = 1.2  # times as fast or slow as `fit`: whoever is farther off needs no second process
+FAR = 4  # times what the first run of `fit` takes, in another's: a tenth of it will do in turns
 # name -> the module and function here, what it is
 RIVALS = {
     "vernal": ("ours.prepare", "`Trainer.fit`, `equinox.nn`"),
@@ -70,7 +76,13 @@ def work(rival: str, name: str) -> None:
     first, whole = time.perf_counter() - start, time.time() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tell(first=first, whole=whole, peak=peak / 2**10 / (1024 if sys.platform == "darwin" else 1))
-    for runs in map(int, sys.stdin):
+    for command in sys.stdin:
+        if command.strip() == "shorten":
+            run, _ = prepare(workload(f"{name}-"))
+            run()
+            tell(shortened=chosen.epochs / workload(f"{name}-").epochs)
+            continue
+        runs = int(command)
         start = time.perf_counter()
         for _ in range(runs):
             run()
@@ -93,7 +105,7 @@ class Rival:
         pipe = subprocess.PIPE
         self._log = (BUILD / f"{workload}-{name}.log").open("w+")
         self._process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=self._log, text=True
+            command, stdin=pipe, stdout=pipe, stderr=self._log, text=True, env=BYTECODE
         )
         self.took = 0.0  # seconds, by all turns
         self.facts: dict = {"seconds": []}
@@ -121,21 +133,34 @@ class Rival:
         """Its best time so far, in seconds."""
         return min(taken(self.facts), default=0.0)
 
+    def shorten(self) -> None:
+        """From now on, train for a tenth of the epochs."""
+        print("shorten", file=self._process.stdin, flush=True)
+        self.facts |= self._answer()
+
     def turn(self) -> None:
         """Train again, once or as often as takes a while."""
         start = time.perf_counter()
         runs = max(1, round(TURN / (self.best or TURN)))
         print(runs, file=self._process.stdin, flush=True)
         answer = self._answer()
-        self.facts["seconds"].append(answer.pop("seconds", None))
+        if seconds := answer.pop("seconds", None):
+            seconds *= self.facts.get("shortened", 1)
+        self.facts["seconds"].append(seconds)
         self.facts |= answer
         self.took += time.perf_counter() - start
 
-    def end(self) -> None:
-        """Tell the loss, and go."""
+    def ask(self) -> None:
+        """Have it tell its loss."""
+        self._process.stdin.close()
+
+    def hear(self) -> None:
+        """Wait for the loss that was asked for."""
         if self.runs:
-            self._process.stdin.close()
             self.facts |= self._answer()
+
+    def end(self) -> None:
+        """Let it go."""
         self._process.kill()
         self._process.wait()
 
@@ -146,38 +171,48 @@ def taken(facts: dict) -> list[float]:
 
 
 def compare(workload: str, names: list[str], turns: int, patience: float) -> dict[str, dict]:
-    """Have the rivals take turns on a workload, and whoever comes near the first of them again."""
+    """Have the rivals take turns on a workload, and whoever is as fast as `fit` again."""
     rivals = []
     for name in names:
         rivals.append(Rival(name, workload))
         rivals[-1].ready()  # before another begins: its first run is timed
-    results = take_turns(rivals, turns, patience)
-    near = [rival.name for rival in rivals if 0 < rival.best < NEAR * rivals[0].best]
-    if len(near) > 1:
-        rivals = [Rival(name, workload) for name in near]
+    fits_first = rivals[0].facts.get("first", float("inf"))
+    for rival in rivals:
+        if rival.runs and rival.facts["first"] > max(patience, FAR * fits_first):
+            rival.shorten()
+    take_turns(rivals, turns, patience)
+    for tell in (Rival.ask, Rival.hear, Rival.end):  # all at once
         for rival in rivals:
-            rival.ready()
-        again = take_turns(rivals, turns, patience)
-        for name, facts in results.items():
-            facts["seconds"] += again[name]["seconds"] if name in again else [None] * turns
-    return results
+            tell(rival)
+    near = [rival.name for rival in rivals if is_near(rival, rivals[0])]
+    again = {name: Rival(name, workload) for name in near if len(near) > 1}
+    for rival in again.values():
+        rival.ready()
+    take_turns([*again.values()], turns, patience)
+    for rival in again.values():
+        rival.end()
+    for rival in rivals if again else ():
+        seconds = again[rival.name].facts["seconds"] if rival.name in again else [None] * turns
+        rival.facts["seconds"] += seconds
+    return {rival.name: rival.facts for rival in rivals}
 
 
-def take_turns(taking_part: list[Rival], turns: int, patience: float) -> dict[str, dict]:
-    """Have rivals take turns, and end; one that takes long takes fewer of them."""
+def is_near(rival: Rival, fit: Rival) -> bool:
+    """Whether a rival is about as fast as `fit`."""
+    return rival.runs and fit.best / NEAR <= rival.best <= NEAR * fit.best
+
+
+def take_turns(taking_part: list[Rival], turns: int, patience: float) -> None:
+    """Have rivals take turns; one that is far behind takes few of them."""
     for turn in range(turns):
         # None comes always after the same other, and none while another's threads still spin.
         for rival in random.Random(turn).sample(taking_part, len(taking_part)):
-            # One that is far behind needs few turns.
-            near = rival.best < NEAR * taking_part[0].best
-            if rival.runs and rival.took < (patience if turn < 2 or near else 0):
+            enough = turn > 1 and rival.best > NEAR * taking_part[0].best
+            if rival.runs and not enough and rival.took < patience:
                 time.sleep(PAUSE)
                 rival.turn()
             else:
                 rival.facts["seconds"].append(None)
-    for rival in taking_part:
-        rival.end()
-    return {rival.name: rival.facts for rival in taking_part}
 
 
 def speed(facts: dict[str, dict], rival: str, layers: str = "vernal") -> tuple[float, float] | None:
@@ -227,7 +262,8 @@ def table(workload: str, facts: dict[str, dict]) -> str:
             continue
         times, found = taken(told), speed(facts, name)
         ratios = f"{found[0]:.2f}, {found[1]:.2f}" if found else ""
-        middle = f"{statistics.median(times):.3g} ({min(times):.3g} to {max(times):.3g})"
+        about = "≈ " if "shortened" in told else ""
+        middle = f"{about}{statistics.median(times):.3g} ({min(times):.3g} to {max(times):.3g})"
         rows.append(
             f"| {RIVALS[name][1]} | {middle} | {ratios} | {told['first']:.2f} | "
             f"{told['whole']:.1f} | {told['peak']:,.0f} | {told['loss']:.4g} |"
@@ -241,12 +277,13 @@ def main() -> None:
     parser.add_argument("workloads", nargs="*", default=list("abcdefg"))
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS))
     parser.add_argument("--turns", type=int, default=5, help="at most; few for slow rivals")
-    parser.add_argument("--patience", type=float, default=2.5, help="seconds for a rival's turns")
+    parser.add_argument("--patience", type=float, default=2, help="seconds for a rival's turns")
     parser.add_argument("--be", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.be:
         return work(*options.be)
     BUILD.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, "-m", "compileall", "-q", HERE, HERE.parent / "src"])
     sys.path.insert(0, str(HERE))
     print(f"Python {platform.python_version()}, {platform.machine()}, {platform.system()}\n")
     results = {}

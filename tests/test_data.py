@@ -976,6 +976,7 @@ def test_a_file_is_not_put_on_a_device_as_a_whole(made, tmp_path, monkeypatch):
     x, y = examples(40)
     from_file = ordered((made(x, tmp_path), y), 8, shuffle=True)
     from_memory = ordered((x, jnp.asarray(y)), 8, shuffle=True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert gathers_on_host(from_file.example) and gathers_on_host(from_memory.example)
     expected = take(unrolled(from_memory.stacks(0, 0)), 10)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

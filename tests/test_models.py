@@ -87,15 +87,24 @@ squared_error = optax.losses.squared_error
 
 
 def arrays(tree):
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)]
+    kinds = jax.Array | np.ndarray
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree) if isinstance(leaf, kinds)]
 
 
 def assert_same_bits(one, other):
     ones, others = arrays(one), arrays(other)
-    assert len(ones) == len(others)
+    assert len(ones) == len(others) > 0
     for a, b in zip(ones, others, strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
+
+
+def assert_as_by_hand(one, other):
+    """The same bits on a CPU; elsewhere XLA may choose another way to compute them."""
+    if jax.default_backend() == "cpu":
+        return assert_same_bits(one, other)
+    for a, b in zip(arrays(one), arrays(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0.02, atol=0.002)
 
 
 def batches_of(data, size, epochs):
@@ -113,9 +122,9 @@ def trained_as_by_hand(trainer, start, data, objective, *, epochs: int = 4, size
     examples = len(jax.tree.leaves(data)[0])
     assert int(state.step) == len(values["loss"]) == epochs * math.ceil(examples / (size or 10**9))
     for name, of_updates in values.items():
-        np.testing.assert_array_equal(history.steps[name], of_updates)
+        assert_as_by_hand(history.steps[name], of_updates)
     assert arrays(state.model) and len(arrays(learned[0])) == len(arrays(start.model))
-    assert_same_bits((state.model, state.model_state, state.opt_state), learned)
+    assert_as_by_hand((state.model, state.model_state, state.opt_state), learned)
     return state, history
 
 
@@ -237,8 +246,8 @@ def test_batch_norms_statistics_are_those_of_a_loop_by_hand(reader, digits):
         *(mean_of(cross_entropy), trainer.optimizer, start.model, start.model_state),
         batches_of(digits[0], 64, 1),
     )
-    assert_same_bits(history.steps["loss"], values["loss"])
-    assert_same_bits(changed(state)[:2], learned[:2])
+    assert_as_by_hand(history.steps["loss"], values["loss"])
+    assert_as_by_hand(changed(state)[:2], learned[:2])
 
 
 def test_measuring_uses_batch_norms_running_statistics_and_leaves_them_alone(reader, digits):
@@ -262,8 +271,8 @@ def test_convolutions_on_the_full_batch_are_those_of_a_loop_by_hand(reader, digi
     learned, values = by_hand(
         *(mean_of(cross_entropy), trainer.optimizer, start.model, start.model_state), [data] * 5
     )
-    assert_same_bits(history.steps["loss"], values["loss"])
-    assert_same_bits((state.model, state.model_state), learned[:2])
+    assert_as_by_hand(history.steps["loss"], values["loss"])
+    assert_as_by_hand((state.model, state.model_state), learned[:2])
 
 
 def test_convolutions_measure_and_predict_the_same_in_batches(reader, digits):
@@ -293,7 +302,7 @@ def test_convolutions_that_overflow_end_before_that_update(digits, size):
     with pytest.raises(vernal.NonFiniteError) as raised:
         trainer.fit(start, data, epochs=9, batch_size=size)
     assert raised.value.update == len(made) < 9
-    assert_same_bits(raised.value.history.steps["loss"], made)
+    assert_same_bits(raised.value.history.steps["loss"], np.array(made))
     assert_same_bits(
         (raised.value.state.model, raised.value.state.opt_state), (state.model, state.opt_state)
     )

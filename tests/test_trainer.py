@@ -72,6 +72,15 @@ def assert_same_bits(one, other):
         np.testing.assert_array_equal(a, b)
 
 
+def assert_as_by_hand(one, other):
+    """The same bits on a CPU; elsewhere XLA may choose another way to compute them."""
+    for a, b in zip(one, other, strict=True):
+        if jax.default_backend() == "cpu":
+            np.testing.assert_array_equal(a, b)
+        else:
+            np.testing.assert_allclose(a, b, rtol=0.02, atol=0.002)
+
+
 def batches_of(data, size, epochs, key=KEY):
     for epoch in range(epochs):
         yield from vernal.batches(data, size, epoch=epoch, key=key)
@@ -95,11 +104,12 @@ def test_fit_epochs_step_and_a_loop_by_hand_agree_to_the_bit(make, optimizer, da
     model, hand_values = by_hand(make(), optimizer, batches_of(data, size, epochs))
 
     assert int(fitted.step) == int(epoch.state.step) == int(stepped.step) == epochs * 11
-    for other in (epoch.state.model, stepped.model, model):
+    for other in (epoch.state.model, stepped.model):
         assert_same_bits(fitted.model, other)
     assert_same_bits(fitted.opt_state, stepped.opt_state)
     np.testing.assert_array_equal(history.steps["loss"], np.array(values))
-    np.testing.assert_array_equal(history.steps["loss"], hand_values)
+    assert_as_by_hand(arrays(fitted.model), arrays(model))
+    assert_as_by_hand(history.steps["loss"], hand_values)
 
 
 @pytest.mark.parametrize("features", [1, 3])
@@ -112,8 +122,21 @@ def test_a_handful_of_numbers_rounds_alike_too(examples, features):
     trainer = vernal.Trainer(optimizer, losses.MeanSquaredError())
     fitted, history = trainer.fit(model, data, epochs=300)
     expected, values = by_hand(model, optimizer, [data] * 300)
-    assert_same_bits(fitted.model, expected)
-    np.testing.assert_array_equal(history.steps["loss"], values)
+    assert_as_by_hand(arrays(fitted.model), arrays(expected))
+    assert_as_by_hand(history.steps["loss"], values)
+
+
+@pytest.mark.parametrize("size", [None, 10, 53])
+def test_updates_elsewhere_than_on_a_cpu_are_as_good(size, data, monkeypatch):
+    """Of several in a turn, in a loop of its own; on a CPU, which rounds otherwise there."""
+    trainer = vernal.Trainer(optax.adam(1e-3), losses.MeanSquaredError())
+    start = trainer.init(MODELS["MLP"](), key=KEY)
+    here = trainer.fit(start, data, epochs=40, batch_size=size)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    elsewhere = trainer.fit(start, data, epochs=40, batch_size=size)
+    for a, b in zip(arrays(here[0]), arrays(elsewhere[0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(here[1].steps["loss"], elsewhere[1].steps["loss"], rtol=1e-3)
 
 
 @pytest.mark.parametrize("size", [None, 10, 53])

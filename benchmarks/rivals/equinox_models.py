@@ -81,6 +81,7 @@ def activation(workload):
     return {"relu": jax.nn.relu, "tanh": jnp.tanh}[workload.activation]
 
 
+@eqx.filter_jit
 def model(workload, key):
     """A model of Equinox's own layers."""
     if workload.kind == "convolutional":

@@ -92,6 +92,8 @@ def loss_of(workload):
 def _prepare(workload, make):
     trainer = vernal.Trainer(optimizer(workload), loss_of(workload))
     data, trained = workload.data(), []
+    if jax.default_backend() != "cpu":  # there from the start, as with the loops written by hand
+        data = jax.device_put(data)
     epochs, size = workload.epochs, workload.batch_size
     first_model = cache(lambda: make(workload, jax.random.key(0)))
 

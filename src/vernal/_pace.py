@@ -23,6 +23,8 @@ FIRST_WORK, LEAST_WORK = 10**9, 10**4
 # An update that does so little that the loop's own cost shows is one of several in its turn: on a
 # full batch, on batches that are sliced. Without a loop, the call's cost shows for longer.
 _LITTLE, _LITTLE_OF_BATCHES, _LITTLE_OF_CALLS = 10**5, 10**7, 10**8
+# On an accelerator, where a loop asks the host before each turn whether it is over.
+_LITTLE_ELSEWHERE, _TURN_ELSEWHERE = 10**12, 16
 
 
 def work(changing: list, stack: Stack) -> int:
@@ -48,6 +50,8 @@ def unroll(work: int, loops: bool, stack: Stack) -> int:
     Without a loop, they are a call by themselves. Then their number needs to go into that of an
     epoch's full batches: what is left of those would be another program.
     """
+    if jax.default_backend() != "cpu":
+        return _TURN_ELSEWHERE if work < _LITTLE_ELSEWHERE else 1
     if not loops:
         several = 4 if work < _LITTLE_OF_CALLS else 1
         return next(n for n in range(several, 0, -1) if stack.full % n == 0)

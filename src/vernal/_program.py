@@ -1,6 +1,7 @@
 """Many updates in one compiled call: the program."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -73,8 +74,7 @@ def run(
             return functools.reduce(lambda carry, _: one(*carry), range(unroll), carry)[1:]
         for several in sorted({unroll, 1}, reverse=True):
             more = lambda carry, n=several: carry[0] + n <= end
-            turn = lambda carry, n=several: functools.reduce(lambda c, _: one(*c), range(n), carry)
-            carry = lax.while_loop(more, turn, carry)
+            carry = lax.while_loop(more, functools.partial(repeated, one, several), carry)
         return carry[1:]
 
     def epoch(i_and_carry):
@@ -96,6 +96,14 @@ def run(
         return updates(0, count, batches, place - origin, carry, program.unroll)
     more = lambda i_and_carry: i_and_carry[0] < count
     return lax.while_loop(more, epoch, (jnp.int32(0), carry))[1]
+
+
+def repeated(one: Callable, times: int, carry: tuple) -> tuple:
+    """Make several updates, one after the other."""
+    if times == 1 or jax.default_backend() == "cpu":
+        return functools.reduce(lambda carry, _: one(*carry), range(times), carry)
+    # An accelerator need not ask the host whether a loop of a known number of turns is over.
+    return lax.fori_loop(0, times, lambda _, carry: one(*carry), carry)
 
 
 @jax.jit

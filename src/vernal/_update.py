@@ -112,8 +112,10 @@ def _after(opt_state: Any, params: PyTree) -> PyTree:
     """The parameters, to be changed when the optimizer's new state is there.
 
     Most optimizers keep something of each gradient: then nothing needs the old parameters any more.
-    XLA does not see that by itself, and has a loop copy them in each turn.
+    XLA does not see that by itself, and on a CPU has a loop copy them in each turn.
     """
+    if jax.default_backend() != "cpu":
+        return params
     large, small = eqx.partition(params, lambda leaf: leaf.size >= _LARGE)
     large, _ = lax.optimization_barrier((large, pack(opt_state).arrays))
     return eqx.combine(large, small)
