@@ -142,10 +142,9 @@ def build(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Time Vernal and its peers: `nox -s bench -- a c` for some of the workloads."""
-    # What is imported many times need not be compiled each time; pip does that by itself.
-    session.env["UV_COMPILE_BYTECODE"] = "1"
-    session.install("-e", ".[all]")
+    # What is imported is compiled then; pip would compile all that it installs.
+    session.install("--no-compile", "-e", ".[all]")
     for peer in group("bench"):
         # The table names those that do not install here.
-        session.install(peer, success_codes=range(256))
+        session.install("--no-compile", peer, success_codes=range(256))
     session.run("python", "benchmarks/compare.py", *session.posargs)

@@ -12,7 +12,8 @@ for a while. A turn is one run, or as many as take 0.4 s, of which the mean coun
 behind `fit` has one turn or two, and where that would take long, of a tenth of the epochs: `≈`
 stands before ten times what those took. The memory that a process happens to get makes it some
 hundredths faster or slower, for as long as it lives: so `fit`, and whoever is about as fast, take
-as many turns again in a second process.
+as many turns again in a second process. On a machine that is so slow that `--minutes` would not do
+for all, peers are left out, and named.
 
 `speed` is that of `fit` relative to a rival: the median of the ratios of turns, and the ratio of
 the best times. Above 1, `fit` is faster. The last column is the loss over all examples after the
@@ -38,8 +39,9 @@ PAUSE = 0.1  # seconds before each turn
 TURN = 0.4  # seconds: a shorter run is made again and again, and the mean counts
 # Children keep the bytecode of what they import, as Python does by default.
 BYTECODE = {name: value for name, value in os.environ.items() if "BYTECODE" not in name}
-NEAR = 1.2  # times as fast or slow as `fit`: whoever is farther off needs no second process
+NEAR = 1.1  # times as fast or slow as `fit`: for whoever is farther off, one process will do
 FAR = 4  # times what the first run of `fit` takes, in another's: a tenth of it will do in turns
+ALWAYS = 4  # rivals that begin however late it is
 # name -> the module and function here, what it is
 RIVALS = {
     "vernal": ("ours.prepare", "`Trainer.fit`, `equinox.nn`"),
@@ -50,9 +52,9 @@ RIVALS = {
     "keras": ("keras_jax.prepare", "Keras 3 on JAX"),
     "keras-many": ("keras_jax.prepare_many", "Keras 3, `steps_per_execution`"),
     "torch": ("torch_loop.prepare", "PyTorch loop"),
-    "lightning": ("torch_loop.prepare_lightning", "Lightning"),
     "sklearn": ("sklearn_mlp.prepare", "scikit-learn"),
     "klax": ("klax_fit.prepare", "klax"),
+    "lightning": ("lightning_fit.prepare", "Lightning"),
 }
 
 
@@ -170,21 +172,27 @@ def taken(facts: dict) -> list[float]:
     return [seconds for seconds in facts["seconds"] if seconds is not None]
 
 
-def compare(workload: str, names: list[str], turns: int, patience: float) -> dict[str, dict]:
-    """Have the rivals take turns on a workload, and whoever is as fast as `fit` again."""
-    rivals = []
+def compare(
+    workload: str, names: list[str], turns: int, patience: float, until: float
+) -> dict[str, dict]:
+    """Have the rivals take turns on a workload, and whoever is as fast as `fit` again.
+
+    `until` is when the last of them begins, as `time.perf_counter` tells it.
+    """
+    rivals, late = [], {"seconds": [], "missing": "no time was left for it: --minutes"}
     for name in names:
-        rivals.append(Rival(name, workload))
-        rivals[-1].ready()  # before another begins: its first run is timed
-    fits_first = rivals[0].facts.get("first", float("inf"))
+        if len(rivals) < ALWAYS or time.perf_counter() < until:
+            rivals.append(Rival(name, workload))
+            rivals[-1].ready()  # before another begins: its first run is timed
+    fit = rivals[0]
     for rival in rivals:
-        if rival.runs and rival.facts["first"] > max(patience, FAR * fits_first):
+        if rival.runs and rival.facts["first"] > max(patience, FAR * fit.facts.get("first", 0)):
             rival.shorten()
     take_turns(rivals, turns, patience)
     for tell in (Rival.ask, Rival.hear, Rival.end):  # all at once
         for rival in rivals:
             tell(rival)
-    near = [rival.name for rival in rivals if is_near(rival, rivals[0])]
+    near = [r.name for r in rivals if r.runs and fit.best / NEAR < r.best < NEAR * fit.best]
     again = {name: Rival(name, workload) for name in near if len(near) > 1}
     for rival in again.values():
         rival.ready()
@@ -194,20 +202,16 @@ def compare(workload: str, names: list[str], turns: int, patience: float) -> dic
     for rival in rivals if again else ():
         seconds = again[rival.name].facts["seconds"] if rival.name in again else [None] * turns
         rival.facts["seconds"] += seconds
-    return {rival.name: rival.facts for rival in rivals}
-
-
-def is_near(rival: Rival, fit: Rival) -> bool:
-    """Whether a rival is about as fast as `fit`."""
-    return rival.runs and fit.best / NEAR <= rival.best <= NEAR * fit.best
+    return dict.fromkeys(names, late) | {rival.name: rival.facts for rival in rivals}
 
 
 def take_turns(taking_part: list[Rival], turns: int, patience: float) -> None:
-    """Have rivals take turns; one that is far behind takes few of them."""
+    """Have rivals take turns; one that is behind takes two of them, one that is far behind one."""
     for turn in range(turns):
         # None comes always after the same other, and none while another's threads still spin.
         for rival in random.Random(turn).sample(taking_part, len(taking_part)):
-            enough = turn > 1 and rival.best > NEAR * taking_part[0].best
+            behind = rival.best / (taking_part[0].best or 1)
+            enough = turn > (0 if behind > 2 * NEAR else 1) and behind > NEAR
             if rival.runs and not enough and rival.took < patience:
                 time.sleep(PAUSE)
                 rival.turn()
@@ -271,24 +275,35 @@ def table(workload: str, facts: dict[str, dict]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def import_once(modules: set[str]) -> None:
+    """Import what rivals need, so that Python has its bytecode when they are timed."""
+    commands = [[sys.executable, "-c", f"import rivals.{module}"] for module in modules]
+    hidden = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for process in [subprocess.Popen(c, cwd=HERE, env=BYTECODE, **hidden) for c in commands]:
+        process.wait()
+
+
 def main() -> None:
     """Compare, and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("workloads", nargs="*", default=list("abcdefg"))
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS))
     parser.add_argument("--turns", type=int, default=5, help="at most; few for slow rivals")
-    parser.add_argument("--patience", type=float, default=2, help="seconds for a rival's turns")
+    parser.add_argument("--patience", type=float, default=6, help="seconds for a rival's turns")
+    parser.add_argument("--minutes", type=float, default=13, help="after which no peer begins")
     parser.add_argument("--be", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.be:
         return work(*options.be)
     BUILD.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, "-m", "compileall", "-q", HERE, HERE.parent / "src"])
+    import_once({RIVALS[name][0].partition(".")[0] for name in options.rivals})
     sys.path.insert(0, str(HERE))
     print(f"Python {platform.python_version()}, {platform.machine()}, {platform.system()}\n")
-    results = {}
-    for name in options.workloads:
-        results[name] = compare(name, options.rivals, options.turns, options.patience)
+    results, began = {}, time.perf_counter()
+    share = 60 * options.minutes / len(options.workloads)
+    for number, name in enumerate(options.workloads, 1):
+        given = name, options.rivals, options.turns, options.patience
+        results[name] = compare(*given, until=began + number * share)
         print(table(name, results[name]), flush=True)
         (BUILD / "compare.json").write_text(json.dumps(results, indent=1))
     for layers in ("vernal", "own"):

@@ -1,4 +1,4 @@
-"""PyTorch: its usual loop, and Lightning around the same model."""
+"""PyTorch: the loop of its tutorials."""
 
 import itertools
 
@@ -39,7 +39,8 @@ class _Transformer(nn.Module):
         return self.last(x)
 
 
-def _model(workload):
+def model(workload):
+    """The model of a workload."""
     torch.manual_seed(0)
     sizes = workload.sizes
     if workload.kind == "transformer":
@@ -55,19 +56,22 @@ def _model(workload):
     return nn.Sequential(*layers[:-1])
 
 
-def _optimizer(workload, model):
+def optimizer(workload, model):
+    """What changes its parameters."""
     make = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[workload.optimizer]
     return make(model.parameters(), workload.rate)
 
 
-def _loss(workload):
+def loss_of(workload):
+    """The mean loss of some outputs and targets."""
     if not workload.classifies:
         return nn.functional.mse_loss
     cross_entropy = nn.functional.cross_entropy
     return lambda outputs, y: cross_entropy(outputs.flatten(0, -2), y.flatten().long())
 
 
-def _outputs(trained, x):
+def outputs(trained, x):
+    """What the trained model makes of some examples."""
     with torch.no_grad():
         parts = torch.as_tensor(x).split(1000)
         return np.concatenate([trained[0](part).numpy() for part in parts])
@@ -76,59 +80,19 @@ def _outputs(trained, x):
 def prepare(workload):
     """The loop of PyTorch's tutorials, on tensors in memory."""
     x, y = map(torch.as_tensor, workload.data())
-    size, loss_of, trained = workload.batch_size or workload.examples, _loss(workload), []
+    size, loss, trained = workload.batch_size or workload.examples, loss_of(workload), []
 
     def run():
-        model = _model(workload)
-        optimizer = _optimizer(workload, model)
+        made = model(workload)
+        changes = optimizer(workload, made)
         for index in range(workload.epochs):
             order = torch.as_tensor(workload.order(index))
             for start in range(0, workload.examples, size):
                 rows = order[start : start + size]
                 batch = (x, y) if size == len(x) else (x[rows], y[rows])
-                optimizer.zero_grad()
-                loss_of(model(batch[0]), batch[1]).backward()
-                optimizer.step()
-        trained[:] = [model]
+                changes.zero_grad()
+                loss(made(batch[0]), batch[1]).backward()
+                changes.step()
+        trained[:] = [made]
 
-    return run, lambda x: _outputs(trained, x)
-
-
-def prepare_lightning(workload):
-    """Lightning's `Trainer.fit`, without its logger, bar and checkpoints."""
-    import logging
-    import warnings
-
-    import lightning
-
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    data = torch.utils.data.TensorDataset(*map(torch.as_tensor, workload.data()))
-    size, loss_of, trained = workload.batch_size or workload.examples, _loss(workload), []
-
-    class Module(lightning.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.model = _model(workload)
-
-        def training_step(self, batch, index):
-            return loss_of(self.model(batch[0]), batch[1])
-
-        def configure_optimizers(self):
-            return _optimizer(workload, self.model)
-
-    def run():
-        module = Module()
-        trainer = lightning.Trainer(
-            accelerator="cpu",
-            max_epochs=workload.epochs,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        batches = torch.utils.data.DataLoader(data, size, shuffle=size < len(data))
-        trainer.fit(module, batches)
-        trained[:] = [module.model]
-
-    return run, lambda x: _outputs(trained, x)
+    return run, lambda x: outputs(trained, x)
