@@ -4,7 +4,7 @@
 of all speeds at the end, and writes `build/benchmarks/compare.json`. `nox -s bench` runs it with
 every peer that installs.
 
-Each rival is a process of its own. It builds its data, and trains once: the time of that first run,
+Each rival is a process of its own. It reads its data, and trains once: the time of that first run,
 with what it compiles, and the time from the start of `python` to its end are taken then, and the
 memory that the process took at most. Then the rivals take turns, so that a machine that slows down
 does so for all; in another order each turn, and after a pause, because the threads of some spin on
@@ -38,7 +38,7 @@ BUILD = HERE.parent / "build" / "benchmarks"
 PAUSE = 0.1  # seconds before each turn
 TURN = 0.4  # seconds: a shorter run is made again and again, and the mean counts
 # Children keep the bytecode of what they import, as Python does by default.
-BYTECODE = {name: value for name, value in os.environ.items() if "BYTECODE" not in name}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if "BYTECODE" not in name}
 NEAR = 1.1  # times as fast or slow as `fit`: for whoever is farther off, one process will do
 FAR = 4  # times what the first run of `fit` takes, in another's: a tenth of it will do in turns
 ALWAYS = 4  # rivals that begin however late it is
@@ -104,10 +104,10 @@ class Rival:
     def __init__(self, name: str, workload: str):
         self.name = name
         command = [sys.executable, __file__, "--be", name, workload]
-        pipe = subprocess.PIPE
+        pipe, env = subprocess.PIPE, ENVIRONMENT | {"WORKLOADS_KEPT_IN": str(BUILD)}
         self._log = (BUILD / f"{workload}-{name}.log").open("w+")
         self._process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=self._log, text=True, env=BYTECODE
+            command, stdin=pipe, stdout=pipe, stderr=self._log, text=True, env=env
         )
         self.took = 0.0  # seconds, by all turns
         self.facts: dict = {"seconds": []}
@@ -177,7 +177,7 @@ def compare(
 ) -> dict[str, dict]:
     """Have the rivals take turns on a workload, and whoever is as fast as `fit` again.
 
-    `until` is when the last of them begins, as `time.perf_counter` tells it.
+    After the time `until`, by `time.perf_counter`, only the first few begin.
     """
     rivals, late = [], {"seconds": [], "missing": "no time was left for it: --minutes"}
     for name in names:
@@ -193,6 +193,7 @@ def compare(
         for rival in rivals:
             tell(rival)
     near = [r.name for r in rivals if r.runs and fit.best / NEAR < r.best < NEAR * fit.best]
+    near = [name for name in near if name != "own"]  # it is no rival, and gains or does not
     again = {name: Rival(name, workload) for name in near if len(near) > 1}
     for rival in again.values():
         rival.ready()
@@ -279,7 +280,7 @@ def import_once(modules: set[str]) -> None:
     """Import what rivals need, so that Python has its bytecode when they are timed."""
     commands = [[sys.executable, "-c", f"import rivals.{module}"] for module in modules]
     hidden = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    for process in [subprocess.Popen(c, cwd=HERE, env=BYTECODE, **hidden) for c in commands]:
+    for process in [subprocess.Popen(c, cwd=HERE, env=ENVIRONMENT, **hidden) for c in commands]:
         process.wait()
 
 
@@ -288,9 +289,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("workloads", nargs="*", default=list("abcdefg"))
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS))
-    parser.add_argument("--turns", type=int, default=5, help="at most; few for slow rivals")
-    parser.add_argument("--patience", type=float, default=6, help="seconds for a rival's turns")
-    parser.add_argument("--minutes", type=float, default=13, help="after which no peer begins")
+    parser.add_argument("--turns", type=int, default=4, help="at most; few for slow rivals")
+    parser.add_argument("--patience", type=float, default=5, help="seconds for a rival's turns")
+    parser.add_argument("--minutes", type=float, default=12, help="after which no peer begins")
     parser.add_argument("--be", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.be:
@@ -298,12 +299,14 @@ def main() -> None:
     BUILD.mkdir(parents=True, exist_ok=True)
     import_once({RIVALS[name][0].partition(".")[0] for name in options.rivals})
     sys.path.insert(0, str(HERE))
+    from workloads import workload
+
     print(f"Python {platform.python_version()}, {platform.machine()}, {platform.system()}\n")
-    results, began = {}, time.perf_counter()
-    share = 60 * options.minutes / len(options.workloads)
-    for number, name in enumerate(options.workloads, 1):
+    results, until = {}, time.perf_counter() + 60 * options.minutes
+    for name in options.workloads:
+        workload(name).keep(BUILD)
         given = name, options.rivals, options.turns, options.patience
-        results[name] = compare(*given, until=began + number * share)
+        results[name] = compare(*given, until)
         print(table(name, results[name]), flush=True)
         (BUILD / "compare.json").write_text(json.dumps(results, indent=1))
     for layers in ("vernal", "own"):

@@ -1,8 +1,12 @@
 """The workloads of the benchmark: data, sizes, and how long to train. NumPy alone."""
 
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+
+KEPT = "WORKLOADS_KEPT_IN"  # the environment's variable of the folder where data was written
 
 
 class Unfit(Exception):
@@ -39,6 +43,20 @@ class Workload:
 
     def data(self) -> tuple[np.ndarray, np.ndarray]:
         """The examples: what goes in, and what is to come out."""
+        if folder := os.environ.get(KEPT):
+            return tuple(np.load(self.file(folder, part)) for part in "xy")
+        return self._made()
+
+    def keep(self, folder: Path) -> None:
+        """Write the data to files in a folder: processes that are told of it read them there."""
+        for part, array in zip("xy", self._made(), strict=True):
+            np.save(self.file(folder, part), array)
+
+    def file(self, folder: str | Path, part: str) -> Path:
+        """The file of "x" or "y"."""
+        return Path(folder) / f"{self.name}-{part}.npy"
+
+    def _made(self) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(0)
         if self.kind == "convolutional":
             from sklearn.datasets import load_digits

@@ -6,9 +6,7 @@ os.environ["KERAS_BACKEND"] = "jax"
 
 import keras
 import numpy as np
-from workloads import LENGTH
-
-TILES = 100
+from workloads import LENGTH, Unfit
 
 
 def _transformer(sizes):
@@ -45,10 +43,7 @@ def _model(workload):
 def _prepare(workload, steps):
     x, y = workload.data()
     turn = (lambda x: np.moveaxis(x, 1, -1)) if workload.kind == "convolutional" else lambda x: x
-    x, size, epochs = turn(x), workload.batch_size or workload.examples, workload.epochs
-    if workload.batch_size is None:  # an epoch of many full batches: what ends one takes long
-        x, y = (np.tile(a, (TILES, *[1] * (a.ndim - 1))) for a in (x, y))
-        epochs //= TILES
+    x, size = turn(x), workload.batch_size or workload.examples
     make = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}[workload.optimizer]
     crossed = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     keras.utils.set_random_seed(0)
@@ -64,7 +59,7 @@ def _prepare(workload, steps):
     def run():
         for variable, value in zip(variables, first, strict=True):
             variable.assign(value)
-        model.fit(x, y, size, epochs, verbose=0, shuffle=workload.batch_size is not None)
+        model.fit(x, y, size, workload.epochs, verbose=0)
 
     return run, lambda x: model.predict(turn(x), 1000, verbose=0)
 
@@ -77,4 +72,6 @@ def prepare(workload):
 def prepare_many(workload):
     """As many steps an execution as there are in an epoch, to 100."""
     steps = workload.updates // workload.epochs
-    return _prepare(workload, TILES if steps == 1 else min(TILES, steps))
+    if steps == 1:
+        raise Unfit("an execution ends with its epoch, which has one step")
+    return _prepare(workload, min(100, steps))
