@@ -12,12 +12,12 @@ for a while. A turn is one run, or as many as take 0.4 s, of which the mean coun
 behind `fit` has one turn or two, and where that would take long, of a tenth of the epochs: `≈`
 stands before ten times what those took. The memory that a process happens to get makes it some
 hundredths faster or slower, for as long as it lives: so `fit`, and whoever is about as fast, take
-as many turns again in a second process. On a machine that is so slow that `--minutes` would not do
-for all, peers are left out, and named.
+as many turns again in a second process. On a machine that is too slow for all of it in about
+`--minutes`, those that stand last in the list are left out, and named.
 
 `speed` is that of `fit` relative to a rival: the median of the ratios of turns, and the ratio of
-the best times. Above 1, `fit` is faster. The last column is the loss over all examples after the
-last whole run, the same arithmetic for all: nobody wins by doing less.
+the best times. Above 1, `fit` is faster. The last column is the loss over ten thousand examples, or
+all, after the last whole run, the same arithmetic for all: nobody wins by doing less.
 """
 
 import argparse
@@ -40,7 +40,9 @@ TURN = 0.4  # seconds: a shorter run is made again and again, and the mean count
 # Children keep the bytecode of what they import, as Python does by default.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if "BYTECODE" not in name}
 NEAR = 1.1  # times as fast or slow as `fit`: for whoever is farther off, one process will do
+BEHIND = 1.5  # times as slow as `fit`: then one turn will do, instead of two
 FAR = 4  # times what the first run of `fit` takes, in another's: a tenth of it will do in turns
+MEASURED = 10_000  # examples of which the loss is told
 ALWAYS = 4  # rivals that begin however late it is
 # name -> the module and function here, what it is
 RIVALS = {
@@ -89,7 +91,7 @@ def work(rival: str, name: str) -> None:
         for _ in range(runs):
             run()
         tell(seconds=(time.perf_counter() - start) / runs)
-    x, y = chosen.data()
+    x, y = (part[:MEASURED] for part in chosen.data())
     tell(loss=chosen.loss(outputs(x), y))
 
 
@@ -164,7 +166,8 @@ class Rival:
     def end(self) -> None:
         """Let it go."""
         self._process.kill()
-        self._process.wait()
+        with self._process, self._log:  # waits, and closes
+            pass
 
 
 def taken(facts: dict) -> list[float]:
@@ -173,15 +176,15 @@ def taken(facts: dict) -> list[float]:
 
 
 def compare(
-    workload: str, names: list[str], turns: int, patience: float, until: float
+    workload: str, names: list[str], turns: int, patience: float, ends: list[float]
 ) -> dict[str, dict]:
     """Have the rivals take turns on a workload, and whoever is as fast as `fit` again.
 
-    After the time `until`, by `time.perf_counter`, only the first few begin.
+    `ends` are the times, by `time.perf_counter`, after which each of them does not begin any more.
     """
     rivals, late = [], {"seconds": [], "missing": "no time was left for it: --minutes"}
-    for name in names:
-        if len(rivals) < ALWAYS or time.perf_counter() < until:
+    for name, end in zip(names, ends, strict=True):
+        if time.perf_counter() < end:
             rivals.append(Rival(name, workload))
             rivals[-1].ready()  # before another begins: its first run is timed
     fit = rivals[0]
@@ -212,7 +215,7 @@ def take_turns(taking_part: list[Rival], turns: int, patience: float) -> None:
         # None comes always after the same other, and none while another's threads still spin.
         for rival in random.Random(turn).sample(taking_part, len(taking_part)):
             behind = rival.best / (taking_part[0].best or 1)
-            enough = turn > (0 if behind > 2 * NEAR else 1) and behind > NEAR
+            enough = turn > (behind < BEHIND) and behind > NEAR
             if rival.runs and not enough and rival.took < patience:
                 time.sleep(PAUSE)
                 rival.turn()
@@ -291,7 +294,7 @@ def main() -> None:
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS))
     parser.add_argument("--turns", type=int, default=4, help="at most; few for slow rivals")
     parser.add_argument("--patience", type=float, default=5, help="seconds for a rival's turns")
-    parser.add_argument("--minutes", type=float, default=12, help="after which no peer begins")
+    parser.add_argument("--minutes", type=float, default=10.5, help="then peers are left out")
     parser.add_argument("--be", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.be:
@@ -302,11 +305,15 @@ def main() -> None:
     from workloads import workload
 
     print(f"Python {platform.python_version()}, {platform.machine()}, {platform.system()}\n")
-    results, until = {}, time.perf_counter() + 60 * options.minutes
-    for name in options.workloads:
+    results, began = {}, time.perf_counter()
+    share = 60 * options.minutes / len(options.workloads)
+    last = len(options.rivals) - 1
+    for number, name in enumerate(options.workloads, 1):
         workload(name).keep(BUILD)
         given = name, options.rivals, options.turns, options.patience
-        results[name] = compare(*given, until)
+        # The last rival is left out when a workload's share is over, the others a little later.
+        ends = [began + share * (number + (last - place) / 4) for place in range(last + 1)]
+        results[name] = compare(*given, [float("inf")] * ALWAYS + ends[ALWAYS:])
         print(table(name, results[name]), flush=True)
         (BUILD / "compare.json").write_text(json.dumps(results, indent=1))
     for layers in ("vernal", "own"):
