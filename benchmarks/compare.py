@@ -182,7 +182,7 @@ def compare(
 
     `ends` are the times, by `time.perf_counter`, after which each of them does not begin any more.
     """
-    rivals, late = [], {"seconds": [], "missing": "no time was left for it: --minutes"}
+    rivals = []
     for name, end in zip(names, ends, strict=True):
         if time.perf_counter() < end:
             rivals.append(Rival(name, workload))
@@ -206,6 +206,7 @@ def compare(
     for rival in rivals if again else ():
         seconds = again[rival.name].facts["seconds"] if rival.name in again else [None] * turns
         rival.facts["seconds"] += seconds
+    late = {"missing": "no time was left for it", "seconds": [None] * len(fit.facts["seconds"])}
     return dict.fromkeys(names, late) | {rival.name: rival.facts for rival in rivals}
 
 
