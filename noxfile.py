@@ -144,7 +144,7 @@ def build(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Time Vernal and its peers: `nox -s bench -- a c` for some of the workloads."""
-    # At once, which takes less time. What is imported is compiled then; pip would compile all of it.
+    # At once, which takes less time. What is imported is compiled then; pip would compile all.
     install = functools.partial(session.install, "--no-compile")
     peers = group("bench")
     try:
