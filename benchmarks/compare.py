@@ -302,7 +302,7 @@ def main() -> None:
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS))
     parser.add_argument("--turns", type=int, default=4, help="at most; few for slow rivals")
     parser.add_argument("--patience", type=float, default=5, help="seconds for a rival's turns")
-    parser.add_argument("--minutes", type=float, default=9.75, help="then peers are left out")
+    parser.add_argument("--minutes", type=float, default=9.25, help="then peers are left out")
     parser.add_argument("--be", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.be:
