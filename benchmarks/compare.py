@@ -319,7 +319,8 @@ def main() -> None:
         given = name, options.rivals, options.turns, options.patience
         # The last rival is left out when a workload's share is over, the others a little later.
         ends = [began + share * (number + (last - place) / 4) for place in range(last + 1)]
-        results[name] = compare(*given, [float("inf")] * ALWAYS + ends[ALWAYS:])
+        ends[:ALWAYS] = [float("inf")] * len(ends[:ALWAYS])
+        results[name] = compare(*given, ends)
         print(table(name, results[name]), flush=True)
         (BUILD / "compare.json").write_text(json.dumps(results, indent=1))
     for layers in ("vernal", "own"):
