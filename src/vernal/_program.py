@@ -71,7 +71,7 @@ def run(
 
         carry = start, *carry
         if not program.loops:
-            return functools.reduce(lambda carry, _: one(*carry), range(unroll), carry)[1:]
+            return repeated(one, unroll, carry)[1:]
         for several in sorted({unroll, 1}, reverse=True):
             more = lambda carry, n=several: carry[0] + n <= end
             carry = lax.while_loop(more, functools.partial(repeated, one, several), carry)
