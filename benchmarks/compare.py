@@ -6,14 +6,15 @@ every peer that installs.
 
 Each rival is a process of its own. It reads its data, and trains once: the time of that first run,
 with what it compiles, and the time from the start of `python` to its end are taken then, and the
-memory that the process took at most. Then the rivals take turns, so that a machine that slows down
-does so for all; in another order each turn, and after a pause, because the threads of some spin on
-for a while. A turn is one run, or as many as take 0.4 s, of which the mean counts; one that is far
-behind `fit` has one turn or two, and where that would take long, of a tenth of the epochs: `≈`
-stands before ten times what those took. The memory that a process happens to get makes it some
-hundredths faster or slower, for as long as it lives: so `fit`, and whoever is about as fast, take
-as many turns again in a second process. On a machine that is too slow for all of it in about
-`--minutes`, those that stand last in the list are left out, and named.
+memory that the process took at most. Two of them begin at once, `fit` with the loop by hand: what
+they compile keeps one core busy, mostly. Then the rivals take turns, one by one, so that a machine
+that slows down does so for all; in another order each turn, and after a pause, because the threads
+of some spin on for a while. A turn is one run, or as many as take 0.4 s, of which the mean counts;
+one that is far behind `fit` has one turn or two, and where that would take long, of a tenth of the
+epochs: `≈` stands before ten times what those took. The memory that a process happens to get makes
+it some hundredths faster or slower, for as long as it lives: so `fit`, and whoever is about as
+fast, take as many turns again in a second process. On a machine that is too slow for all of it in
+about `--minutes`, those that stand last in the list are left out, and named.
 
 `speed` is that of `fit` relative to a rival: the median of the ratios of turns, and the ratio of
 the best times. Above 1, `fit` is faster. The last column is the loss over ten thousand examples, or
@@ -22,7 +23,9 @@ all, after the last whole run, the same arithmetic for all: nobody wins by doing
 
 import argparse
 import importlib
+import itertools
 import json
+import math
 import os
 import platform
 import random
@@ -47,9 +50,9 @@ ALWAYS = 4  # rivals that begin however late it is
 # name -> the module and function here, what it is
 RIVALS = {
     "vernal": ("ours.prepare", "`Trainer.fit`, `equinox.nn`"),
-    "own": ("ours.prepare_own", "`Trainer.fit`, `vernal.nn`"),
-    "scan": ("by_hand.prepare_scan", "best hand-written `lax.scan`"),
     "loop": ("by_hand.prepare_loop", "hand-written Equinox loop"),
+    "scan": ("by_hand.prepare_scan", "best hand-written `lax.scan`"),
+    "own": ("ours.prepare_own", "`Trainer.fit`, `vernal.nn`"),
     "nnx": ("flax_nnx.prepare", "Flax NNX"),
     "keras": ("keras_jax.prepare", "Keras 3 on JAX"),
     "keras-many": ("keras_jax.prepare_many", "Keras 3, `steps_per_execution`"),
@@ -175,18 +178,12 @@ def taken(facts: dict) -> list[float]:
     return [seconds for seconds in facts["seconds"] if seconds is not None]
 
 
-def compare(
-    workload: str, names: list[str], turns: int, patience: float, ends: list[float]
-) -> dict[str, dict]:
-    """Have the rivals take turns on a workload, and whoever is as fast as `fit` again.
+def compare(workload: str, ends: dict[str, float], turns: int, patience: float) -> dict[str, dict]:
+    """Have rivals take turns on a workload, and whoever is as fast as `fit` again.
 
     `ends` are the times, by `time.perf_counter`, after which each of them does not begin any more.
     """
-    rivals = []
-    for name, end in zip(names, ends, strict=True):
-        if time.perf_counter() < end:
-            rivals.append(Rival(name, workload))
-            rivals[-1].ready()  # before another begins: its first run is timed
+    rivals = begin(workload, ends)
     fit = rivals[0]
     for rival in rivals:
         if rival.runs and rival.facts["first"] > max(patience, FAR * fit.facts.get("first", 0)):
@@ -197,9 +194,8 @@ def compare(
             tell(rival)
     near = [r.name for r in rivals if r.runs and fit.best / NEAR < r.best < NEAR * fit.best]
     near = [name for name in near if name != "own"]  # it is no rival, and gains or does not
-    again = {name: Rival(name, workload) for name in near if len(near) > 1}
-    for rival in again.values():
-        rival.ready()
+    later = {name: ends[name] for name in near if len(near) > 1}
+    again = {rival.name: rival for rival in begin(workload, later)}
     take_turns([*again.values()], turns, patience)
     for rival in again.values():
         rival.end()
@@ -207,7 +203,19 @@ def compare(
         seconds = again[rival.name].facts["seconds"] if rival.name in again else [None] * turns
         rival.facts["seconds"] += seconds
     late = {"missing": "no time was left for it", "seconds": [None] * len(fit.facts["seconds"])}
-    return dict.fromkeys(names, late) | {rival.name: rival.facts for rival in rivals}
+    return dict.fromkeys(ends, late) | {rival.name: rival.facts for rival in rivals}
+
+
+def begin(workload: str, ends: dict[str, float]) -> list[Rival]:
+    """Start rivals, two at once, and wait until they have trained for the first time."""
+    rivals, names = [], [*ends]
+    for pair in itertools.zip_longest(names[::2], names[1::2]):
+        now = time.perf_counter()
+        begun = [Rival(name, workload) for name in pair if name and now < ends[name]]
+        for rival in begun:
+            rival.ready()
+        rivals += begun
+    return rivals
 
 
 def take_turns(taking_part: list[Rival], turns: int, patience: float) -> None:
@@ -302,7 +310,7 @@ def main() -> None:
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS))
     parser.add_argument("--turns", type=int, default=4, help="at most; few for slow rivals")
     parser.add_argument("--patience", type=float, default=5, help="seconds for a rival's turns")
-    parser.add_argument("--minutes", type=float, default=9.25, help="then peers are left out")
+    parser.add_argument("--minutes", type=float, default=10.25, help="then peers are left out")
     parser.add_argument("--be", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.be:
@@ -316,11 +324,12 @@ def main() -> None:
     last = len(options.rivals) - 1
     for number, name in enumerate(options.workloads, 1):
         keep_data(name)
-        given = name, options.rivals, options.turns, options.patience
         # The last rival is left out when a workload's share is over, the others a little later.
-        ends = [began + share * (number + (last - place) / 4) for place in range(last + 1)]
-        ends[:ALWAYS] = [float("inf")] * len(ends[:ALWAYS])
-        results[name] = compare(*given, ends)
+        ends = {
+            rival: began + share * (number + (last - place) / 4) if place >= ALWAYS else math.inf
+            for place, rival in enumerate(options.rivals)
+        }
+        results[name] = compare(name, ends, options.turns, options.patience)
         print(table(name, results[name]), flush=True)
         (BUILD / "compare.json").write_text(json.dumps(results, indent=1))
     for layers in ("vernal", "own"):
