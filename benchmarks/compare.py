@@ -23,7 +23,6 @@ all, after the last whole run, the same arithmetic for all: nobody wins by doing
 
 import argparse
 import importlib
-import itertools
 import json
 import math
 import os
@@ -209,9 +208,9 @@ def compare(workload: str, ends: dict[str, float], turns: int, patience: float) 
 def begin(workload: str, ends: dict[str, float]) -> list[Rival]:
     """Start rivals, two at once, and wait until they have trained for the first time."""
     rivals, names = [], [*ends]
-    for pair in itertools.zip_longest(names[::2], names[1::2]):
-        now = time.perf_counter()
-        begun = [Rival(name, workload) for name in pair if name and now < ends[name]]
+    for place in range(0, len(names), 2):
+        now, pair = time.perf_counter(), names[place : place + 2]
+        begun = [Rival(name, workload) for name in pair if now < ends[name]]
         for rival in begun:
             rival.ready()
         rivals += begun
