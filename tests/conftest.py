@@ -1,7 +1,8 @@
-"""What all tests share: no silent broadcasts, no windows, no clocks."""
+"""What all tests share: no silent broadcasts, no windows, no clocks; on a GPU, bits that repeat."""
 
 import contextlib
 import io
+import os
 import re
 import signal
 from pathlib import Path
@@ -14,6 +15,10 @@ import pytest
 import vernal
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A GPU repeats what it computes if it is told to, and does not round what it multiplies.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+if jax.default_backend() != "cpu":
+    jax.config.update("jax_default_matmul_precision", "highest")
 matplotlib.use("Agg")
 # As in a terminal: a shell starts what runs in the background with Ctrl-C ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -229,10 +229,12 @@ def test_stacks_hold_the_batches_of_epoch_after_epoch(n, size, shuffle, stack_by
 
 
 def test_small_epochs_share_a_stack_and_large_ones_are_taken_in_parts(monkeypatch):
+    monkeypatch.setattr("vernal._stack.ROOMIER", 1)
     data = examples(1000)  # of 12 bytes each
     first, *_, stack = take(ordered(data, 100).stacks(0, 0), 8)
     assert stack.end > 2 * stack.length
-    assert first.end < stack.end / 10  # the device begins soon
+    if jax.default_backend() == "cpu":
+        assert first.end < stack.end / 10  # the device begins soon
     assert first.capacity == stack.capacity  # in the same program
     monkeypatch.setattr("vernal._stack.STACK_BYTES", 4000)
     for stack in take(ordered(data, 100).stacks(0, 0), 5):
@@ -436,6 +438,7 @@ def test_of_a_large_file_few_batches_are_held_at_once(tmp_path, monkeypatch):
     x = np.load(tmp_path / "x.npy", mmap_mode="r")
     size = 100 * 8 * 4  # bytes of a hundred examples
     monkeypatch.setattr("vernal._stack.STACK_BYTES", 2 * size)
+    monkeypatch.setattr("vernal._stack.ROOMIER", 1)
     monkeypatch.setattr(_data, "_SHARED_BYTES", size)
     monkeypatch.setattr("vernal._pace.HELD_BYTES", 3 * size)
     monkeypatch.setattr(_data.Stack, "__init__", counted)
@@ -974,12 +977,12 @@ def test_a_file_that_was_closed_is_an_error(tmp_path):
 @of_files
 def test_a_file_is_not_put_on_a_device_as_a_whole(made, tmp_path, monkeypatch):
     x, y = examples(40)
-    from_file = ordered((made(x, tmp_path), y), 8, shuffle=True)
-    from_memory = ordered((x, jnp.asarray(y)), 8, shuffle=True)
+    file, memory = (made(x, tmp_path), y), (x, jnp.asarray(y))
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    assert gathers_on_host(from_file.example) and gathers_on_host(from_memory.example)
-    expected = take(unrolled(from_memory.stacks(0, 0)), 10)
+    assert gathers_on_host(file) and gathers_on_host(memory)
+    expected = take(unrolled(ordered(memory, 8, shuffle=True).stacks(0, 0)), 10)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    from_file, from_memory = ordered(file, 8, shuffle=True), ordered(memory, 8, shuffle=True)
     assert gathers_on_host(from_file.example) and not gathers_on_host(from_memory.example)
     for source in (from_file, from_memory):
         for batch, wanted in zip(take(unrolled(source.stacks(0, 0)), 10), expected, strict=True):

@@ -37,8 +37,9 @@ def temporary(method, batches):
 def test_the_compiled_program_holds_one_batchs_activations(method):
     few, many = temporary(method, 4), temporary(method, 64)
     activations = 4 * BATCH * HIDDEN
-    assert activations <= few < 4 * activations
     assert many < few + activations
+    if jax.default_backend() == "cpu":  # a GPU's libraries take memory to work in
+        assert activations <= few < 4 * activations
 
 
 class Slow(eqx.Module):
@@ -54,6 +55,7 @@ class Slow(eqx.Module):
 @pytest.mark.parametrize("sees", ["what is ready", "what is held"])
 def test_predict_works_on_one_stack_while_it_gathers_the_next(n, sees, monkeypatch):
     monkeypatch.setattr("vernal._stack.STACK_BYTES", 17 * BATCH)  # two batches, of 8 bytes
+    monkeypatch.setattr("vernal._stack.ROOMIER", 1)
     program, outputs = _evaluate.compiled_predict, []
 
     def watched(*args, **options):

@@ -50,6 +50,8 @@ def test_memory_that_is_referred_to_is_not_given_out(hold):
 
 @pytest.mark.parametrize("given", [lambda array: array, jax.device_put], ids=["as it is", "put"])
 def test_a_compiled_function_holds_what_it_computes_from(given):
+    if given is jax.device_put and jax.default_backend() != "cpu":
+        pytest.skip("a device with memory of its own gets a copy")
     memory = Memory()
 
     @jax.jit

@@ -156,6 +156,14 @@ def assert_same_bits(one, other):
         np.testing.assert_array_equal(a, b)
 
 
+def assert_as_by_hand(one, other):
+    """The same bits on a CPU; elsewhere XLA may compute another program in another way."""
+    if jax.default_backend() == "cpu":
+        return assert_same_bits(one, other)
+    for a, b in zip(numbers(one), numbers(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def rates_of(opt_states):
     rates = [optax.tree_utils.tree_get_all_with_path(s, "learning_rate") for s in opt_states]
     return np.concatenate([[leaf for _, leaf in found if eqx.is_array(leaf)] for found in rates])
@@ -176,9 +184,9 @@ def test_fit_is_the_loop_by_hand_and_compiles_once(name, data, compiled):
     trainer.fit(fitted, data, epochs=1, batch_size=case.size)
     assert compiled == []
     model, opt_states, values = expected(name)
-    np.testing.assert_array_equal(history.steps["loss"], values)
-    assert_same_bits(fitted.model, model)
-    assert_same_bits(fitted.opt_state, opt_states[-1])
+    assert_as_by_hand(jnp.asarray(history.steps["loss"]), jnp.asarray(values))
+    assert_as_by_hand(fitted.model, model)
+    assert_as_by_hand(fitted.opt_state, opt_states[-1])
     assert_same_bits(fitted, again)
     names = {"loss", "learning_rate"} if case.rate else {"loss"}
     assert set(history.steps) == set(history.epochs) == names

@@ -59,8 +59,8 @@ class Compiled:
             changing,
             self.fixed,
             self._packed_choices,
-            (batches, tails, np.int32(origin)),
-            *(np.int32(place), np.int32(updates), np.int32(step)),
+            (batches, tails),
+            np.array([origin, place, updates, step], np.int32),
         )
 
     def state(self, changing: list, step: int, stack: Stack, place: int) -> TrainState:

@@ -47,11 +47,13 @@ class ArraySource(AbstractSource):
         self._until = sys.maxsize  # the epoch that a run ends before
         self._drawn: tuple[int, np.ndarray] = (-1, np.empty(0))  # the latest epoch's order
         epoch_bytes = max(1, nbytes(self.arrays))
-        most = min(_SHARED_BYTES, _stack.STACK_BYTES) // epoch_bytes
-        shared = min(_STACK_UPDATES // self.length, most)
+        self._on_host = gathers_on_host(self.arrays)
+        times = 1 if self._on_host else _stack.ROOMIER
+        most = times * min(_SHARED_BYTES, _stack.STACK_BYTES) // epoch_bytes
+        shared = min(times * _STACK_UPDATES // self.length, most)
         self._epochs = max(1, shared) if endless else 1  # in a stack
         # Batches that a stack has room for, without tails.
-        part = max(1, self._full * _stack.STACK_BYTES // epoch_bytes)
+        part = max(1, self._full * times * _stack.STACK_BYTES // epoch_bytes)
         self._room = self._full * self._epochs if self._epochs > 1 else min(self._full, part)
 
     def begin(self, key: PRNGKeyArray | None, mark: Any = None, until: int = sys.maxsize) -> None:
@@ -79,7 +81,8 @@ class ArraySource(AbstractSource):
             return
         # A run's first stacks are not filled, so that the device begins soon, and trains on one as
         # long as it takes to gather the next. Where updates are not in a loop, they take longer.
-        most = max(1, self._room // 16) if self._endless and self.loops else self._room
+        fills = self._on_host and self._endless and self.loops
+        most = max(1, self._room // 16) if fills else self._room
         while True:
             skipped, batch = divmod(batch, self.length)
             epoch += skipped
@@ -119,7 +122,7 @@ class ArraySource(AbstractSource):
 
     def _gathered(self, orders: list[tuple[np.ndarray, int]]) -> list[PyTree[Array]]:
         """The examples of some batches, in arrays with room for so many."""
-        if gathers_on_host(self.arrays):
+        if self._on_host:
             take = lambda rows, room: jax.tree.map(
                 lambda leaf: _taken(leaf, rows, room, clear=not self._endless), self.arrays
             )

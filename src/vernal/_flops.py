@@ -123,8 +123,11 @@ def _xla_flops(eqns: list[JaxprEqn]) -> float:
         return [_apply(eqn, values) for eqn, values in zip(eqns, inputs, strict=True)]
 
     try:
-        lowered = jax.jit(program).lower([[_shape(atom) for atom in eqn.invars] for eqn in eqns])
-        costs = cost_of(lowered.cost_analysis)
+        # As for a CPU, which there always is: of a GPU, XLA counts only what it has compiled.
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            inputs = [[_shape(atom) for atom in eqn.invars] for eqn in eqns]
+            lowered = jax.jit(program).lower(inputs)
+            costs = cost_of(lowered.cost_analysis)
     except Exception:  # an operation on something else than arrays, or without a translation
         return math.nan
     if costs is None:

@@ -82,7 +82,8 @@ def update_cost(
     """Compile one update, as in `Trainer.step`, and ask XLA what it costs; nothing runs.
 
     XLA counts a loop's body once. If there is a loop in the update its FLOPs are instead counted
-    before XLA optimises, as often as the loop goes round, and `bytes_accessed` is `None`.
+    before XLA optimises, as often as the loop goes round, and `bytes_accessed` is `None`. They are
+    counted so on a GPU, too, where XLA leaves out what its libraries compute.
     `Trainer.fit` needs less memory, as there the new state takes the old one's place.
 
     **Arguments:** as in `Trainer.fit`; a loader's first batch is taken.
@@ -95,8 +96,8 @@ def update_cost(
     compiled = traced.lower().compile()
     costs = cost_of(compiled.cost_analysis) or {}
     flops, accessed = costs.get("flops", math.nan), costs.get("bytes accessed", math.nan)
-    if holds(traced.jaxpr.jaxpr, *LOOPS):
-        flops, accessed = count(traced.jaxpr).total, math.nan
+    if (loops := holds(traced.jaxpr.jaxpr, *LOOPS)) or jax.default_backend() != "cpu":
+        flops, accessed = count(traced.jaxpr).total, math.nan if loops else accessed
     memory = compiled.memory_analysis()
     if memory is None:
         return Cost(size, _known(flops), _known(accessed), None, None, None, None)

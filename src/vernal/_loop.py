@@ -20,7 +20,7 @@ from vernal._nonfinite import all_finite
 from vernal._program import copied
 from vernal._records import Records
 from vernal._rewind import first_bad, no_longer
-from vernal._stack import Stack
+from vernal._stack import Stack, sent
 from vernal._state import TrainState, counts
 from vernal._update import Choices
 
@@ -79,8 +79,7 @@ class Loop:
         self._seconds = _pace.seconds(changing) if self._keeps else _pace.SECONDS
         self._queued = _Chunk()  # the chunk under way
         # To make in the next one.
-        first = _pace.FIRST_WORK // max(work, _pace.LEAST_WORK)
-        self._updates = 1 if source.goes_round else max(1, first)
+        self._updates = 1 if source.goes_round else _pace.first(work)
 
     @property
     def place(self) -> tuple[int, int]:
@@ -148,10 +147,10 @@ class Loop:
         while self.place[0] < until_epoch and not stopped() and failure is None:
             before, self._queued = self._queued, self._begun()
             left = min(self._updates, self._every - self._step % self._every)
-            stack, held, began = None, 0, time.perf_counter()
+            stack, held, room, began = None, 0, _pace.held(), time.perf_counter()
             # Not for a few updates on another stack: they can as well be of the next chunk.
             least = left // 8
-            while left > least and held < _pace.HELD_BYTES and self.place[0] < until_epoch:
+            while left > least and held < room and self.place[0] < until_epoch:
                 try:
                     self._next_stack()
                 except Exception as error:
@@ -174,7 +173,7 @@ class Loop:
         """Wait for what is queued, and return its records."""
         before, self._queued = self._queued, _Chunk()
         looked_at = self._rewinds and before.records
-        yield from self._fetch(before, all_finite(self._changing) if looked_at else None)
+        yield from self._fetch(before, sent(all_finite(self._changing)) if looked_at else None)
 
     def _begun(self) -> _Chunk:
         """A new chunk. What changes is kept to go back to, where there is a need, and copied."""
@@ -183,7 +182,7 @@ class Loop:
         start = self._changing
         # Only what updates have made: a run's first one need not wait for what it began with.
         looked_at = self._rewinds and self._queued.records
-        finite = all_finite(start) if looked_at else None
+        finite = sent(all_finite(start)) if looked_at else None
         self._changing = copied(start)
         return _Chunk(start, (self._step, self._stack, self._place), finite)
 
@@ -238,4 +237,4 @@ class Loop:
         self._changing, kept = self._compiled.run(self._changing, stack, place, updates, step)
         self._step += updates
         self._place += updates
-        return Records(stack, place, updates, step, *kept)
+        return Records(stack, place, updates, step, *sent(kept))

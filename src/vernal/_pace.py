@@ -2,6 +2,7 @@
 
 import jax
 
+from vernal import _stack
 from vernal._stack import Stack
 
 # A stack of one batch that repeats, the full batch, has room for so many updates a call: enough
@@ -18,12 +19,14 @@ GROWTH = 16
 # the copies take a hundredth of the time; but not longer than a second.
 _BYTES_A_SECOND, _MOST_SECONDS = 4 * 10**7, 1.0
 # The first chunk's products of parameters and data: it should take some ms. An update takes some
-# µs, however little it does.
+# µs, however little it does. An accelerator makes more of them in a ms; fewer of the smallest.
 FIRST_WORK, LEAST_WORK = 10**9, 10**4
+_FASTER, _SLOWER = 10**4, 10**6
 # An update that does so little that the loop's own cost shows is one of several in its turn: on a
 # full batch, on batches that are sliced. Without a loop, the call's cost shows for longer.
 _LITTLE, _LITTLE_OF_BATCHES, _LITTLE_OF_CALLS = 10**5, 10**7, 10**8
-# On an accelerator, where a loop asks the host before each turn whether it is over.
+# On an accelerator a loop asks the host before each turn whether it is over: a turn is several
+# updates; on a full batch, twice as many.
 _LITTLE_ELSEWHERE, _TURN_ELSEWHERE = 10**12, 16
 
 
@@ -36,6 +39,18 @@ def work(changing: list, stack: Stack) -> int:
         stack.size if stack.repeats else 1
     )
     return 1 + sum(leaf.size for leaf in changing) * batch
+
+
+def first(work: int) -> int:
+    """How many updates the first chunk makes, if so much work is one."""
+    if jax.default_backend() == "cpu":
+        return max(1, FIRST_WORK // max(work, LEAST_WORK))
+    return max(1, FIRST_WORK * _FASTER // max(work, LEAST_WORK * _SLOWER))
+
+
+def held() -> int:
+    """How much of the data a chunk may hold, in bytes."""
+    return HELD_BYTES if jax.default_backend() == "cpu" else HELD_BYTES * _stack.ROOMIER
 
 
 def seconds(changing: list) -> float:
@@ -51,10 +66,18 @@ def unroll(work: int, loops: bool, stack: Stack) -> int:
     epoch's full batches: what is left of those would be another program.
     """
     if jax.default_backend() != "cpu":
-        return _TURN_ELSEWHERE if work < _LITTLE_ELSEWHERE else 1
+        return _turn_elsewhere(stack) if work < _LITTLE_ELSEWHERE else 1
     if not loops:
         several = 4 if work < _LITTLE_OF_CALLS else 1
         return next(n for n in range(several, 0, -1) if stack.full % n == 0)
     if stack.repeats:
         return 4 if work < _LITTLE else 1
     return 2 if work < _LITTLE_OF_BATCHES else 1
+
+
+def _turn_elsewhere(stack: Stack) -> int:
+    """How many updates to make in a turn of an accelerator's loop: an epoch has no turn in part."""
+    if stack.repeats:
+        return 2 * _TURN_ELSEWHERE
+    near = range(2 * _TURN_ELSEWHERE, _TURN_ELSEWHERE // 2, -1)
+    return next((n for n in near if stack.full % n == 0), _TURN_ELSEWHERE)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 from jax import lax
@@ -13,6 +14,9 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 # How much is stacked at once, at most; a single batch may be larger.
 STACK_BYTES = 2**25
+# An accelerator gathers in its own memory, in no time, and soon goes through it: it stacks, and a
+# chunk holds, so many times as much.
+ROOMIER = 8
 
 
 @dataclass(frozen=True)
@@ -135,9 +139,14 @@ def nbytes(tree: PyTree) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
-@jax.jit
 def on_device(arrays: PyTree) -> PyTree:
-    """Bring copies of NumPy's arrays to the device."""
+    """Bring copies of NumPy's arrays to the device. JAX's are there."""
+    there, brought = eqx.partition(arrays, lambda leaf: isinstance(leaf, jax.Array))
+    return eqx.combine(there, _brought(brought))
+
+
+@jax.jit
+def _brought(arrays: PyTree) -> PyTree:
     # For small arrays the way through a compiled function is faster than `jax.device_put`.
     return arrays
 
@@ -146,3 +155,11 @@ def put(arrays: PyTree) -> PyTree:
     """Bring NumPy's arrays to the device, if it has memory of its own."""
     # A CPU reads them where they are, at each call; to make JAX's arrays of them takes longer.
     return arrays if jax.default_backend() == "cpu" else jax.device_put(arrays)
+
+
+def sent(arrays: PyTree) -> PyTree:
+    """Begin to bring JAX's arrays to the host, as soon as they are computed."""
+    if jax.default_backend() != "cpu":  # whose arrays are there
+        for leaf in jax.tree.leaves(arrays):
+            leaf.copy_to_host_async()
+    return arrays
