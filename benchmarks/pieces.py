@@ -65,7 +65,7 @@ PIECES = {
     ),
     "stacks left as NumPy's arrays": ("c-", patch.object(_data, "put", jax.device_put)),
     "convolutions outside of loops": ("f", patch.object(_checks, "preflight", looped)),
-    "four convolutional updates a call": ("f", patch.object(_pace, "unroll", lambda *_: 1)),
+    "two convolutional updates a call": ("f", patch.object(_pace, "unroll", lambda *_: 1)),
     "convolutions by XLA, not by a library": (
         "f",
         patch.object(_compiled, "program_run", by_library),

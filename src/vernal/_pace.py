@@ -68,8 +68,8 @@ def unroll(work: int, loops: bool, stack: Stack) -> int:
     if jax.default_backend() != "cpu":
         return _turn_elsewhere(stack) if work < _LITTLE_ELSEWHERE else 1
     if not loops:
-        several = 4 if work < _LITTLE_OF_CALLS else 1
-        return next(n for n in range(several, 0, -1) if stack.full % n == 0)
+        few = (2, 3, 1) if work < _LITTLE_OF_CALLS else (1,)  # more take long to compile
+        return next(n for n in few if stack.full % n == 0)
     if stack.repeats:
         return 4 if work < _LITTLE else 1
     return 2 if work < _LITTLE_OF_BATCHES else 1
