@@ -191,16 +191,7 @@ def compare(workload: str, ends: dict[str, float], turns: int, patience: float) 
     for tell in (Rival.ask, Rival.hear, Rival.end):  # all at once
         for rival in rivals:
             tell(rival)
-    near = [r.name for r in rivals if r.runs and fit.best / NEAR < r.best < NEAR * fit.best]
-    near = [name for name in near if name != "own"]  # it is no rival, and gains or does not
-    later = {name: ends[name] for name in near if len(near) > 1}
-    again = {rival.name: rival for rival in begin(workload, later)}
-    take_turns([*again.values()], turns, patience)
-    for rival in again.values():
-        rival.end()
-    for rival in rivals if again else ():
-        seconds = again[rival.name].facts["seconds"] if rival.name in again else [None] * turns
-        rival.facts["seconds"] += seconds
+    take_turns_again(workload, rivals, ends, turns, patience)
     late = {"missing": "no time was left for it", "seconds": [None] * len(fit.facts["seconds"])}
     return dict.fromkeys(ends, late) | {rival.name: rival.facts for rival in rivals}
 
@@ -229,6 +220,25 @@ def take_turns(taking_part: list[Rival], turns: int, patience: float) -> None:
                 rival.turn()
             else:
                 rival.facts["seconds"].append(None)
+
+
+def take_turns_again(
+    workload: str, rivals: list[Rival], ends: dict[str, float], turns: int, patience: float
+) -> None:
+    """Have `fit`, and whoever is about as fast, take as many turns in a second process."""
+    fit = rivals[0]
+    # With layers of its own, it is no rival.
+    others = [rival for rival in rivals if rival.runs and rival.name != "own"]
+    near = [rival.name for rival in others if fit.best / NEAR < rival.best < NEAR * fit.best]
+    if len(near) < 2:
+        return
+    again = {rival.name: rival for rival in begin(workload, {name: ends[name] for name in near})}
+    take_turns([*again.values()], turns, patience)
+    for rival in again.values():
+        rival.end()
+    for rival in rivals:
+        seconds = again[rival.name].facts["seconds"] if rival.name in again else [None] * turns
+        rival.facts["seconds"] += seconds
 
 
 def speed(facts: dict[str, dict], rival: str, layers: str = "vernal") -> tuple[float, float] | None:

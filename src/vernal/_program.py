@@ -38,8 +38,8 @@ def run(
 ):
     """Make `count` updates from a place in a stack on; the trip count is a run-time value.
 
-    `numbers` are the stack's origin, the place, the count, and the step: one array is sooner on an
-    accelerator than four.
+    `numbers` are the stack's origin, the place, the count and the step, in one array: a device with
+    memory of its own has it sooner than four.
 
     Returns what changed, and for each array that is kept a buffer for `capacity` of them.
     """
