@@ -250,6 +250,12 @@ def test_the_full_batch_is_there_once_and_repeats():
     assert_equal(jax.tree.map(np.asarray, stack.batches), data)
 
 
+def test_the_full_batch_of_jaxs_arrays_is_not_copied():
+    x, y = jax.tree.map(jnp.asarray, examples(6))
+    [stack] = ordered((x, y), None).stacks(0, 0)
+    assert stack.batches[0] is x and stack.batches[1] is y
+
+
 @pytest.mark.parametrize("size", [4, 5, 1, 12, 100, None])
 @pytest.mark.parametrize("stack_bytes", [2**26, 60])
 def test_one_pass_is_one_epoch_in_order(size, stack_bytes, monkeypatch):

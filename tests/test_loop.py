@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import equinox as eqx
@@ -12,11 +13,12 @@ import optax
 import pytest
 
 import vernal
-from vernal import losses, nn
+from vernal import _pace, losses, nn
 from vernal._loop import Loop
 from vernal._program import run
 from vernal._progress import Progress
 from vernal._records import Records
+from vernal._stack import Stack
 
 X = np.linspace(-1, 1, 106, dtype=np.float32)[:, None]
 DATA = (X, X**2)
@@ -184,3 +186,25 @@ def test_a_chunk_ends_when_a_slow_loader_has_taken_its_time(clock, chunks):
     trainer.fit(model, loader, epochs=1)
     assert sum(chunks) == 2000
     assert max(chunks) <= 2 * 256  # are stacked at once; the first were before the first chunk
+
+
+@pytest.mark.parametrize(
+    "length, turn", [(390, 30), (312, 26), (64, 32), (28, 28), (13, 13), (7, 16), (101, 16)]
+)
+def test_an_accelerators_epoch_is_made_in_whole_turns_where_it_can_be(length, turn, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    stack = Stack((X[:, None], X[:, None]), 0, length, 0, 1, length)
+    assert _pace.unroll(10**6, True, stack) == turn
+    assert _pace.unroll(10**13, True, stack) == 1  # what takes long asks the host in no time
+    whole = replace(stack, length=1, repeats=True)
+    assert _pace.unroll(10**6, True, whole) == 32
+
+
+@pytest.mark.parametrize("work", [1, 10**6, 10**9, 10**12, 10**15])
+def test_an_accelerators_first_chunk_is_long_where_updates_are_large(work, monkeypatch):
+    here = _pace.first(work)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    there = _pace.first(work)
+    assert min(here, there) >= 1
+    assert (there > here) == (10**7 < work < 10**13)
+    assert _pace.held() > _pace.HELD_BYTES
