@@ -147,10 +147,10 @@ class Loop:
         while self.place[0] < until_epoch and not stopped() and failure is None:
             before, self._queued = self._queued, self._begun()
             left = min(self._updates, self._every - self._step % self._every)
-            stack, held, room, began = None, 0, _pace.held(), time.perf_counter()
+            stack, held, began = None, 0, time.perf_counter()
             # Not for a few updates on another stack: they can as well be of the next chunk.
             least = left // 8
-            while left > least and held < room and self.place[0] < until_epoch:
+            while left > least and held < _pace.may_hold() and self.place[0] < until_epoch:
                 try:
                     self._next_stack()
                 except Exception as error:

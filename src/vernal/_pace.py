@@ -21,7 +21,7 @@ _BYTES_A_SECOND, _MOST_SECONDS = 4 * 10**7, 1.0
 # The first chunk's products of parameters and data: it should take some ms. An update takes some
 # µs, however little it does. An accelerator makes more of them in a ms; fewer of the smallest.
 FIRST_WORK, LEAST_WORK = 10**9, 10**4
-_FASTER, _SLOWER = 10**4, 10**6
+_MORE, _AT_LEAST_MORE = 10**4, 10**6
 # An update that does so little that the loop's own cost shows is one of several in its turn: on a
 # full batch, on batches that are sliced. Without a loop, the call's cost shows for longer.
 _LITTLE, _LITTLE_OF_BATCHES, _LITTLE_OF_CALLS = 10**5, 10**7, 10**8
@@ -43,12 +43,11 @@ def work(changing: list, stack: Stack) -> int:
 
 def first(work: int) -> int:
     """How many updates the first chunk makes, if so much work is one."""
-    if jax.default_backend() == "cpu":
-        return max(1, FIRST_WORK // max(work, LEAST_WORK))
-    return max(1, FIRST_WORK * _FASTER // max(work, LEAST_WORK * _SLOWER))
+    most, least = (1, 1) if jax.default_backend() == "cpu" else (_MORE, _AT_LEAST_MORE)
+    return max(1, FIRST_WORK * most // max(work, LEAST_WORK * least))
 
 
-def held() -> int:
+def may_hold() -> int:
     """How much of the data a chunk may hold, in bytes."""
     return HELD_BYTES if jax.default_backend() == "cpu" else HELD_BYTES * _stack.ROOMIER
 
@@ -76,7 +75,10 @@ def unroll(work: int, loops: bool, stack: Stack) -> int:
 
 
 def _turn_elsewhere(stack: Stack) -> int:
-    """How many updates to make in a turn of an accelerator's loop: an epoch has no turn in part."""
+    """How many updates to make in a turn of an accelerator's loop.
+
+    An epoch is made in whole turns, where it can be: the updates that are left ask the host each.
+    """
     if stack.repeats:
         return 2 * _TURN_ELSEWHERE
     near = range(2 * _TURN_ELSEWHERE, _TURN_ELSEWHERE // 2, -1)
