@@ -18,7 +18,12 @@ from rivals.ours import Terminal, loss_of
 from workloads import workload
 
 import vernal
-from vernal import _checks, _compiled, _data, _jit, _pace, _update
+from vernal._data import array_source as _data
+from vernal._training import checks as _checks
+from vernal._training import compiled as _compiled
+from vernal._training import jit as _jit
+from vernal._training import pace as _pace
+from vernal._training import update as _update
 
 program = _compiled.program_run.jitted.__wrapped__
 as_by_default = jax.jit(program, static_argnums=0, donate_argnums=1)

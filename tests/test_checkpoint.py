@@ -244,7 +244,7 @@ def test_a_run_goes_on_only_where_there_is_room(tmp_path, monkeypatch):
     checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
     state, _ = fit(checkpoints)
     usage = SimpleNamespace(free=1000)
-    monkeypatch.setattr("vernal._saver.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("vernal._checkpointing.manager.shutil.disk_usage", lambda path: usage)
     with pytest.raises(vernal.CheckpointError, match=r"has no room for another\s+checkpoint of"):
         fit(checkpoints, epochs=9)
     usage.free = 10**9

@@ -20,9 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vernal
-from vernal import _data, losses
-from vernal._data import as_source, gathers_on_host
-from vernal._files import FileArray, in_files
+from vernal import losses
+from vernal._data import array_source as _data
+from vernal._data.array_source import as_source, gathers_on_host
+from vernal._data.files import FileArray, in_files
 
 KEY = jax.random.key(11)
 sizes = st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
@@ -208,7 +209,7 @@ def take(batches, number):
 @pytest.mark.parametrize("n, size", [(12, 4), (15, 4), (7, 6), (5, 1)], ids=str)
 def test_stacks_hold_the_batches_of_epoch_after_epoch(n, size, shuffle, stack_bytes, monkeypatch):
     if stack_bytes is not None:  # so that an epoch is taken in parts, of one batch or of more
-        monkeypatch.setattr("vernal._stack.STACK_BYTES", stack_bytes)
+        monkeypatch.setattr("vernal._data.superbatch.STACK_BYTES", stack_bytes)
         monkeypatch.setattr(_data, "_SHARED_BYTES", stack_bytes)
     data = examples(n)
     make = lambda: ordered(data, size, shuffle=shuffle)
@@ -229,14 +230,14 @@ def test_stacks_hold_the_batches_of_epoch_after_epoch(n, size, shuffle, stack_by
 
 
 def test_small_epochs_share_a_stack_and_large_ones_are_taken_in_parts(monkeypatch):
-    monkeypatch.setattr("vernal._stack.ROOMIER", 1)
+    monkeypatch.setattr("vernal._data.superbatch.ROOMIER", 1)
     data = examples(1000)  # of 12 bytes each
     first, *_, stack = take(ordered(data, 100).stacks(0, 0), 8)
     assert stack.end > 2 * stack.length
     if jax.default_backend() == "cpu":
         assert first.end < stack.end / 10  # the device begins soon
     assert first.capacity == stack.capacity  # in the same program
-    monkeypatch.setattr("vernal._stack.STACK_BYTES", 4000)
+    monkeypatch.setattr("vernal._data.superbatch.STACK_BYTES", 4000)
     for stack in take(ordered(data, 100).stacks(0, 0), 5):
         assert sum(leaf.nbytes for leaf in jax.tree.leaves(stack.batches)) <= 4000
         assert stack.end - stack.first <= 3
@@ -259,7 +260,7 @@ def test_the_full_batch_of_jaxs_arrays_is_not_copied():
 @pytest.mark.parametrize("size", [4, 5, 1, 12, 100, None])
 @pytest.mark.parametrize("stack_bytes", [2**26, 60])
 def test_one_pass_is_one_epoch_in_order(size, stack_bytes, monkeypatch):
-    monkeypatch.setattr("vernal._stack.STACK_BYTES", stack_bytes)
+    monkeypatch.setattr("vernal._data.superbatch.STACK_BYTES", stack_bytes)
     data = examples(12)
     # To measure, a batch size beyond what there is will do.
     results = list(unrolled(as_source(data, size).one_pass()))
@@ -307,7 +308,7 @@ LOADERS = {"list": list, "loader": Loader, "sized loader": SizedLoader}
 @pytest.mark.parametrize("stack_bytes", [2**26, 100])
 @pytest.mark.parametrize("cuts", [[4, 4, 4], [1], [2, 5, 5, 1, 4, 4, 4, 2], [3, 2, 3, 2]], ids=str)
 def test_stacks_hold_a_loaders_batches_in_its_order(kind, cuts, stack_bytes, monkeypatch):
-    monkeypatch.setattr("vernal._stack.STACK_BYTES", stack_bytes)
+    monkeypatch.setattr("vernal._data.superbatch.STACK_BYTES", stack_bytes)
     batches = cut(examples(sum(cuts)), cuts)
     make = lambda: ordered(LOADERS[kind](batches), None, shuffle=True)
     expected = batches * 3
@@ -443,10 +444,10 @@ def test_of_a_large_file_few_batches_are_held_at_once(tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", x)
     x = np.load(tmp_path / "x.npy", mmap_mode="r")
     size = 100 * 8 * 4  # bytes of a hundred examples
-    monkeypatch.setattr("vernal._stack.STACK_BYTES", 2 * size)
-    monkeypatch.setattr("vernal._stack.ROOMIER", 1)
+    monkeypatch.setattr("vernal._data.superbatch.STACK_BYTES", 2 * size)
+    monkeypatch.setattr("vernal._data.superbatch.ROOMIER", 1)
     monkeypatch.setattr(_data, "_SHARED_BYTES", size)
-    monkeypatch.setattr("vernal._pace.HELD_BYTES", 3 * size)
+    monkeypatch.setattr("vernal._training.pace.HELD_BYTES", 3 * size)
     monkeypatch.setattr(_data.Stack, "__init__", counted)
     trainer = vernal.Trainer(optax.sgd(1e-3), lambda model, x, key: jnp.mean(jax.vmap(model)(x)))
     model = eqx.nn.Linear(8, 1, key=jax.random.key(0))
@@ -499,7 +500,7 @@ def breaking():
 
 @pytest.mark.parametrize("seconds", [0.1, 0.0], ids=["one stack", "a stack a batch"])
 def test_a_loaders_own_exception_comes_through_with_what_was_trained(seconds, monkeypatch):
-    monkeypatch.setattr("vernal._loader._SECONDS", seconds)
+    monkeypatch.setattr("vernal._data.loader_source._SECONDS", seconds)
     trainer = vernal.Trainer(optax.adam(1e-3), losses.MeanSquaredError())
     start = trainer.init(eqx.nn.Linear(2, 1, key=jax.random.key(0)))
     before = np.array(start.model.weight)
@@ -535,13 +536,13 @@ def test_a_slow_loader_is_trained_on_as_it_gives(monkeypatch, compiled):
     expected, _ = trainer.fit(model, batches, epochs=2)
     compiled.clear()
     clock = SimpleNamespace(perf_counter=lambda seconds=itertools.count(0, 0.04): next(seconds))
-    monkeypatch.setattr("vernal._loader.time", clock)
+    monkeypatch.setattr("vernal._data.loader_source.time", clock)
     source = as_source(batches, None)
     stacks = take(source.stacks(0, 0), 3)
     assert [stack.end - stack.first for stack in stacks] == [3, 3, 3]
     assert len({stack.capacity for stack in stacks}) == 1
     monkeypatch.undo()
-    monkeypatch.setattr("vernal._loader._SECONDS", 0.0)
+    monkeypatch.setattr("vernal._data.loader_source._SECONDS", 0.0)
     state, _ = trainer.fit(model, SizedLoader(batches), epochs=2)
     np.testing.assert_array_equal(state.model.weight, expected.model.weight)
     assert compiled == []
@@ -574,7 +575,7 @@ def test_while_the_device_trains_the_next_batches_are_read(monkeypatch):
     from vernal import _compiled, _loop
 
     events, ran = [], _compiled.program_run
-    monkeypatch.setattr("vernal._loader._MOST_BATCHES", 2)
+    monkeypatch.setattr("vernal._data.loader_source._MOST_BATCHES", 2)
 
     def run(*args):
         events.append("call")
@@ -585,7 +586,7 @@ def test_while_the_device_trains_the_next_batches_are_read(monkeypatch):
     monkeypatch.setattr(
         _loop.Records, "fetched", lambda records: (events.append("wait"), fetched(records))[1]
     )
-    monkeypatch.setattr("vernal._pace.FIRST_WORK", 0)  # a chunk is one update at first
+    monkeypatch.setattr("vernal._training.pace.FIRST_WORK", 0)  # a chunk is one update at first
     parts = cut(examples(40), [2] * 20)
 
     def batches():
@@ -720,7 +721,7 @@ def stopped_after(trainer, start, loader, updates):
 @pytest.mark.parametrize("make", [OfTheLoader, EndingAtTheEnd, OfTheIterator])
 @pytest.mark.parametrize("rooms", [256, 3], ids=["an epoch at once", "three batches at once"])
 def test_a_loader_with_a_state_goes_on_where_it_was(make, rooms, monkeypatch):
-    monkeypatch.setattr("vernal._loader._MOST_BATCHES", rooms)
+    monkeypatch.setattr("vernal._data.loader_source._MOST_BATCHES", rooms)
     trainer = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
     start = trainer.init(eqx.nn.Linear(2, 1, key=KEY))
     expected, record = trainer.fit(start, make(), epochs=3)
@@ -786,10 +787,10 @@ of_files = pytest.mark.parametrize("made", FILES.values(), ids=FILES)
 @pytest.fixture
 def in_parts(monkeypatch):
     """Small files are taken in parts, as large ones are."""
-    monkeypatch.setattr("vernal._stack.STACK_BYTES", 400)
+    monkeypatch.setattr("vernal._data.superbatch.STACK_BYTES", 400)
     monkeypatch.setattr(_data, "_SHARED_BYTES", 400)
-    monkeypatch.setattr("vernal._files._READ_BYTES", 160)
-    monkeypatch.setattr("vernal._files._GAP_BYTES", 32)
+    monkeypatch.setattr("vernal._data.files._READ_BYTES", 160)
+    monkeypatch.setattr("vernal._data.files._GAP_BYTES", 32)
 
 
 DTYPES = ["f8", "f4", "f2", "i8", "u1", "?"]
@@ -871,10 +872,10 @@ def test_of_a_file_little_is_read_at_once(shuffle):
 
 def test_of_a_large_file_little_is_held(tmp_path, monkeypatch):
     """Nor is it converted as a whole."""
-    monkeypatch.setattr("vernal._stack.STACK_BYTES", 2**17)
+    monkeypatch.setattr("vernal._data.superbatch.STACK_BYTES", 2**17)
     monkeypatch.setattr(_data, "_SHARED_BYTES", 2**17)
-    monkeypatch.setattr("vernal._pace.HELD_BYTES", 2**18)
-    monkeypatch.setattr("vernal._files._READ_BYTES", 2**17)
+    monkeypatch.setattr("vernal._training.pace.HELD_BYTES", 2**18)
+    monkeypatch.setattr("vernal._data.files._READ_BYTES", 2**17)
     x = np.random.default_rng(0).normal(size=(2**16, 16))  # 8 MiB
     sum_ = vernal.Trainer(optax.sgd(1e-3), lambda model, x, key: jnp.mean(jax.vmap(model)(x)))
     model = eqx.nn.Linear(16, 1, key=jax.random.key(0))
@@ -893,7 +894,7 @@ def test_of_a_large_file_little_is_held(tmp_path, monkeypatch):
 
 def test_a_files_chunks_are_read_once_each(monkeypatch):
     """One may have to be decompressed as a whole, however little of it is wanted."""
-    monkeypatch.setattr("vernal._files._READ_BYTES", 100)
+    monkeypatch.setattr("vernal._data.files._READ_BYTES", 100)
     x = Noted(np.arange(120, dtype=np.float32).reshape(60, 2), chunk=6)
     file = FileArray(x)
     for read in (lambda: list(file.blocks()), lambda: file[np.random.permutation(60)]):
@@ -907,7 +908,7 @@ def test_a_files_chunks_are_read_once_each(monkeypatch):
 @pytest.mark.parametrize("chunk, near", [(6, 6), (None, 4)])
 def test_of_a_file_what_lies_between_is_left_out(chunk, near, monkeypatch):
     """Unless it is so little, or of the same chunk, that another read would take longer."""
-    monkeypatch.setattr("vernal._files._GAP_BYTES", 4 * 8)
+    monkeypatch.setattr("vernal._data.files._GAP_BYTES", 4 * 8)
     x = Noted(np.arange(120, dtype=np.float32).reshape(60, 2), chunk)
     rows = np.array([59, 7, 20 + near, 2, 20, 7, 21 + 2 * near])
     np.testing.assert_array_equal(FileArray(x)[rows], x.array[rows])

@@ -10,9 +10,10 @@ import optax
 import pytest
 
 import vernal
-from vernal import _evaluate, losses, nn
-from vernal._jit import pack
-from vernal._measure import Objective
+from vernal import losses, nn
+from vernal._training import evaluate as _evaluate
+from vernal._training.jit import pack
+from vernal._training.objective import Objective
 
 HIDDEN = 512
 BATCH = 50
@@ -54,8 +55,10 @@ class Slow(eqx.Module):
 @pytest.mark.parametrize("n", [1000, 1013], ids=["even", "with a tail"])
 @pytest.mark.parametrize("sees", ["what is ready", "what is held"])
 def test_predict_works_on_one_stack_while_it_gathers_the_next(n, sees, monkeypatch):
-    monkeypatch.setattr("vernal._stack.STACK_BYTES", 17 * BATCH)  # two batches, of 8 bytes
-    monkeypatch.setattr("vernal._stack.ROOMIER", 1)
+    monkeypatch.setattr(
+        "vernal._data.superbatch.STACK_BYTES", 17 * BATCH
+    )  # two batches, of 8 bytes
+    monkeypatch.setattr("vernal._data.superbatch.ROOMIER", 1)
     program, outputs = _evaluate.compiled_predict, []
 
     def watched(*args, **options):

@@ -14,9 +14,9 @@ import pytest
 
 import vernal
 from vernal import History, losses
-from vernal._history import Recorder
-from vernal._records import Records
-from vernal._stack import Stack
+from vernal._data.superbatch import Stack
+from vernal._training.history import Recorder
+from vernal._training.records import Records
 
 KEY = jax.random.key(4)
 N = 13

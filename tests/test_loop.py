@@ -13,12 +13,13 @@ import optax
 import pytest
 
 import vernal
-from vernal import _pace, losses, nn
-from vernal._loop import Loop
-from vernal._program import run
-from vernal._progress import Progress
-from vernal._records import Records
-from vernal._stack import Stack
+from vernal import losses, nn
+from vernal._data.superbatch import Stack
+from vernal._training import pace as _pace
+from vernal._training.chunks import Loop
+from vernal._training.compiled_loop import run
+from vernal._training.progress import Progress
+from vernal._training.records import Records
 
 X = np.linspace(-1, 1, 106, dtype=np.float32)[:, None]
 DATA = (X, X**2)
@@ -107,7 +108,7 @@ def clock(monkeypatch):
         now.seconds += 1e-6
         return now.seconds
 
-    monkeypatch.setattr("vernal._loop.time", SimpleNamespace(perf_counter=perf_counter))
+    monkeypatch.setattr("vernal._training.chunks.time", SimpleNamespace(perf_counter=perf_counter))
     return now
 
 
@@ -143,8 +144,8 @@ def test_chunks_take_a_quarter_of_a_second(host, device, first, clock, chunks, m
 
     monkeypatch.setattr(Loop, "_call", queue)
     monkeypatch.setattr(Records, "fetched", wait)
-    monkeypatch.setattr("vernal._pace.FIRST_WORK", 10_000 * first)
-    monkeypatch.setattr("vernal._pace.REPEATS", 250)
+    monkeypatch.setattr("vernal._training.pace.FIRST_WORK", 10_000 * first)
+    monkeypatch.setattr("vernal._training.pace.REPEATS", 250)
     trainer, model = fresh()
     trainer.fit(model, DATA, epochs=75_000)
     assert sum(chunks) == 75_000

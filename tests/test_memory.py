@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vernal import _memory
-from vernal._memory import Memory
+from vernal._data import memory as _memory
+from vernal._data.memory import Memory
 
 SHAPE, DTYPE = (3, 50, 4), np.dtype(np.float32)
 

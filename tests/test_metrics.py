@@ -186,8 +186,8 @@ def test_r2_of_epochs_does_not_depend_on_where_the_run_is_cut(monkeypatch):
         model, data, epochs=5, batch_size=10
     )
     _, expected = run()
-    monkeypatch.setattr("vernal._pace.FIRST_WORK", 1)  # first chunks of one update
-    monkeypatch.setattr("vernal._pace.SECONDS", 1e-9)
+    monkeypatch.setattr("vernal._training.pace.FIRST_WORK", 1)  # first chunks of one update
+    monkeypatch.setattr("vernal._training.pace.SECONDS", 1e-9)
     _, cut = run()
     np.testing.assert_array_equal(cut.steps["r2"], expected.steps["r2"])
     np.testing.assert_allclose(cut.epochs["r2"], expected.epochs["r2"], rtol=1e-12)

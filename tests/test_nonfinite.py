@@ -245,10 +245,10 @@ def test_a_models_state_that_stops_being_finite():
 
 def test_trouble_in_a_later_chunk_of_several_calls(monkeypatch):
     """A chunk of many small calls, and chunks of one update: where exactly is found in both."""
-    monkeypatch.setattr("vernal._data._STACK_UPDATES", 12)
+    monkeypatch.setattr("vernal._data.array_source._STACK_UPDATES", 12)
     errors = [fails(TRAINER, spoilt(301, "loss", np.nan))]
-    monkeypatch.setattr("vernal._pace.FIRST_WORK", 1)
-    monkeypatch.setattr("vernal._pace.SECONDS", 1e-9)
+    monkeypatch.setattr("vernal._training.pace.FIRST_WORK", 1)
+    monkeypatch.setattr("vernal._training.pace.SECONDS", 1e-9)
     errors.append(fails(TRAINER, spoilt(301, "loss", np.nan)))
     for error in errors:
         assert error.update == 301

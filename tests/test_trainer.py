@@ -13,7 +13,7 @@ import pytest
 
 import vernal
 from vernal import losses, nn
-from vernal._loop import Loop
+from vernal._training.chunks import Loop
 
 KEY = jax.random.key(7)
 MODELS = {
@@ -210,7 +210,7 @@ def test_a_loader_trains_like_the_arrays_it_cuts(data):
 def test_parts_of_large_epochs_are_the_same_run(data, monkeypatch):
     trainer = vernal.Trainer(optax.adam(1e-3), losses.MeanSquaredError())
     whole, history = trainer.fit(MODELS["MLP"](), data, epochs=3, batch_size=10)
-    monkeypatch.setattr("vernal._stack.STACK_BYTES", 4 * 10 * 16)  # four batches
+    monkeypatch.setattr("vernal._data.superbatch.STACK_BYTES", 4 * 10 * 16)  # four batches
     parts, in_parts = trainer.fit(MODELS["MLP"](), data, epochs=3, batch_size=10)
     assert_same_bits(whole, parts)
     np.testing.assert_array_equal(history.steps["loss"], in_parts.steps["loss"])
@@ -316,7 +316,7 @@ def test_evaluate_is_exact_and_predict_complete_for_any_batch_size(size, weighte
 
 def test_predict_takes_parts_of_large_data_in_order(data, monkeypatch):
     x, y = data
-    monkeypatch.setattr("vernal._stack.STACK_BYTES", 4 * 10 * 12)
+    monkeypatch.setattr("vernal._data.superbatch.STACK_BYTES", 4 * 10 * 12)
     trainer = vernal.Trainer(optax.sgd(1e-2), losses.MeanSquaredError())
     model = MODELS["MLP"]()
     expected = np.asarray(jax.vmap(model)(x))

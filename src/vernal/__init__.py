@@ -1,8 +1,16 @@
 """Vernal is the training half of Equinox: it trains any `eqx.Module` in one call."""
 
 from vernal import callbacks, losses, metrics, nn, plot
-from vernal._data import batches
-from vernal._errors import (
+from vernal._checkpointing.config import Checkpoints
+from vernal._checkpointing.weights import load, save
+from vernal._data.array_source import batches
+from vernal._inspection.cost import Cost, update_cost, update_jaxpr
+from vernal._inspection.recompilation import no_recompilation
+from vernal._inspection.summary import Summary, summary
+from vernal._training.history import Epoch, History
+from vernal._training.state import TrainState
+from vernal._training.trainer import Trainer
+from vernal.errors import (
     ArgumentError,
     CheckpointError,
     DataError,
@@ -13,15 +21,7 @@ from vernal._errors import (
     ShapeError,
     VernalError,
 )
-from vernal._history import Epoch, History
-from vernal._inspect import Cost, update_cost, update_jaxpr
-from vernal._learning_rate import LearningRates, find_learning_rate
-from vernal._recompile import no_recompilation
-from vernal._state import TrainState
-from vernal._trainer import Trainer
-from vernal._weights import load, save
-from vernal.checkpoint import Checkpoints
-from vernal.summary import Summary, summary
+from vernal.learning_rate import LearningRates, find_learning_rate
 
 __all__ = [
     "ArgumentError",

@@ -11,14 +11,14 @@ import optax
 from jax import lax
 from jaxtyping import PyTree
 
-from vernal._data import ArraySource
-from vernal._errors import ArgumentError, DataError
-from vernal._files import in_files, in_memory
-from vernal._jit import Packed, jit_updates, pack
-from vernal._loader import LoaderSource
-from vernal._recompile import compiles
-from vernal._state import TrainState
-from vernal._update import parts, update
+from vernal._data.array_source import ArraySource
+from vernal._data.files import in_files, in_memory
+from vernal._data.loader_source import LoaderSource
+from vernal._inspection.recompilation import compiles
+from vernal._training.jit import Packed, jit_updates, pack
+from vernal._training.state import TrainState
+from vernal._training.update import parts, update
+from vernal.errors import ArgumentError, DataError
 
 # A tenth of the test is what the average remembers, what it takes to begin with, and the stretch
 # that a fall is measured over: in less, the noise of mini-batches is steeper than any fall.

@@ -16,8 +16,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from vernal._errors import DataError, ExamplesError, ShapeError, joined, kind
-from vernal._files import blocks
+from vernal._data.files import blocks
+from vernal.errors import DataError, ExamplesError, ShapeError, joined, kind
 
 
 def forward(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from vernal._errors import ShapeError, joined
+from vernal.errors import ShapeError, joined
 from vernal.losses import weighted_mean
 
 

@@ -7,15 +7,15 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike, PyTree
 
-from vernal._arrays import as_arrays
-from vernal._checks import model_of
-from vernal._errors import MissingExtraError, ShapeError
-from vernal._evaluate import compiled_apply
-from vernal._history import History
-from vernal._jit import pack
-from vernal._learning_rate import LearningRates
-from vernal._preflight import preflight
-from vernal._state import TrainState
+from vernal._data.arrays import as_arrays
+from vernal._training.checks import model_of
+from vernal._training.evaluate import compiled_apply
+from vernal._training.history import History
+from vernal._training.jit import pack
+from vernal._training.preflight import preflight
+from vernal._training.state import TrainState
+from vernal.errors import MissingExtraError, ShapeError
+from vernal.learning_rate import LearningRates
 
 # Where predictions are drawn: enough that a curve is smooth at any size of picture.
 _POINTS = 500

@@ -9,7 +9,7 @@ import numpy as np
 from jax.nn.initializers import lecun_normal, zeros
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from vernal._shapes import checked
+from vernal.nn._shape_check import checked
 
 # One object for every layer: an initializer made anew is a new closure, and would compile again.
 default_weight_init = lecun_normal()

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax.nn.initializers import zeros
 from jaxtyping import Array, PRNGKeyArray
 
-from vernal._shapes import locating
 from vernal.nn._linear import Linear, default_weight_init
+from vernal.nn._shape_check import locating
 
 
 def _identity(x: Array) -> Array:

@@ -1,0 +1,123 @@
+"""What counts as arrays of examples, and whether they can be trained on."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from vernal._data.files import FileArray, blocks, held_as, is_in_file
+from vernal.errors import ArgumentError, DataError, ExamplesError
+
+PARTS = ("x", "y", "sample_weight")  # what users call the parts of a batch
+
+
+def as_arrays(
+    data: PyTree, *, name: str = "data", finite: bool = True, files: bool = False
+) -> PyTree:
+    """Turn everything in `data` that counts as an array into one, and check it.
+
+    With `files`, what lies in a file stays there, as a `FileArray`.
+
+    **Raises:** `DataError` if a leaf is not numeric, lengths differ, there is no example, or, with
+    `finite`, a value is NaN or infinite.
+    """
+    is_list = lambda node: isinstance(node, list)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(data, is_leaf=is_list)
+    if not flat:
+        raise DataError(f"{name} has no arrays in it: {data!r}.\n  Pass (x, y).")
+    names = [_name(name, data, path) for path, _ in flat]
+    arrays = [_as_array(name, leaf, files) for name, (_, leaf) in zip(names, flat, strict=True)]
+    tree = jax.tree.unflatten(treedef, arrays)
+    for name_, array in zip(names, arrays, strict=True):
+        if array.ndim == 0:
+            raise ExamplesError(
+                f"{name_} is a single number; it needs a leading axis, the examples.", tree
+            )
+    lengths = [len(array) for array in arrays]
+    if len(set(lengths)) > 1:
+        listed = ", ".join(f"{name} has {n}" for name, n in zip(names, lengths, strict=True))
+        raise ExamplesError(f"{name} needs as many examples of each: {listed}.", tree)
+    if lengths[0] == 0:
+        raise ExamplesError(f"{names[0]} has no examples: its shape is {arrays[0].shape}.", tree)
+    if finite:
+        for name, array in zip(names, arrays, strict=True):
+            _check_finite(name, array)
+    return tree
+
+
+def _as_array(name: str, leaf, files: bool) -> np.ndarray | Array | FileArray:
+    if not isinstance(leaf, jax.Array):
+        try:
+            leaf = FileArray(leaf) if files and is_in_file(leaf) else np.asarray(leaf)
+        except Exception as error:
+            raise DataError(f"{name} cannot be made an array: {error}") from error
+    if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
+        first = ""
+        if leaf.size:
+            some = leaf[:1] if isinstance(leaf, FileArray) else leaf
+            first = f", the first of them {some.ravel()[0]!r}"
+        raise DataError(
+            f"{name} needs numbers; it holds {leaf.dtype} values{first}."
+            "\n  Encode them as numbers first."
+        )
+    if isinstance(leaf, np.ndarray):
+        with np.errstate(over="ignore"):  # what single precision cannot hold is found below
+            leaf = leaf.astype(held_as(leaf.dtype), copy=False)
+    return leaf
+
+
+def _check_finite(name: str, array: np.ndarray | Array | FileArray) -> None:
+    # A sum is finite only if every value is, and costs one pass and no memory; only where it is
+    # not (a large sum may overflow, too) are the values looked at one by one.
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return
+    if isinstance(array, jax.Array) and np.isfinite(_sum(array)):
+        return
+    number, first = 0, ""
+    for start, values in blocks(array):
+        with np.errstate(all="ignore"):
+            if np.isfinite(values.sum()):
+                continue
+        bad = np.argwhere(~np.isfinite(np.asarray(values, np.promote_types(values.dtype, "f4"))))
+        if len(bad) and not number:
+            where = ", ".join(map(str, [start + bad[0][0], *bad[0][1:]]))
+            first = f"{name}[{where}], {values[tuple(bad[0])]}"
+        number += len(bad)
+    if number:
+        many = "1 value that is" if number == 1 else f"{number} values that are"
+        raise DataError(
+            f"{name} has {many} not finite, of {array.size}: the first is {first}."
+            f"\n  Drop those examples, or try np.where(np.isfinite({name}), {name}, 0)."
+        )
+
+
+@jax.jit
+def _sum(array):
+    return array.sum()
+
+
+def _name(name: str, data: PyTree, path: tuple) -> str:
+    """How a user would call a leaf: x, y, sample_weight, or its path in the argument."""
+    if name in ("data", "validation_data") and type(data) is tuple and len(data) in (2, 3):
+        return PARTS[path[0].idx] + jax.tree_util.keystr(path[1:])
+    return name + jax.tree_util.keystr(path)
+
+
+def is_whole(value) -> bool:
+    """Whether a value is a whole number, Python's or NumPy's."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def checked_batch_size(batch_size, most: int | None) -> int:
+    """A batch size as an int, without bound for `None`; `ArgumentError` if it is none."""
+    if batch_size is None:
+        return sys.maxsize
+    if not is_whole(batch_size) or batch_size < 1 or (most is not None and batch_size > most):
+        limit = "" if most is None else f" to {most}, the number of examples"
+        raise ArgumentError(
+            f"batch_size needs to be a whole number from 1{limit}; it is {batch_size!r}."
+            "\n  batch_size=None is the full batch."
+        )
+    return int(batch_size)

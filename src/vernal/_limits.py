@@ -1,0 +1,97 @@
+"""How much is done at once, and all that depends on the kind of device: in one place.
+
+The figures bound memory and time; none of them changes a result.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of memory and time, and what a kind of device needs.
+
+    Attributes:
+        gathers_on_host: Whether NumPy gathers the examples of a batch. Otherwise the device does,
+            from a copy of all examples in its memory.
+        loops_convolutions: Whether convolutions may run in a compiled loop. In a loop, XLA's CPU
+            convolutions take 28 to 38 times as long.
+        steps_per_turn: Steps in one turn of the compiled loop. An accelerator asks the host before
+            each turn whether the loop is over.
+        superbatch_bytes: Most bytes of batches that are gathered at once. A single batch may be
+            larger.
+        superbatch_steps: Small epochs share a superbatch until it holds this many steps.
+        steps_per_call: Most steps of one compiled call on a batch that repeats.
+        chunk_seconds: How long a chunk of steps should take, in seconds: long enough that Python's
+            part is small, short enough that a progress bar moves and Ctrl-C is heard.
+        chunk_bytes: Most bytes of data that one chunk passes over.
+        first_chunk_work: Multiply-adds in a run's first chunk, whose speed is not known yet.
+        least_step_work: Multiply-adds that count for the smallest step.
+        rewound_bytes: Largest state, in bytes, that is copied before each chunk, to go back to when
+            numbers stop being finite.
+        loader_batches: Most batches of a loader that are stacked at once.
+        loader_seconds: How long to wait for a loader before training on what there is, in seconds.
+        read_bytes: How much of a file is read at once, in bytes.
+        gap_bytes: How much that is not needed is read over rather than skipped, in bytes.
+        suggestion_seconds: How long to look for a line that fixes a wrong shape, in seconds.
+    """
+
+    gathers_on_host: bool = True
+    loops_convolutions: bool = False
+    steps_per_turn: int = 1
+    superbatch_bytes: int = 2**25
+    superbatch_steps: int = 2**10
+    steps_per_call: int = 2**14
+    chunk_seconds: float = 0.25
+    chunk_bytes: int = 2**26
+    first_chunk_work: int = 10**9
+    least_step_work: int = 10**4
+    rewound_bytes: int = 2**30
+    loader_batches: int = 256
+    loader_seconds: float = 0.1
+    read_bytes: int = 2**22
+    gap_bytes: int = 2**16
+    suggestion_seconds: float = 5.0
+
+
+_CPU = Limits()
+# An accelerator gathers in its own memory, in no time, and soon passes over what it gathered.
+_ACCELERATOR = Limits(
+    gathers_on_host=False,
+    loops_convolutions=True,
+    steps_per_turn=16,
+    superbatch_bytes=2**28,
+    superbatch_steps=2**13,
+    chunk_bytes=2**29,
+    first_chunk_work=10**13,
+    least_step_work=10**10,
+)
+
+_changes: ContextVar[dict[str, Any]] = ContextVar("_changes", default={})  # noqa: B039
+
+
+def current() -> Limits:
+    """Return the limits for JAX's default backend, with the changes of `limits`."""
+    of_device = _CPU if jax.default_backend() == "cpu" else _ACCELERATOR
+    changes = _changes.get()
+
+    return replace(of_device, **changes) if changes else of_device
+
+
+@contextlib.contextmanager
+def limits(**changes: Any) -> Iterator[None]:
+    """Change some limits inside of a `with`: for tests, and for unusual machines.
+
+    Args:
+        **changes: Fields of `Limits`, by name.
+    """
+    token = _changes.set({**_changes.get(), **changes})
+    try:
+        yield
+    finally:
+        _changes.reset(token)

@@ -1,0 +1,231 @@
+"""Whether choices, a model and data can be used, before anything is made of them."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from vernal._data.array_source import Source, as_source
+from vernal._data.arrays import as_arrays, is_whole
+from vernal._data.loader_source import LoaderSource
+from vernal._training.objective import Objective
+from vernal._training.preflight import about, examples_error, label_check, preflight
+from vernal._training.state import TrainState
+from vernal.errors import ArgumentError, DataError, ExamplesError, kind
+from vernal.losses import AbstractSupervised
+from vernal.metrics import AbstractMetric, Mean, top_k
+
+
+def check_optimizer(optimizer) -> None:
+    """Raise `ArgumentError` if this is not an Optax optimizer."""
+    is_one = callable(getattr(optimizer, "init", None)) and callable(
+        getattr(optimizer, "update", None)
+    )
+    if isinstance(optimizer, type) or not is_one:
+        name = getattr(optimizer, "__name__", None)
+        call = f"{name}(...)" if callable(optimizer) and name else "optax.adam(1e-3)"
+        raise ArgumentError(
+            f"optimizer is {kind(optimizer)}; an Optax optimizer is needed."
+            f"\n  Try Trainer({call}, ...), as in optax.adam(1e-3)."
+        )
+
+
+def check_loss(loss) -> None:
+    """Raise `ArgumentError` if this cannot be called as `loss(model, batch, key)`."""
+    if isinstance(loss, type) and issubclass(loss, AbstractSupervised):
+        raise ArgumentError(
+            f"loss is the class {loss.__name__}; an instance is needed."
+            f"\n  Try losses.{loss.__name__}()."
+        )
+    if isinstance(loss, type) or not callable(loss):
+        raise ArgumentError(
+            f"loss is {kind(loss)}; a callable loss(model, batch, key) is needed."
+            "\n  Try losses.MeanSquaredError(), or another of vernal.losses."
+        )
+    is_loss = _accepts(loss, 3) or _accepts(loss, 4)
+    if not is_loss or (getattr(loss, "__module__", "") or "").startswith("optax"):
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise ArgumentError(
+            f"loss is called as loss(model, batch, key), which {name} is not made for."
+            f"\n  Try losses.Supervised({name}) if it takes one example's prediction and target."
+        )
+
+
+def check_on_nonfinite(choice) -> None:
+    """Raise `ArgumentError` if this is none of the choices there are."""
+    if choice not in ("raise", "ignore"):
+        raise ArgumentError(f'on_nonfinite is {choice!r}; "raise" or "ignore" is needed.')
+
+
+def checked_objective(loss, metrics, compute_dtype) -> Objective:
+    """What to measure; `ArgumentError` if one of the choices cannot be used."""
+    check_loss(loss)
+    return Objective(loss, _checked_metrics(metrics, loss), _checked_dtype(compute_dtype))
+
+
+def check_stateful(loss: Callable | None, model: PyTree, model_state: PyTree) -> None:
+    """Raise `ArgumentError` if loss, model and model state do not go together."""
+    is_index = lambda node: isinstance(node, eqx.nn.StateIndex)
+    name = type(model).__name__
+    if model_state is None and any(map(is_index, jax.tree.leaves(model, is_leaf=is_index))):
+        raise ArgumentError(
+            f"{name} has layers with a state, such as BatchNorm, and is given without it."
+            f"\n  Make both: model, model_state = eqx.nn.make_with_state({name})(...),"
+            "\n  and pass trainer.init(model, model_state=model_state) in place of the model."
+        )
+    if loss is None or isinstance(loss, AbstractSupervised):
+        return
+    if _accepts(loss, 3 if model_state is None else 4):
+        return
+    loss_name = getattr(loss, "__name__", type(loss).__name__)
+    if model_state is None:
+        raise ArgumentError(
+            f"{loss_name} takes a model_state, and there is none."
+            "\n  Pass trainer.init(model, model_state=...) in place of the model."
+        )
+    raise ArgumentError(
+        f"with a model_state the loss is called as loss(model, batch, key, model_state), which "
+        f"{loss_name} is not made for."
+        "\n  It needs to return (scalar, dict of metrics, model_state)."
+    )
+
+
+def _checked_metrics(metrics, loss: Callable) -> dict[str, AbstractMetric]:
+    """Metrics by name, each as an `AbstractMetric`; `ArgumentError` if they cannot be measured."""
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        raise ArgumentError(
+            f"metrics is {kind(metrics)}; a dict of functions by name is needed."
+            '\n  Try metrics={"accuracy": metrics.accuracy}.'
+        )
+    if metrics and not isinstance(loss, AbstractSupervised):
+        raise ArgumentError(
+            "metrics are functions of predictions and targets, which a loss of one's own keeps to "
+            'itself.\n  Return them from the loss: (scalar, {"name": value}).'
+        )
+    for name, metric in metrics.items():
+        if not isinstance(name, str) or name in ("loss", "learning_rate") or name[:4] == "val_":
+            raise ArgumentError(f"{name!r} is taken, or no name; call the metric something else.")
+        is_metric = isinstance(metric, AbstractMetric) or (
+            callable(metric) and not isinstance(metric, type) and _accepts(metric, 2)
+        )
+        if not is_metric:
+            hint = "\n  Try metrics.top_k(5)." if metric is top_k else ""
+            raise ArgumentError(
+                f"metrics[{name!r}] is {kind(metric)}; a function fn(prediction, target) of one "
+                f"example is needed, or an AbstractMetric.{hint}"
+            )
+    made = lambda metric: metric if isinstance(metric, AbstractMetric) else Mean(metric)
+    return {name: made(metric) for name, metric in metrics.items()}
+
+
+def _checked_dtype(dtype) -> np.dtype | None:
+    """A dtype to compute in; `ArgumentError` if it is none of floating-point numbers."""
+    if dtype is None:
+        return None
+    try:
+        made = jnp.dtype(dtype)
+    except TypeError:
+        made = None
+    if made is None or not jnp.issubdtype(made, jnp.floating):
+        raise ArgumentError(
+            f"compute_dtype is {dtype!r}; a floating-point dtype is needed, such as jnp.bfloat16."
+        )
+    return made
+
+
+def checked_callbacks(callbacks, names: Iterable[str]) -> list[Callable]:
+    """Callbacks as a list; `ArgumentError` if one is none, or waits for what is not measured."""
+    if callable(callbacks) or not isinstance(callbacks, Iterable):
+        raise ArgumentError(
+            f"callbacks is {kind(callbacks)}; a list of callables is needed."
+            "\n  Try callbacks=[callback]."
+        )
+    listed, known = list(callbacks), list(names)
+    for callback in listed:
+        if not callable(callback) or isinstance(callback, type):
+            raise ArgumentError(
+                f"callbacks holds {kind(callback)}; a callable callback(epoch) is needed."
+            )
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor not in known:
+            hint = "\n  Pass validation_data." if monitor[:4] == "val_" else ""
+            raise ArgumentError(
+                f"{type(callback).__name__} watches {monitor!r}, which is not measured; "
+                f"there are {', '.join(known)}.{hint}"
+            )
+    return listed
+
+
+def _accepts(function: Callable, arguments: int) -> bool:
+    try:
+        inspect.signature(function).bind(*range(arguments))
+    except TypeError:
+        return False
+    except ValueError:  # no signature to be had, as for some built-in callables
+        return True
+    return True
+
+
+def whole_number(name: str, value, *, at_least: int) -> int:
+    """The value as an int; `ArgumentError` if it is no whole number, or out of range."""
+    if not is_whole(value) or value < at_least:
+        raise ArgumentError(f"{name} needs to be a whole number from {at_least}; it is {value!r}.")
+    return int(value)
+
+
+def model_of(model_or_state: PyTree | TrainState) -> tuple[PyTree, PyTree]:
+    """A model and its state, itself or a `TrainState`'s; `ArgumentError` if it is a class."""
+    if isinstance(model_or_state, TrainState):
+        return model_or_state.model, model_or_state.model_state
+    if isinstance(model_or_state, type):
+        raise ArgumentError(
+            f"model is {kind(model_or_state)}; an instance of an eqx.Module is needed, or a "
+            "TrainState."
+        )
+    if isinstance(model_or_state, tuple) and isinstance(model_or_state[-1], eqx.nn.State):
+        raise ArgumentError(
+            "model is a tuple, with an eqx.nn.State; a model is needed, or a TrainState."
+            "\n  Try trainer.init(model, model_state=model_state)."
+        )
+    return model_or_state, None
+
+
+def checked_source(
+    objective: Objective | None,
+    model: PyTree,
+    model_state: PyTree,
+    data: PyTree | Iterable,
+    batch_size: int | None,
+    *,
+    name: str = "data",
+    **order,
+) -> tuple[Source, Any]:
+    """Data as a source, checked against the model and the loss, and what the check returns."""
+    measured = objective, model, model_state
+    try:
+        # A list of batches is a loader; but of what a model is applied to, it is an array.
+        arrays = as_arrays(data, name=name) if name == "x" and isinstance(data, list) else data
+        source = as_source(arrays, batch_size, name=name, **order)
+    except ExamplesError as error:
+        raise examples_error(error, *measured, data, name) from None
+    except DataError as error:
+        raise DataError(about(name, str(error))) from None
+    given = None if isinstance(source, LoaderSource) else data
+    traced = preflight(*measured, source.example, name=name, given=given)
+    source.loops = not (traced.convolves and jax.default_backend() == "cpu")
+    source.goes_round = traced.goes_round
+    labels = label_check(*measured, source.example, name)
+    if isinstance(source, LoaderSource):
+        source.check = partial(preflight, *measured, name=name)
+        source.check_labels = labels
+    else:
+        labels(source.example)
+    return source, traced.shapes
