@@ -44,8 +44,8 @@ class Limits:
     gathers_on_host: bool = True
     loops_convolutions: bool = False
     steps_per_turn: int = 1
-    superbatch_bytes: int = 2**25
-    superbatch_steps: int = 2**10
+    superbatch_bytes: int = 2**24
+    superbatch_steps: int = 2**12
     steps_per_call: int = 2**14
     chunk_seconds: float = 0.25
     chunk_bytes: int = 2**26

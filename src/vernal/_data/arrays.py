@@ -1,6 +1,8 @@
 """What counts as arrays of examples, and whether they can be trained on."""
 
 import sys
+from collections.abc import Hashable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,3 +123,14 @@ def checked_batch_size(batch_size, most: int | None) -> int:
             "\n  batch_size=None is the full batch."
         )
     return int(batch_size)
+
+
+def signature(arrays: PyTree) -> Hashable:
+    """Return what decides whether a compiled program serves again: structure, shapes, dtypes."""
+    leaves, treedef = jax.tree.flatten(arrays)
+    shapes = [(leaf.shape, _dtype_in_jax(leaf.dtype)) for leaf in leaves]
+    return treedef, tuple(shapes)
+
+
+def _dtype_in_jax(dtype: Any) -> Any:
+    return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)

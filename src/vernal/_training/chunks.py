@@ -1,240 +1,307 @@
-"""A run: chunk after chunk of updates, each a compiled call or several."""
+"""The host's side of the compiled loop: how many steps come next, and what the last ones measured.
+
+Steps are made in chunks of about a quarter of a second. Between two chunks the host reads what was
+measured, and looks whether all numbers are finite; a run can be stopped, saved and shown there.
+"""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from vernal._data.array_source import Source
-from vernal._data.superbatch import Stack, sent
-from vernal._training import pace as _pace
-from vernal._training.compiled import compiled
-from vernal._training.compiled_loop import copied
-from vernal._training.jit import Packed
-from vernal._training.nonfinite import all_finite
+from vernal import _limits
+from vernal._data.superbatch import Source, Superbatch, nbytes
+from vernal._training.compiled_loop import Inputs, run_steps
+from vernal._training.measurements import Measurements
+from vernal._training.nonfinite import (
+    finite_arrays,
+    good_steps,
+    grad_norm,
+    is_broken,
+    nonfinite_chunk,
+    nonfinite_step,
+    step_of,
+)
 from vernal._training.objective import Measured
-from vernal._training.records import Records
-from vernal._training.rewind import first_bad, no_longer
-from vernal._training.state import TrainState, counts
-from vernal._training.update import Choices
-from vernal.errors import NonFiniteError
+from vernal._training.state import TrainState
+from vernal._training.update import Choices, changing_part
+
+# Largest growth from one chunk to the next.
+_GROWTH = 16
+# A chunk that begins with a copy of a large state lasts longer, so that the copies take a hundredth
+# of the time: a second for each so many bytes, and a second at most.
+_STATE_BYTES_PER_SECOND = 4 * 10**7
+_MOST_SECONDS = 1.0
+
+_MOST_INT32 = 2**31 - 1
 
 
-@dataclass
-class _Chunk:
-    """Consecutive calls whose records are looked at together."""
+class TrainingRun:
+    """A run in progress: the state, in buffers that each call gives away and gets back.
 
-    # What changes, as it was before, to go back to, and the place; or not kept.
-    start: list | None = None
-    at: tuple[int, Stack, int] | None = None
-    finite: Any = None  # which of that was finite; `None` before it is looked at
-    records: list[Records] = field(default_factory=list)
-    seconds: float = 0.0  # that queuing the calls took
+    The arrays of the state that a run begins with stay the caller's, and so do those that `state`
+    returns.
 
-
-class Loop:
-    """A run in progress: what changes, in buffers that each call gives away and gets anew.
-
-    The arrays of the packed state that it is made from stay the caller's, and so do those that
-    `state` returns.
-
-    **Arguments:**
-
-    - `measured`: the shapes of what an update measures.
-    - `saves`: whether `saved` will be asked for.
-    - `every`: a chunk ends after each update whose number is a multiple of this, at the latest.
-    - `rewinds`: whether to go back, and raise, when numbers stop being finite. The updates
-      themselves do not look, which would cost more than 2 % of their time: it is looked at each
-      chunk's losses, and at the state after it. If they are not finite, the chunk is made again,
-      in parts, to find the update.
+    Args:
+        choices: The optimizer, the objective, and what is trained.
+        state: The state to begin with.
+        source: The data.
+        loops: Whether steps may be made in a compiled loop.
+        rewinds: Whether to go back, and raise, when numbers stop being finite.
+        last_epoch: Number of the epoch that the run ends before.
+        every_steps: A chunk ends after each step whose number is a multiple of this.
     """
 
     def __init__(
         self,
         choices: Choices,
-        state: Packed,
+        state: TrainState,
         source: Source,
-        measured: Measured,
+        *,
+        loops: bool,
         rewinds: bool,
-        saves: bool = False,
-        every: int = sys.maxsize,
+        last_epoch: int = sys.maxsize,
+        every_steps: int | None = None,
     ):
-        self._step, epoch, batch = counts(state.arrays)
+        self._choices = choices
         self._source = source
-        self._stacks = source.stacks(epoch, batch)
-        self._stack = next(self._stacks)
-        self._place = self._stack.first  # in the stack
-        given = choices, state, measured, self._stack
-        self._compiled, changing = compiled(*given, loops=source.loops)
-        work = _pace.work(changing, self._stack)
-        self._rewinds, self._every = rewinds, every
-        self._keeps = rewinds or saves
-        # Where chunks begin with a copy, the first goes back to the caller's own arrays.
-        self._changing = changing if self._keeps else copied(changing)
-        self._seconds = _pace.seconds(changing) if self._keeps else _pace.SECONDS
-        self._queued = _Chunk()  # the chunk under way
-        # To make in the next one.
-        self._updates = 1 if source.goes_round else _pace.first(work)
+        self._loops = loops
+        self._rewinds = rewinds
+        self._every_steps = every_steps or sys.maxsize
+        self.step = int(state.step)
+        self._superbatches = source.superbatches(
+            int(state.epoch),
+            int(state.batch),
+            key=state.key,
+            loader_state=state.data_state,
+            last_epoch=last_epoch,
+        )
+        self._superbatch = next(self._superbatches)
+        self._cursor = self._superbatch.start
+
+        changing, self._fixed = changing_part(choices, replace(state, data_state=None))
+        self._changing = copied(changing)
+        self._programs: dict[Any, Callable] = {}
+
+        limits = _limits.current()
+        state_bytes = nbytes(changing)
+        self._copies = rewinds and state_bytes <= limits.rewound_bytes
+        self._chunk_seconds = limits.chunk_seconds
+        if self._copies:
+            wanted = min(state_bytes / _STATE_BYTES_PER_SECOND, _MOST_SECONDS)
+            self._chunk_seconds = max(self._chunk_seconds, wanted)
+        self._next_steps = 1  # how many the next chunk makes
+        self._finite = self._finite_now() if rewinds else np.empty(0)
 
     @property
-    def place(self) -> tuple[int, int]:
-        """The place in the data: epochs completed, and updates made since."""
-        return self._stack.place(self._place)
-
-    def measures(self, validates: bool) -> list[str]:
-        """The names of what is recorded of an epoch."""
-        names = [*jax.tree.unflatten(*self._compiled.program.kept)[0]]
-        measured = [name for name in names if name != "learning_rate"]
-        return names + ([f"val_{name}" for name in measured] if validates else [])
+    def location(self) -> tuple[int, int]:
+        """Where in the data the run is: epochs completed, and steps made since."""
+        return self._superbatch.location(self._cursor)
 
     @property
-    def averages(self) -> Any:
-        """The treedef of what the metrics that are no averages are made from, of each update."""
-        treedef, kept = self._compiled.program.kept
-        return jax.tree.structure(treedef.unflatten(range(len(kept)))[2])
+    def epoch(self) -> int:
+        """Number of epochs completed."""
+        return self.location[0]
 
     @property
-    def length(self) -> int | None:
+    def epoch_length(self) -> int | None:
         """Batches in an epoch, if that is known."""
-        return self._source.length if self._source.length < sys.maxsize else None
+        length = self._source.epoch_length
+        return length if length < sys.maxsize else None
 
-    def updates_to(self, epoch: int) -> int | None:
-        """How many updates there are to the start of an epoch; `None` if that is not known."""
-        now, batch = self.place
-        return None if self.length is None else (epoch - now) * self.length - batch
-
-    def models(self) -> tuple[PyTree, PyTree]:
-        """The model and its state here and now, until the next chunk."""
-        state = self._compiled.state(self._changing, self._step, self._stack, self._place)
-        return state.model, state.model_state
+    def steps_until(self, epoch: int) -> int | None:
+        """Return how many steps there are to the start of an epoch; `None` if it is not known."""
+        epochs, batch = self.location
+        return None if self.epoch_length is None else (epoch - epochs) * self.epoch_length - batch
 
     def state(self) -> TrainState:
-        """The state here and now, in arrays of its own."""
-        return self._compiled.state(copied(self._changing), self._step, self._stack, self._place)
+        """Return the state here and now, in arrays of its own."""
+        return self._state_here(copied(self._changing))
 
-    def saved(self) -> TrainState:
-        """The state that the records handed out so far have led to, to be read and not changed."""
-        chunk = self._queued
-        if chunk.start is None or chunk.at is None:  # nothing is under way
-            return self.state()
-        return self._compiled.state(chunk.start, *chunk.at)
+    def state_until_next_chunk(self) -> TrainState:
+        """Return the state here and now, in arrays that the next chunk gives away."""
+        return self._state_here(self._changing)
 
-    def finish(self) -> TrainState:
-        """The state at the end: the loop gives its arrays away, and makes no more updates."""
-        return self._compiled.state(self._changing, self._step, self._stack, self._place)
+    def _state_here(self, changing: TrainState) -> TrainState:
+        return self._state_at(changing, self.step, self._superbatch, self._cursor)
 
     @property
-    def intact(self) -> bool:
+    def is_intact(self) -> bool:
         """Whether the state is there: not if a compiled call took its arrays, and failed."""
-        return not any(leaf.is_deleted() for leaf in self._changing)
+        return not any(leaf.is_deleted() for leaf in jax.tree.leaves(self._changing))
 
     def chunks(
-        self, until_epoch: int, stopped: Callable[[], bool] = lambda: False
-    ) -> Iterator[list[Records]]:
-        """Train to the start of an epoch, or until it is stopped, in chunks of about 0.25 s.
+        self, until_epoch: int, is_stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[list[Measurements]]:
+        """Train to the start of an epoch, or until the run is stopped, chunk by chunk.
 
-        While the records of a chunk are looked at, the device is busy with the next one.
-
-        **Raises:** `NonFiniteError`, without a history, after the records before it; and what a
-        loader raises, after the updates on the batches before.
+        Raises:
+            NonFiniteError: Without a history, after what the steps before it measured.
+            Exception: What a loader raises, after the steps on the batches before.
         """
-        failure = None
-        while self.place[0] < until_epoch and not stopped() and failure is None:
-            before, self._queued = self._queued, self._begun()
-            left = min(self._updates, self._every - self._step % self._every)
-            stack, held, began = None, 0, time.perf_counter()
-            # Not for a few updates on another stack: they can as well be of the next chunk.
-            least = left // 8
-            while left > least and held < _pace.may_hold() and self.place[0] < until_epoch:
-                try:
-                    self._next_stack()
-                except Exception as error:
-                    failure = error
-                    break
-                records = self._call(left, until_epoch)
-                self._queued.records.append(records)
-                left -= records.updates
-                held += 0 if records.stack is stack else records.stack.nbytes
-                stack = records.stack
-                self._queued.seconds = time.perf_counter() - began
-                if self._queued.seconds > self._seconds:  # it is the batches that take long
-                    break
-            yield from self._fetch(before, self._queued.finite)
-        yield from self.drain()
-        if failure is not None:
-            raise failure
+        while self.epoch < until_epoch and not is_stopped():
+            self._next_superbatch()
+            before = copied(self._changing) if self._copies else None
+            began = time.perf_counter()
+            calls, failure = self._start_chunk(until_epoch)
+            chunk = [call.fetched() for call in calls]
+            seconds = time.perf_counter() - began
 
-    def drain(self) -> Iterator[list[Records]]:
-        """Wait for what is queued, and return its records."""
-        before, self._queued = self._queued, _Chunk()
-        looked_at = self._rewinds and before.records
-        yield from self._fetch(before, sent(all_finite(self._changing)) if looked_at else None)
+            steps = sum(call.steps for call in chunk)
+            self._next_steps = max(1, int(steps * min(_GROWTH, self._chunk_seconds / seconds)))
+            if self._rewinds:
+                finite_before, self._finite = self._finite, self._finite_now()
+                if is_broken(chunk, finite_before, self._finite):
+                    yield from self._until_bad_step(chunk, before, finite_before)
+            yield chunk
+            if failure is not None:
+                raise failure
 
-    def _begun(self) -> _Chunk:
-        """A new chunk. What changes is kept to go back to, where there is a need, and copied."""
-        if not self._keeps:
-            return _Chunk()
-        start = self._changing
-        # Only what updates have made: a run's first one need not wait for what it began with.
-        looked_at = self._rewinds and self._queued.records
-        finite = sent(all_finite(start)) if looked_at else None
-        self._changing = copied(start)
-        return _Chunk(start, (self._step, self._stack, self._place), finite)
-
-    def _fetch(self, chunk: _Chunk, finite: Any) -> Iterator[list[Records]]:
-        """Wait for a chunk's records; and for which numbers are finite after it, if looked at."""
+    def _start_chunk(self, until_epoch: int) -> tuple[list[Measurements], Exception | None]:
+        """Queue a chunk's calls; return them, and what the source of the data raised, if it did."""
+        most_bytes = _limits.current().chunk_bytes
+        left = min(self._next_steps, self._every_steps - self.step % self._every_steps)
         began = time.perf_counter()
-        fetched = [records.fetched() for records in chunk.records]
-        # What the chunk took: to queue it, and to wait for it. It was more, if it ended while the
-        # next one was queued; so chunks grow little by little.
-        seconds = chunk.seconds + time.perf_counter() - began
-        updates = sum(records.updates for records in fetched)
-        if updates:
-            self._updates = max(1, int(updates * min(_pace.GROWTH, self._seconds / seconds)))
-        bad = self._first_bad(chunk, fetched, finite)
-        if bad is not None:
-            whole, good, error = bad
-            yield [*fetched[:whole], fetched[whole].first(good)]
-            raise error
-        yield fetched
+        calls = []
+        passed_bytes = 0
+        while left > 0 and passed_bytes < most_bytes and self.epoch < until_epoch:
+            calls.append(self._call(left, until_epoch))
+            left -= calls[-1].steps
+            if self.epoch < until_epoch:
+                # The next superbatch is gathered here, while the device trains on this one.
+                try:
+                    passed_bytes += self._next_superbatch()
+                except Exception as failure:
+                    return calls, failure
+            if time.perf_counter() - began > self._chunk_seconds:  # the data takes long to read
+                break
 
-    def _first_bad(
-        self, chunk: _Chunk, fetched: list[Records], finite: Any
-    ) -> tuple[int, int, NonFiniteError] | None:
-        """The first update of a chunk after which numbers are not finite any more, if there is one.
+        return calls, None
 
-        **Returns:** what `first_bad` does.
+    def _next_superbatch(self) -> int:
+        """Go on to the next superbatch at the end of one; return its size in bytes, or 0."""
+        if self._cursor < self._superbatch.stop:
+            return 0
+
+        self._superbatch = next(self._superbatches)
+        self._cursor = self._superbatch.start
+        return self._superbatch.nbytes
+
+    def _finite_now(self) -> np.ndarray:
+        return np.asarray(finite_arrays(self._changing))
+
+    def _until_bad_step(
+        self, chunk: list[Measurements], before: TrainState | None, finite_before: np.ndarray
+    ) -> Iterator[list[Measurements]]:
+        """Yield what a broken chunk measured before its first bad step, and raise.
+
+        Raises:
+            NonFiniteError: Always.
         """
-        if chunk.start is None or finite is None:  # it is not looked at
-            return None
-        losses = all(records.finite_losses == records.updates for records in fetched)
-        if losses and np.asarray(finite).all():
-            return None
-        before = all_finite(chunk.start) if chunk.finite is None else chunk.finite
-        if losses and not no_longer(before, finite):
-            return None
-        return first_bad(self._compiled, chunk.start, before, fetched)
+        if before is None:
+            yield chunk
+            raise nonfinite_chunk(chunk)
 
-    def _next_stack(self) -> None:
-        """Go on to the next stack, at the end of one."""
-        if self._place == self._stack.end:
-            self._stack = next(self._stacks)
-            self._place = self._stack.first
+        def replay(steps: int) -> TrainState:
+            changing = copied(before)
+            for call in chunk:
+                again = min(steps, call.steps)
+                if again == 0:
+                    break
+                changing, _ = self._run(
+                    changing, call.superbatch, call.cursor, steps=again, first_step=call.first_step
+                )
+                steps -= again
+            return changing
 
-    def _call(self, updates: int, until_epoch: int) -> Records:
-        """Queue one compiled call: at most so many updates, to the end of the stack or sooner."""
-        stack, place, step = self._stack, self._place, self._step
-        to_epoch = (until_epoch - stack.epoch) * stack.length
-        room = min(min(stack.end, to_epoch) - place, self._every - step % self._every)
-        # Better a call of twice the length than two. Without a loop, a call has its own number.
-        few = self._source.loops and room >= 2 * updates
-        updates = self._compiled.at_once(stack, place, updates if few else room)
-        self._changing, kept = self._compiled.run(self._changing, stack, place, updates, step)
-        self._step += updates
-        self._place += updates
-        return Records(stack, place, updates, step, *sent(kept))
+        def before_step(number: int) -> tuple[TrainState, PyTree]:
+            call, offset = step_of(chunk, number)
+            superbatch, cursor = call.superbatch, call.cursor + offset
+            step = call.first_step + offset
+            return self._state_at(replay(number), step, superbatch, cursor), superbatch.batch(cursor)
+
+        good = good_steps(chunk, finite_before, replay)
+        last_norm = grad_norm(self._choices, *before_step(good - 1)) if good else None
+        error = nonfinite_step(self._choices, *before_step(good), last_norm)
+
+        call, offset = step_of(chunk, good)
+        yield [*chunk[: chunk.index(call)], call.first(offset)]
+        raise error
+
+    def _call(self, most: int, until_epoch: int) -> Measurements:
+        """Queue one compiled call: at most so many steps, and not beyond the superbatch."""
+        superbatch, cursor, first_step = self._superbatch, self._cursor, self.step
+        to_epoch = (until_epoch - superbatch.epoch) * superbatch.epoch_length - cursor
+        steps = min(most, superbatch.stop - cursor, to_epoch, superbatch.capacity)
+        steps = steps if self._loops else 1
+
+        self._changing, measured = self._run(
+            self._changing, superbatch, cursor, steps=steps, first_step=first_step
+        )
+        self.step += steps
+        self._cursor += steps
+        return Measurements(superbatch, cursor, steps, first_step, measured)
+
+    def _run(
+        self,
+        changing: TrainState,
+        superbatch: Superbatch,
+        cursor: int,
+        *,
+        steps: int,
+        first_step: int,
+    ) -> tuple[TrainState, Measured]:
+        """Make steps from a place in a superbatch on, and give the buffers of `changing` away.
+
+        Returns at once; the arrays are there when the device has made the steps.
+        """
+        batches, last_batches = superbatch.batches, superbatch.last_batches
+        origin, capacity = superbatch.start, superbatch.capacity
+        if not self._loops and not superbatch.repeats:
+            batches, cursor = superbatch.row(cursor)
+            last_batches, origin = None, 0
+        if not self._loops:
+            capacity = 1
+        epoch_length = min(superbatch.epoch_length, _MOST_INT32)
+        inputs = Inputs(
+            choices=self._choices,
+            fixed=self._fixed,
+            batches=batches,
+            last_batches=last_batches,
+            counts=np.array([steps, first_step, cursor, origin, epoch_length], np.int32),
+            capacity=capacity,
+            repeats=superbatch.repeats,
+            loops=self._loops,
+            steps_per_turn=_limits.current().steps_per_turn,
+        )
+        # Compiled ahead of the call: a call of `eqx.filter_jit` itself waits for the result.
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves((batches, last_batches)))
+        if shapes not in self._programs:
+            self._programs[shapes] = run_steps.lower(inputs, changing).compile()
+        return self._programs[shapes](inputs, changing)
+
+    def _state_at(
+        self, changing: TrainState, step: int, superbatch: Superbatch, cursor: int
+    ) -> TrainState:
+        """Return the whole state at a place in the data, from the part that steps change."""
+        epoch, batch = superbatch.location(cursor)
+        return replace(
+            eqx.combine(changing, self._fixed),
+            step=np.array(step, np.int32),
+            epoch=np.array(epoch, np.int32),
+            batch=np.array(batch, np.int32),
+            data_state=superbatch.loader_state_at(cursor),
+        )
+
+
+@jax.jit
+def copied(arrays: PyTree) -> PyTree:
+    """Return copies of arrays, which may be given away."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=leaf.dtype, copy=True), arrays)

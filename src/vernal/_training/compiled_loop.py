@@ -1,113 +1,170 @@
-"""Many updates in one compiled call: the program."""
+"""Many steps of training in one compiled call. Every step of Vernal's is made here.
 
-import functools
+The loop is a `while_loop` whose number of turns is known at run time only. Its body does not depend
+on that number: so a step gives the same bits whether it is made alone, in a chunk, or in a resumed
+run. See docs/architecture.md, "The same bits".
+"""
+
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jaxtyping import Array, PyTree
 
-from vernal._inspection.recompilation import compiles
-from vernal._training.jit import Packed, jit_updates, merge, pack, select
-from vernal._training.update import parts, update
-
-
-class Program(NamedTuple):
-    """All that is static in a compiled loop: what it is made of, and what it keeps."""
-
-    structure: tuple  # of the state
-    changing: tuple[bool, ...]  # which of the state's arrays an update changes
-    kept: tuple  # of what is kept of each update: the treedef; shapes and dtypes
-    loops: bool  # or else there are a few updates, and no loop
-    unroll: int  # updates a turn of the loop, or a call without one
-    capacity: int = 0  # the most updates of one call
-    repeats: bool = False  # every update is on the same batch
-    length: int = 0  # batches in an epoch, the tail included, if there are tails
+from vernal._training.compilation import compiles
+from vernal._training.objective import Measured
+from vernal._training.state import TrainState
+from vernal._training.update import (
+    Choices,
+    changing_part,
+    parts_of_program,
+    strongly_typed,
+    update,
+)
 
 
-@functools.partial(jit_updates, static_argnums=0, donate_argnums=1)
-def run(
-    program: Program,
-    changing: list,
-    fixed: list,
-    choices: Packed,
-    stack: tuple,
-    numbers,
-):
-    """Make `count` updates from a place in a stack on; the trip count is a run-time value.
+class Inputs(NamedTuple):
+    """What the steps of one call read and do not change.
 
-    `numbers` are the stack's origin, the place, the count and the step, in one array: a device with
-    memory of its own has it sooner than four.
-
-    Returns what changed, and for each array that is kept a buffer for `capacity` of them.
+    Attributes:
+        choices: The optimizer, the objective, and what is trained.
+        fixed: The part of the state that steps do not change.
+        batches: Arrays with the leading axes (batch, example); or (example,) if `repeats`.
+        last_batches: The smaller last batch of each epoch; or `None`.
+        counts: `[steps, first step, cursor, origin, epoch length]`: how many steps to make, the
+            number of the first, the cursor of its batch, the cursor of `batches[0]`, and the number
+            of batches in an epoch. One array, so that a device has it at once.
+        capacity: The most steps of one call.
+        repeats: Whether every step is made on the same batch.
+        loops: Whether the steps are made in a loop; otherwise there is one step.
+        steps_per_turn: Steps in one turn of the loop.
     """
-    (batches, tails), (origin, place, count, step) = stack, numbers
-    state = Packed(merge(changing, fixed, program.changing), program.structure).unpack()
-    batch = batches if program.repeats else jax.tree.map(lambda leaf: leaf[0], batches)
-    held = {"batches at once": program.capacity, "batches an epoch": program.length, "tail": tails}
-    compiles("fit", **parts(choices.unpack(), state, batch), **held)
 
-    def updates(start, end, arrays, row, carry, unroll=1):
-        """Make the updates `start` to `end`, the first of them on the batch in a row of arrays."""
+    choices: Choices
+    fixed: TrainState
+    batches: PyTree
+    last_batches: PyTree
+    counts: np.ndarray
+    capacity: int
+    repeats: bool
+    loops: bool
+    steps_per_turn: int
 
-        def at(i):
-            if program.repeats:
-                return arrays
-            pick = lambda leaf: lax.dynamic_index_in_dim(leaf, row + i - start, keepdims=False)
-            return jax.tree.map(pick, arrays)
 
-        @functools.partial(jax.jit, inline=True)  # traced once, however often it is written
-        def one(i, changing, buffers):
-            # A fence: what is before an update must not be fused with its arithmetic, which would
-            # be rounded in another way than in an update by itself.
-            batch, changing, buffers = lax.optimization_barrier((at(i), changing, buffers))
-            state = Packed(merge(changing, fixed, program.changing), program.structure).unpack()
-            state = replace(state, step=step + i)
-            state, measured = update(choices.unpack(), state, batch)
-            changing, _ = select(pack(state).arrays, program.changing)
-            put = lambda buffer, number: lax.dynamic_update_index_in_dim(buffer, number, i, 0)
-            return i + 1, changing, jax.tree.map(put, buffers, measured)
+@eqx.filter_jit(donate="all-except-first")
+def run_steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
+    """Make steps from a place in a superbatch on.
+
+    Args:
+        inputs: What the steps read.
+        changing: The part of the state that steps change. Its buffers are given away.
+
+    Returns:
+        What changed; and for each array that a step measures a buffer for `capacity` of them.
+    """
+    choices, fixed = inputs.choices, inputs.fixed
+    one_batch = inputs.batches if inputs.repeats else _row(inputs.batches, 0)
+    compiles(
+        "fit",
+        **parts_of_program(choices, eqx.combine(changing, fixed), one_batch),
+        batches_at_once=inputs.capacity,
+        last_batches=inputs.last_batches,
+    )
+    return _steps(inputs, changing)
+
+
+@eqx.filter_jit
+def run_one_step(inputs: Inputs, changing: TrainState) -> tuple[TrainState, dict[str, Array]]:
+    """Make one step by the same loop, and keep the state before it valid.
+
+    Returns:
+        The whole state after the step; and what was measured, by name.
+    """
+    state = eqx.combine(changing, inputs.fixed)
+    compiles("step", **parts_of_program(inputs.choices, state, inputs.batches))
+    changing = jax.tree.map(strongly_typed, changing)
+    changing, measured = _steps(inputs, changing)
+
+    stepped = replace(
+        eqx.combine(changing, inputs.fixed), step=state.step + 1, batch=state.batch + 1
+    )
+    return stepped, {name: values[0] for name, values in measured.info.items()}
+
+
+def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
+    choices, fixed = inputs.choices, inputs.fixed
+    count, first_step, cursor, origin, epoch_length = inputs.counts
+
+    def one_step(batch: PyTree, i: Array, changing: TrainState) -> tuple[TrainState, Measured]:
+        state = replace(eqx.combine(changing, fixed), step=first_step + i)
+        state, measured = update(choices, state, batch)
+        return changing_part(choices, state)[0], measured._replace(model_state=None)
+
+    # Traced once: here for the shapes of what is measured, and in each loop below.
+    one_step = jax.jit(one_step, inline=True)
+    some_batch = inputs.batches if inputs.repeats else _row(inputs.batches, 0)
+    shapes = jax.eval_shape(one_step, some_batch, count, changing)[1]
+    buffers = jax.tree.map(lambda s: jnp.zeros((inputs.capacity, *s.shape), s.dtype), shapes)
+
+    def run(start: Array, stop: Array, rows: PyTree, first_row: Array, carry: tuple) -> tuple:
+        """Make the steps `start` to `stop`, the first of them on one row of some arrays."""
+
+        def turn(carry: tuple) -> tuple:
+            i, changing, buffers = carry
+            batch = rows if inputs.repeats else _row(rows, first_row + i - start)
+            # Where there is a single batch, XLA would compute what depends on it alone outside of
+            # the loop, and round it otherwise. It must not know that the batch stays the same.
+            i, batch = lax.optimization_barrier((i, batch))
+            changing, measured = one_step(batch, i, changing)
+            buffers = jax.tree.map(
+                lambda buffer, value: lax.dynamic_update_index_in_dim(buffer, value, i, 0),
+                buffers,
+                measured,
+            )
+            return i + 1, changing, buffers
 
         carry = start, *carry
-        if not program.loops:
-            return repeated(one, unroll, carry)[1:]
-        for several in sorted({unroll, 1}, reverse=True):
-            more = lambda carry, n=several: carry[0] + n <= end
-            carry = lax.while_loop(more, functools.partial(repeated, one, several), carry)
-        return carry[1:]
+        if not inputs.loops:
+            return turn(carry)[1:]
+        if inputs.steps_per_turn > 1:
+            carry = _in_turns(turn, inputs.steps_per_turn, stop, carry)
+        return lax.while_loop(lambda carry: carry[0] < stop, turn, carry)[1:]
 
-    def epoch(i_and_carry):
-        """What is left of an epoch: its full batches, then its tail."""
-        i, carry = i_and_carry
-        epoch, batch = jnp.divmod(place + i, program.length)
-        full = program.length - 1
-        tail = jnp.minimum(i + full - batch, count)
-        end = jnp.minimum(tail + 1, count)
-        carry = updates(i, tail, batches, epoch * full + batch - origin, carry, program.unroll)
-        return end, updates(tail, end, tails, epoch, carry)
+    def one_epoch(carry: tuple) -> tuple:
+        """Make the steps of what is left of an epoch: its full batches, then the last one."""
+        i, *rest = carry
+        epoch, batch = jnp.divmod(cursor + i, epoch_length)
+        full_batches = epoch_length - 1
+        last = jnp.minimum(i + full_batches - batch, count)
+        stop = jnp.minimum(last + 1, count)
+        row = epoch * full_batches + batch - origin
+        rest = run(i, last, inputs.batches, row, tuple(rest))
+        return stop, *run(last, stop, inputs.last_batches, epoch, rest)
 
-    treedef, kept = program.kept
-    buffers = treedef.unflatten(
-        [jnp.zeros((program.capacity, *shape), dtype) for shape, dtype in kept]
-    )
-    carry = changing, buffers
-    if tails is None:
-        return updates(0, count, batches, place - origin, carry, program.unroll)
-    more = lambda i_and_carry: i_and_carry[0] < count
-    return lax.while_loop(more, epoch, (jnp.int32(0), carry))[1]
+    zero = jnp.int32(0)
+    if inputs.last_batches is None:
+        return run(zero, count, inputs.batches, cursor - origin, (changing, buffers))
+
+    return lax.while_loop(lambda carry: carry[0] < count, one_epoch, (zero, changing, buffers))[1:]
 
 
-def repeated(one: Callable, times: int, carry: tuple) -> tuple:
-    """Make several updates, one after the other."""
-    if times == 1 or jax.default_backend() == "cpu":
-        return functools.reduce(lambda carry, _: one(*carry), range(times), carry)
-    # An accelerator need not ask the host whether a loop of a known number of turns is over.
-    return lax.fori_loop(0, times, lambda _, carry: one(*carry), carry)
+def _in_turns(turn: Callable[[tuple], tuple], times: int, stop: Array, carry: tuple) -> tuple:
+    """Make most of the steps of a loop in turns of several steps.
+
+    Before each turn of a loop an accelerator asks the host whether the loop is over. It need not
+    ask within a turn, whose number of steps is known.
+    """
+
+    def several(carry: tuple) -> tuple:
+        return lax.fori_loop(0, times, lambda _, carry: turn(carry), carry)
+
+    return lax.while_loop(lambda carry: carry[0] + times <= stop, several, carry)
 
 
-@jax.jit
-def copied(arrays: list) -> list:
-    """The same in arrays that may be given away."""
-    return [jnp.array(leaf, dtype=leaf.dtype, copy=True) for leaf in arrays]
+def _row(arrays: PyTree, row: Any) -> PyTree:
+    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, row, keepdims=False), arrays)

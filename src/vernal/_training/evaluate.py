@@ -1,6 +1,5 @@
-"""One pass over data, without training: averages, and predictions."""
+"""One pass over data without training: averages, and predictions."""
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,126 +10,183 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from vernal._data.array_source import Source
+from vernal._data.array_source import ArraySource
 from vernal._data.loader_source import LoaderSource
-from vernal._inspection.recompilation import compiles
-from vernal._training.averages import combined, mean
-from vernal._training.jit import Packed, pack
-from vernal._training.objective import Measured, Objective, measure, outputs
-from vernal._training.update import named
+from vernal._data.superbatch import empty
+from vernal._training.compilation import compiles
+from vernal._training.objective import (
+    Measured,
+    Objective,
+    combine_batches,
+    mean_over_batches,
+    measure,
+    outputs,
+)
+from vernal._training.update import named_parts
+
+AnySource = ArraySource | LoaderSource
 
 
 def evaluate(
-    objective: Objective, model: PyTree, model_state: PyTree, source: Source
+    objective: Objective,
+    model: PyTree,
+    model_state: PyTree,
+    source: AnySource,
+    *,
+    loops: bool,
 ) -> dict[str, Any]:
-    """Average a loss and its metrics over all examples, by their weights."""
-    packed = pack((objective, model, model_state))
-    apply = lambda batches, single: compiled_evaluate(packed, batches, single=single)
-    info, weights, averages = [], [], []
-    for made, n, size in _each(apply, source):
-        part = jax.tree.map(lambda leaf, n=n: leaf[:n].astype(np.float64), jax.device_get(made))
-        info.append(part.info)
-        weights.append(np.full(n, float(size)) if part.weight is None else part.weight)
-        averages.append(part.averages)
+    """Average a loss and its metrics over all examples, by their weights.
+
+    Args:
+        objective: What to measure.
+        model: The model, which is put in inference mode.
+        model_state: Its state, which stays as it is.
+        source: The data.
+        loops: Whether many batches may be measured in one compiled loop.
+    """
+    parts = []
+    weights = []
+    for arrays, count, size in _stacks(source, loops):
+        made = _measure_batches(objective, model, model_state, arrays, np.int32(count), loops)
+        part = jax.tree.map(lambda leaf, n=count: leaf[:n].astype(np.float64), jax.device_get(made))
+        parts.append(part)
+        weights.append(np.full(count, float(size)) if part.weight is None else part.weight)
     weights = np.concatenate(weights)
-    join = lambda parts: jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    results = {name: mean(values, weights) for name, values in join(info).items()}
-    for name, values in join(averages).items():
-        results[name] = combined(objective.metrics[name], values, weights)
+    measured = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    results = {name: mean_over_batches(x, weights) for name, x in measured.info.items()}
+    for name, averages in measured.averages.items():
+        results[name] = combine_batches(objective.metrics[name], averages, weights)
     return {name: float(x) if np.ndim(x) == 0 else np.asarray(x) for name, x in results.items()}
 
 
 def predict(
-    model: PyTree, model_state: PyTree, source: Source, dtype: np.dtype | None = None
+    model: PyTree,
+    model_state: PyTree,
+    source: AnySource,
+    *,
+    compute_dtype: np.dtype | None,
+    loops: bool,
 ) -> Array:
-    """Apply a model to all examples.
-
-    The outputs are in memory once, beside those of a stack or two.
-    """
-    packed = pack((model, model_state, dtype))
-    apply = lambda batches, single: compiled_predict(packed, batches, single=single)
-    parts = (
-        jax.tree.map(lambda leaf, rows=n * size: leaf[:rows], made)
-        for made, n, size in _each(apply, source)
-    )
-    if isinstance(source, LoaderSource):  # how many examples there are shows at its end
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-    n, whole, before, start = len(jax.tree.leaves(source.arrays)[0]), None, None, 0
-    for part in parts:
-        rows = len(jax.tree.leaves(part)[0])
-        if rows == n:
+    """Apply a model, in inference mode, to all examples."""
+    whole = None
+    parts = []
+    filled = 0
+    for arrays, count, size in _stacks(source, loops):
+        made = _predict_batches(model, model_state, arrays, np.int32(count), compute_dtype, loops)
+        rows = count * size
+        part = jax.tree.map(lambda leaf, rows=rows: leaf[:rows], made)
+        if isinstance(source, LoaderSource):  # its number of examples is known at its end
+            parts.append(part)
+            continue
+        if rows == source.examples:
             return part
+
+        # Written in place, so that the outputs are in memory once.
         if whole is None:
-            room = lambda leaf: jnp.zeros((n, *leaf.shape[1:]), leaf.dtype)
-            whole = jax.tree.map(room, part)
-        # The next stack is gathered while this one is computed, but no more of them.
-        jax.block_until_ready(before)
-        before, whole = part, _with(whole, part, start)
-        start += rows
-    assert whole is not None
-    return whole
+            whole = jax.tree.map(lambda leaf: _empty_like(leaf, source.examples), part)
+        for target, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
+            target[filled : filled + rows] = leaf
+        filled += rows
+
+    if parts:
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    return jax.tree.map(jnp.asarray, whole)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _with(whole: PyTree, part: PyTree, start: int) -> PyTree:
-    """Write a part of the outputs in its place."""
-    put = lambda leaf, rows: lax.dynamic_update_slice_in_dim(leaf, rows, start, 0)
-    return jax.tree.map(put, whole, part)
+def _empty_like(leaf: Array, examples: int) -> np.ndarray:
+    return empty((examples, *leaf.shape[1:]), np.dtype(leaf.dtype))
 
 
-def _each(function: Callable, source: Source) -> Iterator[tuple[PyTree, int, int]]:
-    """Apply a function of batches to each stack of one epoch, and to its tails.
-
-    **Returns:** the outputs; how many of the batches are there, and not padding; their size.
-    """
-    for stack in source.one_pass():
-        if stack.repeats:
-            yield function(stack.batches, True), 1, stack.size
+def _stacks(source: AnySource, loops: bool) -> Iterator[tuple[PyTree, int, int]]:
+    """Yield the batches of one pass, stacked: the arrays, how many are filled, their size."""
+    for superbatch in source.one_pass():
+        if superbatch.repeats:
+            yield jax.tree.map(lambda leaf: leaf[None], superbatch.batches), 1, superbatch.batch_size
             continue
-        if not source.loops:
-            for place in range(stack.first, stack.end):
-                yield function(stack.batch(place), True), 1, int(stack.sizes(place, place + 1)[0])
+
+        if not loops:
+            sizes = superbatch.sizes(superbatch.start, superbatch.stop)
+            for cursor, size in zip(range(superbatch.start, superbatch.stop), sizes, strict=True):
+                batch = superbatch.batch(cursor)
+                yield jax.tree.map(lambda leaf: leaf[None], batch), 1, int(size)
             continue
-        has_tail = stack.tails is not None and stack.end == stack.length
-        yield function(stack.batches, False), stack.end - stack.origin - has_tail, stack.size
-        if has_tail:
-            yield function(stack.tails, False), 1, stack.tail_size
+
+        has_last = superbatch.last_batches is not None and superbatch.stop == superbatch.epoch_length
+        full_batches = superbatch.stop - superbatch.start - has_last
+        if full_batches:
+            yield superbatch.batches, full_batches, superbatch.batch_size
+        if has_last:
+            yield superbatch.last_batches, 1, superbatch.last_size
 
 
-@functools.partial(jax.jit, static_argnames="single")
-def compiled_evaluate(packed: Packed, batches: PyTree, *, single: bool) -> Measured:
-    """What each batch gives, with dropout and the like switched off; the model's state stays."""
-    objective, model, model_state = packed.unpack()
-    parts = {"model": model, "model_state": model_state, **objective._asdict()}
-    compiles("evaluate", **named(batches), **parts, one_batch=single)
-    model = eqx.nn.inference_mode(model)
+@eqx.filter_jit
+def _measure_batches(
+    objective: Objective,
+    model: PyTree,
+    model_state: PyTree,
+    batches: PyTree,
+    count: Array,
+    loops: bool,
+) -> Measured:
+    """Measure batch after batch, with dropout and the like switched off."""
+    compiles(
+        "evaluate",
+        **named_parts(batches),
+        model=model,
+        model_state=model_state,
+        **objective._asdict(),
+    )
+    inferring = eqx.nn.inference_mode(model)
 
-    def of_batch(batch):
-        measured = measure(objective, model, model_state, batch, jax.random.key(0))
-        return measured._replace(model_state=None)
+    def measured(batch: PyTree) -> Measured:
+        made = measure(objective, inferring, model_state, batch, jax.random.key(0))
+        return made._replace(model_state=None)
 
-    return _map(of_batch, batches, single)
-
-
-@jax.jit
-def compiled_apply(packed: Packed, x: PyTree) -> PyTree:
-    """A batch's predictions, with dropout and the like switched off."""
-    model, model_state, dtype = packed.unpack()
-    return outputs(eqx.nn.inference_mode(model), model_state, x, dtype)
+    return _map_filled(measured, batches, count, loops)
 
 
-@functools.partial(jax.jit, static_argnames="single")
-def compiled_predict(packed: Packed, batches: PyTree, *, single: bool) -> PyTree:
-    """All batches' predictions, one behind the other."""
-    model, model_state, dtype = packed.unpack()
-    parts = {"model": model, "model_state": model_state, "compute_dtype": dtype}
-    compiles("predict", x=batches, **parts, one_batch=single)
-    made = _map(lambda x: compiled_apply(packed, x), batches, single)
+@eqx.filter_jit
+def _predict_batches(
+    model: PyTree,
+    model_state: PyTree,
+    batches: PyTree,
+    count: Array,
+    compute_dtype: np.dtype | None,
+    loops: bool,
+) -> PyTree:
+    """Predict batch after batch; the examples of all batches lie along the leading axis."""
+    compiles(
+        "predict", x=batches, model=model, model_state=model_state, compute_dtype=compute_dtype
+    )
+    inferring = eqx.nn.inference_mode(model)
+
+    def predicted(x: PyTree) -> PyTree:
+        return outputs(inferring, model_state, x, compute_dtype)
+
+    made = _map_filled(predicted, batches, count, loops)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
 
 
-def _map(function: Callable, batches: PyTree, single: bool) -> PyTree:
-    """Apply a function to batch after batch, or to the one that there is."""
-    if single:
-        return jax.tree.map(lambda result: jnp.asarray(result)[None], function(batches))
-    return lax.map(function, batches)
+def _map_filled(function: Callable, batches: PyTree, count: Array, loops: bool) -> PyTree:
+    """Apply a function to the first `count` batches of some arrays; the rest stays zero."""
+    if not loops:
+        only = jax.tree.map(lambda leaf: leaf[0], batches)
+        return jax.tree.map(lambda result: jnp.asarray(result)[None], function(only))
+
+    function = jax.jit(function, inline=True)  # traced once: here for the shapes, and in the loop
+    capacity = len(jax.tree.leaves(batches)[0])
+
+    def batch_at(i: Any) -> PyTree:
+        return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, i, keepdims=False), batches)
+
+    def one_batch(i: Array, results: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda buffer, value: lax.dynamic_update_index_in_dim(buffer, value, i, 0),
+            results,
+            function(batch_at(i)),
+        )
+
+    shapes = jax.eval_shape(function, batch_at(0))
+    empty = jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), shapes)
+    return lax.fori_loop(0, count, one_batch, empty)

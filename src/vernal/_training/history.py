@@ -1,4 +1,4 @@
-"""What a run measured: a plain record, in NumPy."""
+"""The record of a run: plain NumPy."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from vernal._training.averages import combined
-from vernal._training.records import Columns, Records
+from vernal import plot
+from vernal._training.measurements import Measurements
+from vernal._training.objective import combine_batches
 from vernal._training.state import TrainState
 from vernal.metrics import AbstractMetric
 
@@ -18,31 +19,31 @@ from vernal.metrics import AbstractMetric
 class History:
     """The record of a run.
 
-    **Attributes:**
-
-    - `steps`: name -> an array with one value an update: `"loss"`, the metrics, and
-      `"learning_rate"` if the optimizer's state shows it, as with `optax.inject_hyperparams`.
-    - `epochs`: name -> an array with one value an epoch that the run completed: the averages of
-      `steps` over the epoch's examples, and the validation's results as `"val_loss"`, ...; `nan`
-      where an epoch was not validated. A dict that `pandas.DataFrame` takes. Where each epoch was
-      one update, they are the arrays of `steps`, and not held twice.
-    - `seconds`: how long the run took, compilation included.
+    Attributes:
+        steps: name -> an array with one value a step: `"loss"`, the metrics, and `"learning_rate"`
+            if the optimizer's state shows it, as with `optax.inject_hyperparams`.
+        epochs: name -> an array with one value for each epoch that the run completed: the averages
+            of `steps` over the epoch's examples, and the validation's results as `"val_loss"`, ...;
+            `nan` where an epoch was not validated. A dict that `pandas.DataFrame` takes.
+        seconds: How long the run took, compilation included.
     """
 
     steps: dict[str, np.ndarray] = field(default_factory=dict)
     epochs: dict[str, np.ndarray] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def plot(self, ax=None, label: str | None = None):
-        """Draw the loss curve; see `vernal.plot.history`. **Returns:** matplotlib's axes."""
-        from vernal import plot
+    def plot(self, ax: Any = None, label: str | None = None) -> Any:
+        """Draw the loss curve; see `vernal.plot.history`.
 
+        Returns:
+            Matplotlib's axes.
+        """
         return plot.history(self, ax=ax, label=label)
 
     def __repr__(self) -> str:
         losses = self.steps.get("loss", np.empty(0))
         epochs = len(self.epochs.get("loss", ()))
-        parts = [_many(epochs, "epoch"), _many(len(losses), "update")]
+        parts = [_counted(epochs, "epoch"), _counted(len(losses), "step")]
         for name, values in (self.epochs if epochs else self.steps).items():
             if name.startswith("val_"):  # nan where it was not measured
                 values = values[~np.isnan(values)]
@@ -51,151 +52,204 @@ class History:
         return f"History({', '.join(parts)}, {self.seconds:.2f} s)"
 
 
-def _many(number: int, noun: str) -> str:
+def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of a run, completed."""
+    """One completed epoch of a run.
 
-    index: int  # counted from 0 over the state's whole life
+    Attributes:
+        index: Number of the epoch, counted from 0 over the state's whole life.
+        state: The state at its end.
+        metrics: Averages over the epoch: `"loss"`, ...; the validation's as `"val_loss"`, ....
+        seconds: How long the epoch took.
+    """
+
+    index: int
     state: TrainState
-    metrics: dict[str, float]  # averages over the epoch: "loss", ...; validation's as "val_loss"
+    metrics: dict[str, float]
     seconds: float
 
 
 class Recorder:
-    """Gathers a run's records as they come, and averages them over epochs."""
+    """Gathers what a run measures, and averages it over epochs.
+
+    Args:
+        metrics: The metrics that are measured in training, by name.
+
+    Attributes:
+        steps: Number of steps recorded.
+        epochs: Number of epochs completed.
+    """
 
     def __init__(self, metrics: dict[str, AbstractMetric]):
         self._metrics = metrics
-        self._seconds = 0.0  # that the run took before
-        self._steps = Columns()
-        self._epochs = self._steps  # as long as each epoch is one update
-        self._validations = Columns()  # to the last epoch that was validated
-        self.epochs = 0  # completed
-        # The epoch under way: the sum of weights, and name -> the weighted sum of values.
-        self._weight, self._sums = 0.0, {}
-        # And of each batch what the metrics need that are no averages, and its weight.
-        self._averages: list[tuple[dict[str, PyTree], np.ndarray]] = []
-
-    @property
-    def updates(self) -> int:
-        """Updates recorded."""
-        return len(self._steps)
+        self._seconds = 0.0  # that the run took before it was resumed
+        self._step_values: list[dict[str, np.ndarray]] = []
+        self._epoch_values: list[dict[str, np.ndarray]] = []
+        self._validations: list[dict[str, float]] = []
+        self._validated: list[int] = []  # how many epochs were completed at each validation
+        self.steps = 0
+        self.epochs = 0
+        # Of the epoch under way: what its steps measured, and their weights.
+        self._under_way: list[tuple[dict[str, np.ndarray], dict[str, PyTree], np.ndarray]] = []
 
     @property
     def latest(self) -> dict[str, float]:
         """The averages of the last completed epoch, with its validation's results."""
-        validated = self.epochs == len(self._validations)
-        return self._epochs.last() | (self._validations.last() if validated else {})
+        latest = {name: float(values[-1]) for name, values in self._epoch_values[-1].items()}
+        if self._validated and self._validated[-1] == self.epochs:
+            latest |= {f"val_{name}": value for name, value in self._validations[-1].items()}
+        return latest
 
-    def add_all(self, chunks: Iterable[list[Records]]) -> None:
-        """Take in the records of chunk after chunk."""
+    def add_all(self, chunks: Iterable[list[Measurements]]) -> None:
+        """Add what chunk after chunk measured."""
         for chunk in chunks:
             self.add(chunk)
 
-    def add(self, chunk: list[Records]) -> None:
-        """Take in the records of a chunk of updates."""
-        for records in chunk:
-            self._add(records)
+    def add(self, chunk: list[Measurements]) -> None:
+        """Add what the steps of a chunk measured."""
+        for call in chunk:
+            if call.steps:
+                self._add(call)
 
-    def _add(self, records: Records) -> None:
-        n, length = records.updates, records.stack.length
-        if length > 1 and self._epochs is self._steps:
-            self._epochs = self._steps.copy()
-        self._steps.add(records.values)
-        if n == 0:  # the first of a chunk was not to be made
-            return
-        if length == 1:
-            if self._epochs is not self._steps:
-                self._epochs.add(records.values)
-            self.epochs += n
-            return
-        start, weights = records.place, records.weights
+    def _add(self, call: Measurements) -> None:
+        superbatch, measured = call.superbatch, call.measured
+        self._step_values.append(measured.info)
+        self.steps += call.steps
+        weights = measured.weight
         if weights is None:
-            weights = records.stack.sizes(start, start + n)
+            weights = superbatch.sizes(call.cursor, call.cursor + call.steps)
         weights = weights.astype(np.float64)
-        # Epochs end after these many of the updates; between the ends lie the parts to be summed.
-        ends = np.arange(length - start % length, n + 1, length)
-        starts = np.concatenate([[0], ends[ends < n]]).astype(int)
-        parts = lambda values: np.add.reduceat(values, starts)
-        part_weights = parts(weights)
-        part_sums = {name: parts(values * weights) for name, values in records.values.items()}
-        part_weights[0] += self._weight
-        for name, sums in part_sums.items():
-            sums[0] += self._sums.get(name, 0.0)
-        done = len(ends)
-        if done:
-            total = np.where(part_weights[:done] == 0, 1, part_weights[:done])
-            means = {name: sums[:done] / total for name, sums in part_sums.items()}
-            self._epochs.add(means | self._combined(records.averages, weights, ends))
-            self.epochs += done
-        elif records.averages:
-            self._averages.append((records.averages, weights))
-        under_way = len(starts) > done
-        self._weight = float(part_weights[-1]) if under_way else 0.0
-        self._sums = {name: float(s[-1]) for name, s in part_sums.items()} if under_way else {}
 
-    def _combined(self, averages, weights, ends) -> dict[str, np.ndarray]:
-        """Metrics that are no averages, of the epochs that end after so many of the updates."""
-        if not averages:
-            return {}
-        values: dict[str, list[float]] = {name: [] for name in averages}
-        start = 0
-        for end in ends:
-            cut = jax.tree.map(lambda rows, s=slice(start, end): rows[s], (averages, weights))
-            rows = jax.tree.map(lambda *parts: np.concatenate(parts), *self._averages, cut)
-            for name in averages:
-                values[name].append(float(combined(self._metrics[name], rows[0][name], rows[1])))
-            self._averages, start = [], end
-        if start < len(weights):
-            self._averages = [jax.tree.map(lambda rows: rows[start:], (averages, weights))]
-        return {name: np.array(column) for name, column in values.items()}
+        # An epoch ends after so many of the call's steps, and another so many later.
+        length = superbatch.epoch_length
+        ends = np.arange(length - call.cursor % length, call.steps + 1, length)
+        done = int(ends[-1]) if len(ends) else 0
+        if len(ends):
+            first_end = int(ends[0])
+            self._put_under_way(measured.info, measured.averages, weights, slice(0, first_end))
+            self._end_epoch()
+            if len(ends) > 1:
+                self._add_whole_epochs(call, weights, slice(first_end, done), length)
+        self._put_under_way(measured.info, measured.averages, weights, slice(done, call.steps))
+
+    def _put_under_way(
+        self,
+        info: dict[str, np.ndarray],
+        averages: dict[str, PyTree],
+        weights: np.ndarray,
+        steps: slice,
+    ) -> None:
+        if steps.start < steps.stop:
+            cut = jax.tree.map(lambda values: values[steps], (info, averages, weights))
+            self._under_way.append(cut)
+
+    def _end_epoch(self) -> None:
+        """Average what the steps of the epoch under way measured."""
+        info, averages, weights = jax.tree.map(
+            lambda *parts: np.concatenate(parts), *self._under_way
+        )
+        self._under_way = []
+        self._append_epochs(info, averages, weights, epochs=1)
+
+    def _add_whole_epochs(
+        self, call: Measurements, weights: np.ndarray, steps: slice, length: int
+    ) -> None:
+        """Average many short epochs at once."""
+        measured = call.measured
+        info, averages, weights = jax.tree.map(
+            lambda values: values[steps], (measured.info, measured.averages, weights)
+        )
+        self._append_epochs(info, averages, weights, epochs=(steps.stop - steps.start) // length)
+
+    def _append_epochs(
+        self,
+        info: dict[str, np.ndarray],
+        averages: dict[str, PyTree],
+        weights: np.ndarray,
+        *,
+        epochs: int,
+    ) -> None:
+        """Append the averages over some epochs of equal length, whose steps are all there."""
+
+        def by_epoch(values: np.ndarray) -> np.ndarray:
+            return values.reshape(epochs, -1, *values.shape[1:])
+
+        weights = by_epoch(weights)
+        totals = weights.sum(1)
+        safe_totals = np.where(totals == 0, 1, totals)
+        means = {
+            name: (by_epoch(values) * weights).sum(1) / safe_totals for name, values in info.items()
+        }
+        for name, parts in averages.items():
+            of_epochs = jax.tree.map(by_epoch, parts)
+            means[name] = np.array(
+                [
+                    combine_batches(
+                        self._metrics[name],
+                        jax.tree.map(lambda values, i=i: values[i], of_epochs),
+                        weights[i],
+                    )
+                    for i in range(epochs)
+                ],
+                float,
+            )
+        self._epoch_values.append(means)
+        self.epochs += epochs
 
     def add_validation(self, results: dict[str, float]) -> None:
-        """Take in what validation measured at the end of the last completed epoch."""
-        missing = np.full(self.epochs - len(self._validations) - 1, np.nan)
-        column = {f"val_{name}": np.append(missing, x) for name, x in results.items()}
-        self._validations.add(column)
+        """Add what validation measured at the end of the last completed epoch."""
+        self._validations.append(results)
+        self._validated.append(self.epochs)
 
     def kept(self, seconds: float) -> dict[str, Any]:
-        """All of it, for a checkpoint, after so many seconds."""
-        own = self._epochs is not self._steps
+        """Return all of it, for a checkpoint that is written after so many seconds."""
         return {
-            "steps": self._steps.copies(),
-            "epochs": self._epochs.copies() if own else None,
-            "validations": self._validations.copies(),
+            "steps": _joined(self._step_values),
+            "epochs": _joined(self._epoch_values),
             "completed": self.epochs,
-            "weight": self._weight,
-            "sums": self._sums,
-            "averages": [(jax.tree.leaves(values), w) for values, w in self._averages],
+            "validations": self._validations,
+            "validated": self._validated,
+            "under_way": [
+                (info, jax.tree.leaves(averages), weights)
+                for info, averages, weights in self._under_way
+            ],
             "seconds": self._seconds + seconds,
         }
 
     def restore(self, kept: dict[str, Any], averages: Any) -> None:
         """Go on from what `kept` returned.
 
-        `averages` is the treedef of what the metrics that are no averages are made from.
+        Args:
+            kept: What `kept` returned.
+            averages: The structure of what the metrics that are not averages are made from.
         """
-        self._steps.add(kept["steps"])
-        if kept["epochs"] is not None:
-            self._epochs = Columns()
-            self._epochs.add(kept["epochs"])
-        self._validations.add(kept["validations"])
-        self.epochs, self._weight = kept["completed"], kept["weight"]
-        self._sums, self._seconds = kept["sums"], kept["seconds"]
-        self._averages = [(averages.unflatten(leaves), w) for leaves, w in kept["averages"]]
+        self._step_values = [kept["steps"]] if kept["steps"] else []
+        self._epoch_values = [kept["epochs"]] if kept["epochs"] else []
+        self.steps = len(kept["steps"].get("loss", ()))
+        self.epochs = kept["completed"]
+        self._validations, self._validated = kept["validations"], kept["validated"]
+        self._under_way = [
+            (info, averages.unflatten(leaves), weights) for info, leaves, weights in kept["under_way"]
+        ]
+        self._seconds = kept["seconds"]
 
     def history(self, seconds: float) -> History:
-        """The record so far, handed over: there is nothing to be added any more."""
-        steps, epochs = self._steps.taken(), {}
-        if self._epochs is not self._steps:
-            epochs = self._epochs.taken()
-        elif self.epochs:
-            epochs = dict(steps)
-        for name, values in self._validations.taken().items():
-            epochs[name] = np.full(self.epochs, np.nan)
-            epochs[name][: len(values)] = values
-        return History(steps, epochs, self._seconds + seconds)
+        """Return the record so far, after so many seconds."""
+        epochs = _joined(self._epoch_values)
+        for results, completed in zip(self._validations, self._validated, strict=True):
+            for name, value in results.items():
+                column = epochs.setdefault(f"val_{name}", np.full(self.epochs, np.nan))
+                column[completed - 1] = value
+        return History(_joined(self._step_values), epochs, self._seconds + seconds)
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Join arrays by name; the loss comes first."""
+    if not parts:
+        return {}
+    names = sorted(parts[0], key=lambda name: name != "loss")
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}

@@ -1,4 +1,4 @@
-"""What a batch says of a model: the loss, metrics, predictions."""
+"""Calling a loss, metrics and a model in the one way they are called."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,162 +7,224 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal.errors import ShapeError, kind
 from vernal.losses import AbstractSupervised, forward
 from vernal.metrics import AbstractMetric, Mean
 
+# Names of what is recorded beside the metrics.
+RESERVED_NAMES = frozenset({"loss", "learning_rate"})
+
 
 class Objective(NamedTuple):
-    """What is measured, and how."""
+    """What is measured, and how.
+
+    Attributes:
+        loss: Called as `loss(model, batch, key)`, or with a model state as the fourth argument.
+        metrics: Metrics by name.
+        compute_dtype: The dtype of the model's arithmetic; `None` is that of its parameters.
+    """
 
     loss: Callable
     metrics: dict[str, AbstractMetric]
-    compute_dtype: np.dtype | None  # of the model's arithmetic; None is that of its parameters
+    compute_dtype: np.dtype | None
 
     @property
-    def recorded(self) -> "Objective":
-        """The same in training, where not every metric is measured."""
+    def in_training(self) -> "Objective":
+        """The same without the metrics that only `evaluate` measures."""
         recorded = {name: metric for name, metric in self.metrics.items() if metric.recorded}
         return self._replace(metrics=recorded)
 
 
 class Measured(NamedTuple):
-    """What a batch gave."""
+    """What was measured of a batch.
 
-    info: dict[str, Array]  # the loss, as "loss", and metrics: scalars
-    weight: Array | None  # the batch's in an average over batches; None is its number of examples
-    averages: dict[str, PyTree[Array]]  # of each metric that is made from such
+    Attributes:
+        info: The loss, as "loss", and metrics: scalars by name.
+        weight: The batch's weight in an average over batches; `None` is its number of examples.
+        averages: Of each metric that is made from averages, these.
+        model_state: The model's state after the batch.
+    """
+
+    info: dict[str, Array]
+    weight: Array | None
+    averages: dict[str, PyTree[Array]]
     model_state: PyTree
 
 
 def measure(
     objective: Objective, model: PyTree, model_state: PyTree, batch: PyTree, key: PRNGKeyArray
 ) -> Measured:
-    """Call a loss in the one way all losses are called, and measure the metrics beside it.
+    """Call a loss on a batch, and measure the metrics beside it.
 
-    **Raises:** `ShapeError` if the loss or a metric is not a scalar, or the model's state changes
-    its shape.
+    Raises:
+        ShapeError: If the loss or a metric is not a scalar, or the model's state changes its shape.
     """
-    loss, dtype = objective.loss, objective.compute_dtype
-    model, weight, averages = _cast(model, dtype), None, {}
-    # A copy: an `eqx.nn.State` serves once.
-    state = jax.tree.map(lambda leaf: leaf, model_state)
-    if isinstance(loss, AbstractSupervised):
-        x, y, weights = loss.parts_of(batch)
-        prediction, new_state = forward(model, _cast(x, dtype), key, state)
-        prediction = _in_full(prediction, dtype)
-        info: dict[str, Any] = {"loss": loss.average(prediction, y, weights)}
-        weight = None if weights is None else jnp.sum(weights)
-        for name, metric in objective.metrics.items():
-            average = metric.of_batch(prediction, y, weights)
-            if metric.recorded:
-                still = jax.tree.map(jnp.zeros_like, average)
-                info[name] = metric.value(average, still, 1 if weight is None else weight)
-            if not isinstance(metric, Mean):
-                averages[name] = average
+    model = cast(model, objective.compute_dtype)
+    batch_state = copy_of_state(model_state)
+    if isinstance(objective.loss, AbstractSupervised):
+        measured = _measure_supervised(objective, model, batch_state, batch, key)
     else:
-        args = () if model_state is None else (state,)
-        result = loss(model, _cast(batch, dtype), key, *args)
-        info, new_state = _parts_of(result, model_state)
-        info = _in_full(info, dtype)
-    _check_scalars(info)
-    info = jax.tree.map(jnp.asarray, info)
+        measured = _measure_custom(objective, model, batch_state, batch, key)
+
+    info = {name: _checked_scalar(name, value) for name, value in measured.info.items()}
     if not jnp.issubdtype(info["loss"].dtype, jnp.floating):
         raise ShapeError(f"a loss needs to return a real number; it is {info['loss'].dtype}.")
-    return Measured(info, weight, averages, _like(model_state, new_state))
+    new_state = _with_dtypes_of(model_state, measured.model_state)
+    return measured._replace(info=info, model_state=new_state)
 
 
-def _parts_of(result: Any, model_state: PyTree) -> tuple[dict[str, Any], PyTree]:
-    """What a loss of one's own returned: the loss and metrics, and the model's new state."""
-    parts: tuple[Any, ...] = result if isinstance(result, tuple) else (result,)
+def _measure_supervised(
+    objective: Objective, model: PyTree, model_state: PyTree, batch: PyTree, key: PRNGKeyArray
+) -> Measured:
+    """Measure a loss of predictions and targets, and metrics of the same predictions."""
+    loss, dtype = objective.loss, objective.compute_dtype
+    x, y, weights = loss.parts_of(batch)
+    prediction, new_state = forward(model, cast(x, dtype), key, model_state)
+    prediction = _in_full_precision(prediction, dtype)
+
+    info = {"loss": loss.average(prediction, y, weights)}
+    weight = None if weights is None else jnp.sum(weights)
+    averages = {}
+    for name, metric in objective.metrics.items():
+        average = metric.of_batch(prediction, y, weights)
+        if metric.recorded:
+            no_spread = jax.tree.map(jnp.zeros_like, average)
+            info[name] = metric.value(average, no_spread, 1 if weight is None else weight)
+        if not isinstance(metric, Mean):
+            averages[name] = average
+
+    return Measured(info, weight, averages, new_state)
+
+
+def _measure_custom(
+    objective: Objective, model: PyTree, model_state: PyTree, batch: PyTree, key: PRNGKeyArray
+) -> Measured:
+    """Measure a loss that calls the model itself."""
+    batch = cast(batch, objective.compute_dtype)
     if model_state is None:
-        needed, wrong = "a scalar, or (scalar, dict of metrics)", len(parts) > 2
+        result = objective.loss(model, batch, key)
     else:
-        needed, wrong = "(scalar, dict of metrics, model_state)", len(parts) != 3
+        result = objective.loss(model, batch, key, model_state)
+    value, metrics, new_state = _parts_of_result(result, stateful=model_state is not None)
+
+    info = _in_full_precision({"loss": value, **metrics}, objective.compute_dtype)
+    return Measured(info, None, {}, new_state)
+
+
+def _parts_of_result(result: Any, *, stateful: bool) -> tuple[Any, dict[str, Any], PyTree]:
+    """Return the value, the metrics and the model state that a custom loss returned."""
+    parts: tuple = result if isinstance(result, tuple) else (result,)
+    if stateful:
+        needed = "(scalar, dict of metrics, model_state)"
+        fits = len(parts) == 3
+    else:
+        needed = "a scalar, or (scalar, dict of metrics)"
+        fits = len(parts) in (1, 2)
     metrics = parts[1] if len(parts) > 1 else {}
-    if (
-        not parts
-        or wrong
-        or not isinstance(metrics, dict)
-        or not {"loss", "learning_rate"}.isdisjoint(metrics)
-    ):
-        given = ", ".join("array" if eqx.is_array(p) else type(p).__name__ for p in parts)
+    if fits and isinstance(metrics, dict) and RESERVED_NAMES.isdisjoint(metrics):
+        return parts[0], metrics, parts[2] if stateful else None
+
+    given = kind(result)
+    if isinstance(result, tuple):
+        kinds = ["array" if eqx.is_array(part) else type(part).__name__ for part in parts]
+        given = f"a tuple ({', '.join(kinds)})"
+    raise ShapeError(
+        f"a loss needs to return {needed}; it returns {given}."
+        '\n  No metric may be called "loss" or "learning_rate".'
+    )
+
+
+def _checked_scalar(name: str, value: Any) -> Array:
+    if not eqx.is_array_like(value):
+        raise ShapeError(f"a loss needs to return one number; {name} is a {type(value).__name__}.")
+    if jnp.shape(value) != ():
         raise ShapeError(
-            f"a loss needs to return {needed}; it returns "
-            f"{f'a tuple ({given})' if isinstance(result, tuple) else kind(result)}."
-            '\n  No metric may be called "loss" or "learning_rate".'
+            f"a loss needs to return one number; {name} has shape {jnp.shape(value)}."
+            "\n  Average it, as with jnp.mean(...)."
         )
-    loss, new_state = parts[0], parts[2] if len(parts) == 3 else None
-    return {"loss": loss, **metrics}, new_state
+    return jnp.asarray(value)
 
 
-def _check_scalars(info: dict[str, Any]) -> None:
-    for name, scalar in info.items():
-        if not eqx.is_array_like(scalar):
-            raise ShapeError(
-                f"a loss needs to return one number; {name} is a {type(scalar).__name__}."
-            )
-        if jnp.shape(scalar) != ():
-            raise ShapeError(
-                f"a loss needs to return one number; {name} has shape {jnp.shape(scalar)}."
-                "\n  Average it, as with jnp.mean(...)."
-            )
+def _with_dtypes_of(old: PyTree, new: PyTree) -> PyTree:
+    """Return a model's new state in the dtypes of the old one.
 
-
-def _like(old: PyTree, new: PyTree) -> PyTree:
-    """A model's new state, in the dtypes of the old one; `ShapeError` if shapes have changed."""
+    Raises:
+        ShapeError: If the structure or a shape has changed.
+    """
     if jax.tree.structure(old) != jax.tree.structure(new):
         raise ShapeError(
             f"the model_state that comes back is another PyTree: {jax.tree.structure(new)},"
             f"\n  and was {jax.tree.structure(old)}."
         )
 
-    def checked(path, old, new):
-        if eqx.is_array(old) and jnp.shape(old) != jnp.shape(new):
+    def converted(path: tuple, old: Any, new: Any) -> Any:
+        if not eqx.is_array(old):
+            return old
+        if jnp.shape(old) != jnp.shape(new):
             raise ShapeError(
                 f"model_state{jax.tree_util.keystr(path)} comes back with shape {jnp.shape(new)}, "
                 f"and had {jnp.shape(old)}."
             )
-        return strong(new, old)
+        is_key = jnp.issubdtype(old.dtype, jax.dtypes.prng_key)
+        return new if is_key else lax.convert_element_type(new, old.dtype)
 
-    return jax.tree_util.tree_map_with_path(checked, old, new)
+    return jax.tree_util.tree_map_with_path(converted, old, new)
 
 
-def strong(leaf: Any, like: Any) -> Any:
-    """An array in the dtype of another, and to stay: JAX's weak types, of numbers, would not.
+def copy_of_state(model_state: PyTree) -> PyTree:
+    """Return a model state that may be used up: an `eqx.nn.State` serves once."""
+    return jax.tree.map(lambda leaf: leaf, model_state)
 
-    What is no array is what it was.
+
+def cast(tree: PyTree, dtype: np.dtype | None) -> PyTree:
+    """Return a PyTree with its float arrays in another dtype; as it is for `None`."""
+    if dtype is None:
+        return tree
+    return jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, tree
+    )
+
+
+def _in_full_precision(tree: PyTree, dtype: np.dtype | None) -> PyTree:
+    """Undo a cast to lower precision: what is measured has single precision at least."""
+    if dtype is None:
+        return tree
+
+    def converted(leaf: Any) -> Any:
+        if not eqx.is_inexact_array(leaf):
+            return leaf
+        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+    return jax.tree.map(converted, tree)
+
+
+def outputs(model: PyTree, model_state: PyTree, x: PyTree, dtype: np.dtype | None) -> PyTree:
+    """Return a model's predictions for a batch, as `measure` makes them."""
+    model = cast(model, dtype)
+    prediction, _ = forward(model, cast(x, dtype), None, copy_of_state(model_state))
+    return _in_full_precision(prediction, dtype)
+
+
+def mean_over_batches(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the weighted average over the leading axis; 0 if the weights are all zero."""
+    return np.tensordot(weights, values, 1) / (weights.sum() or 1.0)
+
+
+def combine_batches(
+    metric: AbstractMetric, averages: PyTree[np.ndarray], weights: np.ndarray
+) -> Any:
+    """Return a metric over all batches, from the averages that it took over each.
+
+    Args:
+        metric: The metric.
+        averages: What its `of_batch` returned, with the batches along the leading axis.
+        weights: The batches' weights.
     """
-    if not eqx.is_array(like):
-        return like
-    is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
-    return leaf if is_key else jax.lax.convert_element_type(leaf, like.dtype)
-
-
-def _cast(tree: PyTree, dtype: np.dtype | None) -> PyTree:
-    if dtype is None:
-        return tree
-    cast = lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf
-    return jax.tree.map(cast, tree)
-
-
-def _in_full(tree: PyTree, dtype: np.dtype | None) -> PyTree:
-    """Undo a cast to lower precision: what is measured is measured in single precision at least."""
-    if dtype is None:
-        return tree
-    cast = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-    return jax.tree.map(lambda leaf: cast(leaf) if eqx.is_inexact_array(leaf) else leaf, tree)
-
-
-def outputs(
-    model: PyTree,
-    model_state: PyTree,
-    x: PyTree,
-    dtype: np.dtype | None,
-    key: PRNGKeyArray | None = None,
-) -> Array:
-    """A model's predictions for a batch, as `measure` makes them."""
-    prediction, _ = forward(_cast(model, dtype), _cast(x, dtype), key, model_state)
-    return _in_full(prediction, dtype)
+    means = jax.tree.map(lambda values: mean_over_batches(values, weights), averages)
+    spread = jax.tree.map(
+        lambda values, mean: mean_over_batches((values - mean) ** 2, weights), averages, means
+    )
+    return metric.value(means, spread, weights.sum())

@@ -1,29 +1,34 @@
-from dataclasses import replace
-from typing import Any
+"""Everything that training changes."""
+
+from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
+from vernal.errors import ArgumentError, kind
 
-class TrainState(eqx.Module):
+Model = TypeVar("Model")
+
+
+class TrainState(eqx.Module, Generic[Model]):
     """Everything that training changes; pass it back in to go on where it stopped.
 
-    **Attributes:**
-
-    - `model`: the model as trained so far.
-    - `model_state`: what the model keeps beside its parameters, such as an `eqx.nn.State`; or
-      `None`.
-    - `opt_state`: the optimizer's state, as Optax keeps it.
-    - `step`: updates made, a scalar; an array, JAX's or NumPy's, as the next two.
-    - `epoch`, `batch`: the place in the data: epochs completed, and updates made since.
-    - `key`: never changes. An update uses `fold_in(key, step)`, an epoch's order of the examples
-      is drawn from `key` and `epoch`: so a resumed run is the same run.
-    - `data_state`: what a data loader with a state of its own needs to go on from this place; or
-      `None`.
+    Attributes:
+        model: The model as trained so far.
+        model_state: What the model keeps beside its parameters, such as an `eqx.nn.State`; or
+            `None`.
+        opt_state: The optimizer's state, as Optax keeps it.
+        step: Number of steps made: a scalar array, JAX's or NumPy's, as the next two.
+        epoch: Number of epochs completed.
+        batch: Number of steps made in the epoch under way.
+        key: Never changes. A step uses `fold_in(key, step)`, and the order of an epoch's examples
+            is drawn from `key` and `epoch`: so a resumed run is the same run.
+        data_state: What a data loader with a state of its own needs to go on from this place; or
+            `None`.
     """
 
-    model: PyTree
+    model: Model
     model_state: PyTree
     opt_state: Any
     step: Int[Array | np.ndarray, ""]
@@ -33,17 +38,24 @@ class TrainState(eqx.Module):
     data_state: PyTree = None
 
 
-def with_data_state(state: TrainState, data_state: PyTree) -> TrainState:
-    """The state with another data state. Compiled programs never see it: it is no arrays."""
-    return state if state.data_state is data_state else replace(state, data_state=data_state)
+def model_of(model_or_state: Any) -> tuple[PyTree, PyTree]:
+    """Return a model and its state: itself, or a `TrainState`'s.
 
+    Raises:
+        ArgumentError: If it is a class, or a pair of a model and its state.
+    """
+    if isinstance(model_or_state, TrainState):
+        return model_or_state.model, model_or_state.model_state
 
-def put_counts(arrays: list, step: int, epoch: int, batch: int) -> None:
-    """Set the counts among a packed state's arrays: on the host, where reading does not wait."""
-    arrays[-4:-1] = (np.array(count, np.int32) for count in (step, epoch, batch))
-
-
-def counts(arrays: list) -> tuple[int, int, int]:
-    """The step, epoch and batch among a packed state's arrays."""
-    step, epoch, batch = map(int, arrays[-4:-1])
-    return step, epoch, batch
+    if isinstance(model_or_state, type):
+        raise ArgumentError(
+            f"model is {kind(model_or_state)}; an instance of an eqx.Module is needed, or a "
+            "TrainState."
+        )
+    is_pair = isinstance(model_or_state, tuple) and model_or_state
+    if is_pair and isinstance(model_or_state[-1], eqx.nn.State):
+        raise ArgumentError(
+            "model is a tuple, with an eqx.nn.State; a model is needed, or a TrainState."
+            "\n  Try trainer.init(model, model_state=model_state)."
+        )
+    return model_or_state, None

@@ -1,78 +1,89 @@
-"""Loss to gradients to new state: one update, pure."""
+"""Loss to gradients to new state: one step of training, pure."""
 
 import inspect
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PyTree
 
-from vernal._data.arrays import PARTS
-from vernal._inspection.recompilation import compiles
-from vernal._training.jit import Packed, jit_updates, pack
-from vernal._training.objective import Measured, Objective, measure, strong
-from vernal._training.state import TrainState, put_counts
+from vernal._training.objective import Measured, Objective, measure
+from vernal._training.state import TrainState
 
-# Numbers in a parameter of which a copy costs more than to wait.
-_LARGE = 2**15
+Optimizer = optax.GradientTransformation | optax.MultiSteps
 
 
 class Choices(NamedTuple):
-    """What a `Trainer` holds, made out for one model."""
+    """What a `Trainer` holds, made out for one model.
 
-    optimizer: optax.GradientTransformation | optax.MultiSteps
+    Attributes:
+        optimizer: The optimizer.
+        objective: What is measured, and how.
+        trained: For each of the model's leaves, whether it is trained.
+    """
+
+    optimizer: Optimizer
     objective: Objective
-    trained: tuple[bool, ...]  # for each of the model's leaves
+    trained: tuple[bool, ...]
 
-    def split(self, model: PyTree) -> tuple[PyTree, PyTree]:
-        """A model's trained parameters, `None` elsewhere, and the rest of it."""
-        return eqx.partition(model, jax.tree.structure(model).unflatten(self.trained))
+    def trained_mask(self, model: PyTree) -> PyTree[bool]:
+        """Return which leaves of a model are trained, in the model's structure."""
+        return jax.tree.structure(model).unflatten(self.trained)
 
 
 def trained_leaves(model: PyTree, trainable: PyTree) -> tuple[bool, ...]:
-    """Which leaves of a model are trained: those that `trainable` picks, if they are float arrays.
+    """Return which leaves of a model are trained: those that `trainable` picks of its float arrays.
 
-    **Arguments:**
+    Args:
+        model: Any PyTree.
+        trainable: A function of a leaf, a bool, or a PyTree of these that is a prefix of `model`.
 
-    - `trainable`: a predicate of a leaf, a bool, or a PyTree of these that is a prefix of `model`.
-
-    **Raises:** `ValueError` if it is none of these.
+    Raises:
+        ValueError: If `trainable` is none of these.
     """
 
-    def picks(choice, part) -> list[bool]:
+    def picks(choice: Any, part: PyTree) -> list[bool]:
         if not callable(choice) and not isinstance(choice, bool | np.bool_):
             raise ValueError(f"{choice!r} is neither True, False nor a function of an array")
-        pick = choice if callable(choice) else lambda leaf: choice
-        return [eqx.is_inexact_array(leaf) and bool(pick(leaf)) for leaf in jax.tree.leaves(part)]
+
+        def picked(leaf: Any) -> bool:
+            return bool(choice(leaf) if callable(choice) else choice)
+
+        return [eqx.is_inexact_array(leaf) and picked(leaf) for leaf in jax.tree.leaves(part)]
 
     return tuple(jax.tree.leaves(jax.tree.map(picks, trainable, model)))
 
 
-def update(
-    choices: Choices, state: TrainState, batch: PyTree
-) -> tuple[TrainState, tuple[dict[str, Array], Array | None, dict[str, PyTree]]]:
-    """Make one update.
+def update(choices: Choices, state: TrainState, batch: PyTree) -> tuple[TrainState, Measured]:
+    """Make one step of training.
 
-    **Arguments:**
+    Args:
+        choices: The optimizer, the objective, and what is trained.
+        state: The state before the step.
+        batch: One batch, as the loss takes it.
 
-    - `choices`: how.
-    - `state`: what changes.
-    - `batch`: one batch, as the loss takes it.
-
-    **Returns:** the new state; and of what `measure` returned for the old one the scalars, among
-    them the learning rate if the optimizer shows it, the weight, and the averages.
+    Returns:
+        The state after the step; and what was measured of the model before the step, with the
+        learning rate in its `info` if the optimizer's state shows one.
     """
-    measured, _, opt_state, params = gradients_and_update(choices, state, batch)
-    info = measured.info
-    if (rate := learning_rate(opt_state)) is not None:
-        info = {**info, "learning_rate": rate}
-    new = TrainState(
-        model=eqx.combine(params, choices.split(state.model)[1]),
+    measured, grads, value_fn = gradients(choices, state, batch)
+    mask = choices.trained_mask(state.model)
+    params, frozen = eqx.partition(state.model, mask)
+
+    # For optimizers that look at the loss, or try several lengths of a step.
+    loss = measured.info["loss"]
+    known = {"value": loss, "grad": grads, "value_fn": value_fn}
+    extra = _accepted(choices.optimizer, known)
+    updates, opt_state = choices.optimizer.update(grads, state.opt_state, params, **extra)
+    params = optax.apply_updates(params, updates)
+
+    opt_state = jax.tree.map(strongly_typed, opt_state)
+    new_state = TrainState(
+        model=eqx.combine(params, frozen),
         model_state=measured.model_state,
         opt_state=opt_state,
         step=state.step + 1,
@@ -80,49 +91,45 @@ def update(
         batch=state.batch + 1,
         key=state.key,
     )
-    return new, (info, measured.weight, measured.averages)
+    info = measured.info
+    if (rate := learning_rate(opt_state)) is not None:
+        info = {**info, "learning_rate": rate}
+    return new_state, measured._replace(info=info)
 
 
-def gradients_and_update(
+def gradients(
     choices: Choices, state: TrainState, batch: PyTree
-) -> tuple[Measured, PyTree, Any, PyTree]:
-    """What `measure` returns, the gradients, and the optimizer's new state and parameters."""
-    params, frozen = choices.split(state.model)
+) -> tuple[Measured, PyTree, Callable[[PyTree], Array]]:
+    """Measure a batch, and differentiate its loss.
+
+    Returns:
+        What was measured; the gradients; and the loss as a function of the trained parameters.
+    """
+    mask = choices.trained_mask(state.model)
+    params, frozen = eqx.partition(state.model, mask)
     key = jax.random.fold_in(state.key, state.step)
 
-    def objective(params):
+    def objective(params: PyTree) -> tuple[Array, Measured]:
         model = eqx.combine(params, frozen)
         measured = measure(choices.objective, model, state.model_state, batch, key)
         return measured.info["loss"], measured
 
-    grads, measured = jax.grad(objective, has_aux=True)(params)
-    # For optimizers that look at the loss, or try several lengths of a step.
-    known = {
-        "value": measured.info["loss"],
-        "grad": grads,
-        "value_fn": lambda params: objective(params)[0],
-    }
-    extra = _accepted(choices.optimizer, known)
-    updates, opt_state = choices.optimizer.update(grads, state.opt_state, params, **extra)
-    opt_state = jax.tree.map(lambda leaf: strong(leaf, leaf), opt_state)
-    return measured, grads, opt_state, optax.apply_updates(_after(opt_state, params), updates)
+    def value_fn(params: PyTree) -> Array:
+        return objective(params)[0]
+
+    (_, measured), grads = eqx.filter_value_and_grad(objective, has_aux=True)(params)
+    return measured, grads, value_fn
 
 
-def _after(opt_state: Any, params: PyTree) -> PyTree:
-    """The parameters, to be changed when the optimizer's new state is there.
-
-    Most optimizers keep something of each gradient: then nothing needs the old parameters any more.
-    XLA does not see that by itself, and on a CPU has a loop copy them in each turn.
-    """
-    if jax.default_backend() != "cpu":
-        return params
-    large, small = eqx.partition(params, lambda leaf: leaf.size >= _LARGE)
-    large, _ = lax.optimization_barrier((large, pack(opt_state).arrays))
-    return eqx.combine(large, small)
+def strongly_typed(leaf: Any) -> Any:
+    """Return an array whose dtype stays: JAX's weak types, of Python's numbers, do not."""
+    if not eqx.is_array(leaf) or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    return lax.convert_element_type(leaf, leaf.dtype)
 
 
-def _accepted(optimizer: Any, known: dict[str, Any]) -> dict[str, Any]:
-    """Of what is known of an update, what an optimizer's `update` takes by name."""
+def _accepted(optimizer: Optimizer, known: dict[str, Any]) -> dict[str, Any]:
+    """Return what an optimizer's `update` takes by name, of what is known of a step."""
     parameters = inspect.signature(optimizer.update).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return known
@@ -130,9 +137,10 @@ def _accepted(optimizer: Any, known: dict[str, Any]) -> dict[str, Any]:
 
 
 def learning_rate(opt_state: Any) -> Any:
-    """The learning rate that an optimizer's state shows, as with `optax.inject_hyperparams`.
+    """Return the learning rate that an optimizer's state shows, as with `inject_hyperparams`.
 
-    `None` if there is none, or several.
+    Returns:
+        A scalar; or `None` if there is none, or several.
     """
     found = optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")
     rates = [x for path, x in found if _is_shown(path) and jax.tree_util.all_leaves([x])]
@@ -140,55 +148,54 @@ def learning_rate(opt_state: Any) -> Any:
 
 
 def _is_shown(path: tuple) -> bool:
-    """Whether a learning rate is a field of a state, or a hyperparameter; and not a parameter."""
-    field = isinstance(path[-1], optax.tree_utils.NamedTupleKey)
-    return field or (len(path) > 1 and getattr(path[-2], "name", None) == "hyperparams")
+    """Return whether a learning rate is a field of a state, or a hyperparameter; no parameter."""
+    is_field = isinstance(path[-1], optax.tree_utils.NamedTupleKey)
+    in_hyperparams = len(path) > 1 and getattr(path[-2], "name", None) == "hyperparams"
+    return is_field or in_hyperparams
 
 
-@lru_cache(maxsize=256)
-def learning_rate_at(structure: tuple) -> int | None:
-    """The place of the learning rate among a packed state's arrays, if it is there."""
-    places = list(range(len([leaf for leaf in structure[1] if leaf is None])))
-    return learning_rate(Packed(places, structure).unpack().opt_state)
-
-
-@jax.jit
-def compiled_init(packed: Packed, key: PRNGKeyArray | None) -> Packed:
-    """The state that training starts from."""
-    choices, model, model_state = packed.unpack()
-    params, _ = choices.split(model)
-    key = jax.random.key(0) if key is None else key
-    zero = np.zeros((), np.int32)
-    opt_state = choices.optimizer.init(params)
-    opt_state = jax.tree.map(lambda leaf: strong(leaf, leaf), opt_state)
-    model_state = jax.tree.map(lambda leaf: strong(leaf, leaf), model_state)
-    return pack(TrainState(model, model_state, opt_state, zero, zero, zero, key))
-
-
+@eqx.filter_jit
 def new_state(
-    choices: Choices, model: PyTree, model_state: PyTree, key: PRNGKeyArray | None
-) -> Packed:
-    """The state that training starts from, packed."""
-    as_array = lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf
-    model_state = jax.tree.map(as_array, model_state)
-    packed = compiled_init(pack((choices, model, model_state)), key)
-    put_counts(packed.arrays, 0, 0, 0)
-    return packed
+    choices: Choices, model: PyTree, model_state: PyTree, key: Array | None
+) -> TrainState:
+    """Make the state that training starts from. Its arrays are new ones."""
+    params, _ = eqx.partition(model, choices.trained_mask(model))
+    opt_state = choices.optimizer.init(params)
+    zero = np.zeros((), np.int32)
+
+    return TrainState(
+        model=model,
+        model_state=jax.tree.map(strongly_typed, model_state),
+        opt_state=jax.tree.map(strongly_typed, opt_state),
+        step=zero,
+        epoch=zero,
+        batch=zero,
+        key=jax.random.key(0) if key is None else key,
+    )
 
 
-@jit_updates
-def compiled_step(choices: Packed, state: Packed, batch: PyTree) -> tuple[Packed, dict[str, Array]]:
-    """One update by itself."""
-    chosen, before = choices.unpack(), state.unpack()
-    compiles("step", **parts(chosen, before, batch))
-    new, (info, *_) = update(chosen, before, batch)
-    return pack(new), info
+def changing_part(choices: Choices, state: TrainState) -> tuple[TrainState, TrainState]:
+    """Split a state into the arrays that steps change, and all the rest of it.
+
+    The counts and the key are part of the rest. `equinox.combine` undoes the split.
+    """
+    mask = TrainState(
+        model=choices.trained_mask(state.model),
+        model_state=eqx.is_array,
+        opt_state=eqx.is_array,
+        step=False,
+        epoch=False,
+        batch=False,
+        key=False,
+        data_state=False,
+    )
+    return eqx.partition(state, mask)
 
 
-def parts(choices: Choices, state: TrainState, batch: PyTree) -> dict[str, PyTree]:
-    """What an update's program depends on, by the names that users know."""
+def parts_of_program(choices: Choices, state: TrainState, batch: PyTree) -> dict[str, PyTree]:
+    """Return all that a step's program depends on, by the names that users know."""
     return {
-        **named(batch),
+        **named_parts(batch),
         "model": state.model,
         "model_state": state.model_state,
         "optimizer": choices.optimizer,
@@ -199,7 +206,8 @@ def parts(choices: Choices, state: TrainState, batch: PyTree) -> dict[str, PyTre
     }
 
 
-def named(batch: PyTree) -> dict[str, PyTree]:
-    """A batch's parts, by the names that users know."""
-    pair = isinstance(batch, tuple) and len(batch) in (2, 3)
-    return dict(zip(PARTS, batch, strict=False)) if pair else {"data": batch}
+def named_parts(batch: PyTree) -> dict[str, PyTree]:
+    """Return a batch's parts by the names that users know."""
+    if isinstance(batch, tuple) and len(batch) in (2, 3):
+        return dict(zip(("x", "y", "sample_weight"), batch, strict=False))
+    return {"data": batch}

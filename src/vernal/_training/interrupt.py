@@ -1,0 +1,74 @@
+"""How a run is stopped from outside: Ctrl-C, and SIGTERM."""
+
+import signal
+import sys
+import threading
+from typing import Any
+
+
+class Interrupt:
+    """Holds back a first Ctrl-C until `fit` looks at `requested`; a second one raises.
+
+    So no step is cut in half, and what was trained so far can be returned. Where the run is saved,
+    SIGTERM, which schedulers send, is held back as well. In a thread that may not set handlers it
+    does nothing: Python delivers signals to the main thread.
+
+    Args:
+        saves: Whether the run is saved.
+
+    Attributes:
+        requested: Whether the run is to end.
+    """
+
+    def __init__(self, *, saves: bool):
+        self._signals = [signal.SIGINT, signal.SIGTERM] if saves else [signal.SIGINT]
+        self._previous: dict[int, Any] = {}
+        self._terminated = False
+        self.requested = False
+
+    def __enter__(self) -> "Interrupt":
+        if threading.current_thread() is threading.main_thread():
+            for number in self._signals:
+                previous = signal.getsignal(number)
+                # A handler that another language set is None here, and could not be put back.
+                if previous not in (None, signal.SIG_IGN):
+                    self._previous[number] = previous
+                    signal.signal(number, self._hold)
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> bool:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        # One that came another way, from a callback say, ends the run like a first one.
+        is_first = kind is KeyboardInterrupt and not self.requested
+        self.requested |= is_first
+        return is_first
+
+    def is_requested(self) -> bool:
+        """Return whether the run is to end."""
+        return self.requested
+
+    def report(self, steps: int, checkpoints: Any) -> None:
+        """Print that the run was interrupted after so many steps, if it was."""
+        if not self.requested:
+            return
+        if checkpoints is None:
+            kept = "fit returns the state and the history so far"
+        else:
+            kept = f"the same script goes on from {checkpoints}"
+        print(f"Interrupted after {steps:,} steps: {kept}.", file=sys.stderr)
+
+    def end_process(self) -> None:
+        """After SIGTERM, do what its former handler does, which is to end the process."""
+        if not self._terminated:
+            return
+        if callable(self._previous[signal.SIGTERM]):
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def _hold(self, number: int, frame: Any) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+        self._terminated |= number == signal.SIGTERM

@@ -1,0 +1,49 @@
+"""What consecutive steps measured."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+
+from vernal._data.superbatch import Superbatch
+from vernal._training.objective import Measured
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What the consecutive steps of one compiled call measured.
+
+    Attributes:
+        superbatch: The data of the steps.
+        cursor: Where in the superbatch the first step's batch is.
+        steps: How many steps there are.
+        first_step: Number of the first step.
+        measured: Arrays with the steps along the leading axis.
+    """
+
+    superbatch: Superbatch
+    cursor: int
+    steps: int
+    first_step: int
+    measured: Measured
+
+    def fetched(self) -> "Measurements":
+        """Wait for the arrays, and return them in NumPy's memory, cut to the steps made."""
+        return self.first(self.steps)
+
+    def first(self, steps: int) -> "Measurements":
+        """Return what the first steps measured."""
+        # A copy: a view would keep the whole buffer.
+        cut = jax.tree.map(lambda buffer: np.array(np.asarray(buffer)[:steps]), self.measured)
+        return replace(self, steps=steps, measured=cut)
+
+    @property
+    def examples(self) -> int:
+        """How many examples the steps used."""
+        return int(self.superbatch.sizes(self.cursor, self.cursor + self.steps).sum())
+
+    @property
+    def finite_losses(self) -> int:
+        """How many steps come before the first loss that is not finite."""
+        finite = np.isfinite(self.measured.info["loss"])
+        return self.steps if finite.all() else int(np.argmin(finite))
