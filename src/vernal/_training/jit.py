@@ -1,13 +1,12 @@
 """PyTrees across `jax.jit`: their arrays are traced, the rest of them is static."""
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import equinox as eqx
 import jax
-from jax.extend.core import Jaxpr, JaxprEqn
 from jaxtyping import PyTree
 
 # Passes of XLA's compiler that would have updates in a loop contract products and sums in another
@@ -19,8 +18,6 @@ _PASSES = "small-while-loop-hoisting,while-loop-invariant-code-motion,cse_barrie
 # What XLA has its library YNNPACK compute. By default single convolutions too, which that library
 # makes slower: an update of a convolutional network takes 1.2 to 1.8 times as long.
 _LIBRARY = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in ("DOT", "REDUCE", "INDIVIDUAL_DOT"))
-# Operations that run a program again and again; XLA counts one round of it.
-LOOPS = ("scan", "while")
 
 
 def cpu_options() -> dict[str, str]:
@@ -110,20 +107,3 @@ def shapes_of(signature) -> PyTree[jax.ShapeDtypeStruct]:
     """The PyTree of shapes and dtypes that a signature was taken from."""
     treedef, leaves = signature
     return treedef.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
-
-
-def inner(eqn: JaxprEqn) -> Iterator[Jaxpr]:
-    """The programs that an operation runs."""
-    for value in eqn.params.values():
-        for part in value if isinstance(value, tuple) else (value,):
-            part = getattr(part, "jaxpr", part)
-            if isinstance(part, Jaxpr):
-                yield part
-
-
-def holds(jaxpr: Jaxpr, *names: str) -> bool:
-    """Whether a program, or one that it runs, has one of some operations."""
-    return any(
-        eqn.primitive.name in names or any(holds(part, *names) for part in inner(eqn))
-        for eqn in jaxpr.eqns
-    )
