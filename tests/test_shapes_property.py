@@ -21,7 +21,7 @@ from hypothesis import assume, example, given, settings
 
 import vernal
 from vernal import ShapeError, Trainer, losses, nn
-from vernal import _preflight as checks
+from vernal._training import preflight as checks
 from vernal._training.objective import Objective
 
 KEY = jax.random.key(0)

@@ -1,25 +1,42 @@
-"""The errors Vernal raises: what was given, what was needed, the line that mends it."""
+"""The errors that Vernal raises: what was given, what was needed, and the line that fixes it."""
 
+import functools
 import inspect
-import re
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar, cast
 
-# Paths and code stay in one piece.
-_WHOLE = {"break_long_words": False, "break_on_hyphens": False}
+import numpy as np
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_WIDTH = 100
+# The libraries whose frames say nothing to a user about a mistake in the user's own program.
+_LIBRARIES = ("vernal", "jax", "equinox", "optax", "jaxtyping", "beartype", "contextlib")
+# Names that are read with a vowel first, besides those that are written with one.
+_AN = ("A", "E", "I", "O", "a", "e", "i", "o", "MLP", "LSTM")
 
 
 class VernalError(Exception):
-    """Base of every error that Vernal raises on purpose."""
+    """Base of every error that Vernal raises on purpose.
+
+    Attributes:
+        full_traceback: The frames inside Vernal and JAX, which the printed traceback leaves out;
+            `None` where nothing was left out. `traceback.print_tb` prints them.
+    """
 
     __module__ = "vernal"
 
+    full_traceback: TracebackType | None = None
+
     def __init__(self, message: str):
-        wrap = partial(textwrap.wrap, subsequent_indent="  ", width=100, **_WHOLE)
-        lines = message.splitlines()
-        super().__init__("\n".join(part for line in lines for part in wrap(line) or [line]))
+        lines: list[str] = []
+        for line in message.splitlines():
+            lines += _wrapped(line) or [line]
+        super().__init__("\n".join(lines))
 
 
 class ArgumentError(VernalError, ValueError):
@@ -35,34 +52,44 @@ class DataError(VernalError, ValueError):
 
 
 @dataclass(frozen=True)
-class At:
-    """Which layer a `ShapeError` is about: a model that it is part of can say where it is."""
+class Misfit:
+    """An input that does not fit a layer: a model around the layer can say where the layer is.
+
+    Attributes:
+        layer: The layer itself.
+        given: The first part of the sentence, such as "x has shape (100,),".
+        where: The layer's path, as far out as it is known, and its type.
+        needed: The last part of the sentence, such as "needs (*batch, 1).".
+    """
 
     layer: Any
-    given: str  # "x has shape (100,),"
-    where: str  # the layer's path, as far out as is known, and its type: "MLP.layers[0] (Linear)"
-    needed: str  # "needs (*batch, 1)."
+    given: str
+    where: str
+    needed: str
 
-    @property
-    def message(self) -> str:
-        """The error's message."""
+    def __str__(self) -> str:
         return joined(self.given, f"but {self.where} {self.needed}")
 
 
 class ShapeError(VernalError, ValueError):
-    """Model, data and loss disagree about a shape."""
+    """Model, data and loss disagree about a shape.
+
+    Attributes:
+        misfit: The layer that the error is about, if a layer raised it.
+    """
 
     __module__ = "vernal"
 
-    def __init__(self, message: str, at: At | None = None):
+    def __init__(self, message: str, misfit: Misfit | None = None):
         super().__init__(message)
-        self.at = at
+        self.misfit = misfit
 
 
 class ExamplesError(ShapeError, DataError):
-    """The data's arrays cannot be examples: not as many of each, none, labels out of range.
+    """The data's arrays cannot be examples: unequal lengths, none at all, labels out of range.
 
-    **Attributes:** `arrays`, the data, where a line that mends it may be found.
+    Attributes:
+        arrays: The data, for which a fix may be found.
     """
 
     __module__ = "vernal"
@@ -73,17 +100,16 @@ class ExamplesError(ShapeError, DataError):
 
 
 class NonFiniteError(VernalError, ArithmeticError):
-    """A loss, gradient or parameter is not finite any more; the update that did it was not made.
+    """A loss, gradient or parameter is not finite any more; the step that did it was not made.
 
-    **Attributes:**
-
-    - `update`, `epoch`: which update, and of which epoch; both are counted from 0.
-    - `path`: the first array that is not finite, such as `MLP.layers[0].weight`; `None` if that is
-      the loss alone.
-    - `grad_norm`: the norm of the last finite gradients; `None` if there were none before, or not
-      since training last looked.
-    - `state`: the last good state, before the update.
-    - `history`: the `History` up to there.
+    Attributes:
+        update: The step, counted from 0.
+        epoch: The step's epoch, counted from 0.
+        path: The first array that is not finite, such as `MLP.layers[0].weight`; `None` if only
+            the loss is not.
+        grad_norm: The norm of the last finite gradients; `None` if it is not known.
+        state: The last good state, before the step.
+        history: The `History` up to there.
     """
 
     __module__ = "vernal"
@@ -100,9 +126,12 @@ class NonFiniteError(VernalError, ArithmeticError):
         history: Any = None,
     ):
         super().__init__(message)
-        self.update, self.epoch, self.path = update, epoch, path
-        self.grad_norm: float | None = grad_norm
-        self.state, self.history = state, history
+        self.update = update
+        self.epoch = epoch
+        self.path = path
+        self.grad_norm = grad_norm
+        self.state = state
+        self.history = history
 
 
 class CheckpointError(VernalError, RuntimeError):
@@ -123,22 +152,96 @@ class MissingExtraError(VernalError, ImportError):
     __module__ = "vernal"
 
 
+def short_traceback(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a public function or generator: its errors show the user's lines, and no others.
+
+    A `VernalError` keeps its type, message and attributes. Other exceptions pass as they are.
+    """
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def iterate(*args: P.args, **kwargs: P.kwargs) -> Any:
+            try:
+                return (yield from function(*args, **kwargs))
+            except VernalError as error:
+                raise _shortened(error) from error.__cause__
+
+        return cast(Callable[P, T], iterate)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except VernalError as error:
+            raise _shortened(error) from error.__cause__
+
+    return call
+
+
+def _shortened(error: VernalError) -> VernalError:
+    if error.full_traceback is None:
+        error.full_traceback = error.__traceback__
+    _leave_out_libraries(error)
+    return error
+
+
+def _leave_out_libraries(error: BaseException) -> None:
+    """Leave out frames of libraries, and causes that have no others; these stay as the context."""
+    error.__traceback__ = _users_frames(error.__traceback__)
+    cause = error.__cause__
+    if cause is not None:
+        _leave_out_libraries(cause)
+        if cause.__traceback__ is None:
+            error.__cause__ = None
+            error.__context__ = cause
+    error.__suppress_context__ = True
+
+
+def _users_frames(traceback: TracebackType | None) -> TracebackType | None:
+    if traceback is None:
+        return None
+    inner = _users_frames(traceback.tb_next)
+    module = traceback.tb_frame.f_globals.get("__name__", "")
+    if module.partition(".")[0] in _LIBRARIES:
+        return inner
+    return TracebackType(inner, traceback.tb_frame, traceback.tb_lasti, traceback.tb_lineno)
+
+
+def whole_number(name: str, value: Any, *, at_least: int) -> int:
+    """Return the value as an int.
+
+    Raises:
+        ArgumentError: If the value is not a whole number, or is below `at_least`.
+    """
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_whole or value < at_least:
+        raise ArgumentError(f"{name} needs to be a whole number from {at_least}; it is {value!r}.")
+    return int(value)
+
+
+def about(name: str, message: str) -> str:
+    """Name the argument that a message is about, if it is not the main one."""
+    if name in ("data", "x") or name in message:
+        return message
+    fits = len(f"in {name}, {message}".partition("\n")[0]) <= _WIDTH
+    return f"in {name}, {message}" if fits else f"in {name},\n  {message}"
+
+
 def joined(first: str, second: str) -> str:
-    """Two parts of a sentence: on one line if they fit, else broken where they meet."""
-    fits = len(first) + len(second.partition("\n")[0]) < 100
+    """Join two parts of a sentence: on one line if they fit, else broken where they meet."""
+    fits = len(first) + len(second.partition("\n")[0]) < _WIDTH
     return f"{first} {second}" if fits else f"{first}\n  {second}"
 
 
 def first_line(error: Exception) -> str:
-    """An error of somebody else's, in one line of at most 200 characters."""
+    """Word another library's error in one line of at most 200 characters."""
     text = " ".join(str(part) for part in error.args)
-    text = re.sub(r"\b\w*Tracer\b", "array", text)  # what an array is while it is traced
     line = f"{type(error).__name__}: {text}".partition("\n")[0]
     return textwrap.shorten(line, 200, placeholder=" ...")
 
 
-def kind(thing) -> str:
-    """What a thing is, for a message: `the function adam`, `a tuple of 3`."""
+def kind(thing: Any) -> str:
+    """Say what a thing is, for a message: `the function adam`, `a tuple of 3`."""
     if isinstance(thing, type):
         return f"the class {thing.__name__}"
     if inspect.isroutine(thing):
@@ -147,7 +250,18 @@ def kind(thing) -> str:
         return repr(thing)
     if hasattr(thing, "shape"):
         return f"a single array of shape {thing.shape}"
-    size = f" of {len(thing)}" if isinstance(thing, tuple | list) else ""
     name = type(thing).__name__
-    spelt = re.match("[FHLMNRSX][A-Z]", name)  # an MLP, an LSTM
-    return f"{'an' if name[0] in 'AEIOaeio' or spelt else 'a'} {name}{size}"
+    article = "an" if name.startswith(_AN) else "a"
+    size = f" of {len(thing)}" if isinstance(thing, tuple | list) else ""
+    return f"{article} {name}{size}"
+
+
+def _wrapped(line: str) -> list[str]:
+    # Paths and code stay in one piece.
+    return textwrap.wrap(
+        line,
+        width=_WIDTH,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -1,10 +1,9 @@
 """Which line to suggest where model, loss and data disagree: each is tried before it is said."""
 
-import functools
 import itertools
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -14,11 +13,11 @@ import optax
 from jaxtyping import PyTree
 
 from vernal._data.arrays import PARTS
-from vernal._data.files import as_shapes, blocks
+from vernal._data.files import blocks
 from vernal._shapes.calls import Calls, watched
-from vernal._shapes.fixes import Mend, as_line, mends
+from vernal._shapes.fixes import Fix, as_line, fixes_of
 from vernal._shapes.layer_shapes import Unmet, at_fault, needs, unmet
-from vernal._training.objective import Objective, measure
+from vernal._shapes.structs import shapes_of
 from vernal.losses import (
     AbstractSupervised,
     BinaryCrossEntropy,
@@ -27,165 +26,217 @@ from vernal.losses import (
     predictions,
 )
 
-# How long to look for a line that mends, in seconds: a large model takes its time to trace.
+# How long to look for a fix, in seconds: a large model takes its time to trace.
 _PATIENCE = 5.0
 
 
-def run(objective: Objective | None, model: PyTree, model_state: PyTree, batch: PyTree) -> PyTree:
-    """What is measured of a batch, as in training; or a model's predictions, if nothing is."""
-    if objective is None:
-        return predictions(model, batch, model_state=model_state)
-    measured = measure(objective, model, model_state, batch, jax.random.key(0))
-    return measured._replace(model_state=None)  # which may hold what is no array
+@dataclass(frozen=True)
+class Attempt:
+    """What was traced, so that it can be traced again with something else in a part's place.
+
+    Attributes:
+        loss: The loss; `None` where the model alone is applied to a batch.
+        model: The model, as it is called.
+        model_state: The model's state, or `None`.
+        measured: Called as `measured(loss, model, batch)`: runs what training would run.
+    """
+
+    loss: Callable | None
+    model: PyTree
+    model_state: PyTree
+    measured: Callable[[Callable | None, PyTree, PyTree], PyTree]
+
+    def works(self, batch: PyTree, *, loss: Any = None, model: PyTree = None) -> bool:
+        """Say whether a batch can be measured, perhaps with another loss or model."""
+        loss = self.loss if loss is None else loss
+        model = self.model if model is None else model
+        return _traced(lambda batch: self.measured(loss, model, batch), batch) is not None
+
+    def predicted(self, x: PyTree) -> Any:
+        """Trace the model's predictions, as shapes.
+
+        Returns:
+            `None` if a layer gets another shape than it is made for. Equinox's layers let some
+            through: a matrix times a matrix, and a bias that is broadcast.
+        """
+
+        def apply(model, x):
+            key = None if self.loss is None else jax.random.key(0)
+            return predictions(model, x, key, self.model_state)
+
+        made, calls, _ = watched(apply, self.model, x)
+        return None if any(unmet(call) for call in calls.made) else made
 
 
-def traced(function: Callable, *args: PyTree) -> PyTree:
-    """What a function returns, as shapes; `None` if it raises."""
+def _traced(function: Callable, *args: PyTree) -> PyTree:
+    """Trace a function on shapes; `None` if it raises."""
     try:
-        return eqx.filter_eval_shape(function, *as_shapes(args))
+        return eqx.filter_eval_shape(function, *shapes_of(args))
     except Exception:
         return None
 
 
-def suggestion(
-    objective: Objective | None,
-    model: PyTree,
-    model_state: PyTree,
-    batch: PyTree,
-    calls: Calls | None = None,
-) -> str:
-    """A line that mends the data, the model's use or the loss, tried by tracing; or nothing."""
+def suggestion(attempt: Attempt, batch: PyTree, given: PyTree, calls: Calls | None = None) -> str:
+    """Find a line that fixes the data, the use of the model or the loss.
+
+    Args:
+        attempt: What failed.
+        batch: The arrays that it failed on.
+        given: What the user passed, where the batch was made from it: lists do not index as arrays.
+        calls: The calls of the model's modules, if they were watched.
+
+    Returns:
+        The line of the message, after a line break; or nothing.
+    """
     until = time.perf_counter() + _PATIENCE
-    blamed = calls and at_fault(calls)
-    predicted = functools.partial(_predicted, model, model_state)
-    if objective is None:
-        for x in _fitting(_options("x", batch), batch, blamed):
-            if x and predicted(x.array, None) is not None:
-                return f"\n  {as_line([x])}"
-        return ""
-    measured = lambda model, batch: run(objective, model, model_state, batch)
-    if isinstance(loss := objective.loss, AbstractSupervised):
-        if calls is not None and calls.failed and (line := _whole_batch(loss, model, batch)):
-            return line
-        found = _for_supervised(loss, predicted, batch, blamed, until)
-        other = functools.partial(_other_loss, objective, model, model_state, batch)
-        return f"\n  {as_line(found)}" if found else other()
-    if traced(lambda batch: measured(jax.vmap(model), batch), batch):
+    fault = None if calls is None else at_fault(calls)
+    names = _names(given)
+    if attempt.loss is None:
+        fix = _for_x_alone(attempt, batch, names[0], fault)
+        return f"\n  {as_line([fix])}" if fix else ""
+
+    if isinstance(attempt.loss, AbstractSupervised):
+        if calls is not None and calls.failed:
+            line = _whole_batch(attempt.loss, attempt.model, batch)
+            if line:
+                return line
+        found = _for_supervised(attempt, batch, names, fault, until)
+        return f"\n  {as_line(found)}" if found else _other_loss(attempt, batch)
+
+    if attempt.works(batch, model=jax.vmap(attempt.model)):
         return "\n  Try jax.vmap(model) in the loss: the model takes one example."
-    at_most = 2 if blamed or calls is None else 1
-    found = _for_custom(functools.partial(measured, model), batch, until, at_most)
+    at_most = 1 if calls is not None and fault is None else 2
+    found = _for_custom(attempt, batch, names, at_most, until)
     return f"\n  {as_line(found)}" if found else ""
 
 
-def _options(name: str, array: Any, classes: tuple[int, ...] = ()) -> list[Mend]:
-    """Changes of one array of a batch; none if it is not an array."""
-    options = mends(name, array, classes) if hasattr(array, "shape") else []
-    return [mend for mend in options if mend.array.shape]
+def _names(given: PyTree) -> list[str]:
+    """Name x, y and sample_weight so that the user's own can be indexed as arrays are."""
+    names = list(PARTS)
+    indexed = (np.ndarray, np.generic, jax.Array, dict)
+    parts = given if isinstance(given, tuple) else (given,)
+    for i, part in enumerate(parts[: len(names)]):
+        if part is not None and not isinstance(part, indexed):
+            names[i] = f"np.asarray({names[i]})"
+    return names
 
 
-def _fitting(options: list[Mend], x: Any, blamed: Unmet | None) -> list[Mend]:
-    """Of changes of x those whose examples are just what the layer needs that was given them."""
-    if blamed is None or not hasattr(x, "shape") or blamed.given != x.shape[1:]:
+def _options(name: str, array: Any, classes: Sequence[int] = ()) -> list[Fix]:
+    """List changes of one array of a batch; none if it is not an array."""
+    if not hasattr(array, "shape"):
+        return []
+    return [fix for fix in fixes_of(name, array, classes) if fix.array.shape]
+
+
+def _x_options(name: str, x: Any, fault: Unmet | None) -> list[Fix]:
+    """List changes of x; only those that the layer takes, where a layer was given the examples."""
+    options = _options(name, x)
+    if fault is None or not hasattr(x, "shape") or fault.given != x.shape[1:]:
         return options
-    need = needs(blamed.call.module)[blamed.argument]
-    return [x for x in options if need.takes_shape(x.array.shape[1:], leading=False)]
+    need = needs(fault.call.module)[fault.argument]
+    return [fix for fix in options if need.takes_shape(fix.array.shape[1:], leading=False)]
 
 
-def _predicted(model: PyTree, model_state: PyTree, x: PyTree, key: Any) -> Any:
-    """A model's predictions, as shapes; `None` if a layer gets another shape than it is made for.
+def _for_x_alone(attempt: Attempt, x: PyTree, name: str, fault: Unmet | None) -> Fix | None:
+    for fix in _x_options(name, x, fault):
+        if fix.changes and attempt.predicted(fix.array) is not None:
+            return fix
+    return None
 
-    Equinox's layers let some through: a matrix times a matrix, and a bias that is broadcast.
-    """
-    made, calls, _ = watched(lambda model, x: predictions(model, x, key, model_state), model, x)
-    return None if any(map(unmet, calls.made)) else made
+
+def _cost(choice: Sequence[Fix]) -> int:
+    return sum(fix.cost for fix in choice)
+
+
+def _same_length(choice: Sequence[Fix]) -> bool:
+    return len({fix.array.shape[0] for fix in choice}) == 1
 
 
 def _for_supervised(
-    loss: AbstractSupervised, predicted: Callable, batch: PyTree, blamed: Unmet | None, until: float
-) -> tuple[Mend, ...] | None:
+    attempt: Attempt, batch: PyTree, names: list[str], fault: Unmet | None, until: float
+) -> Sequence[Fix] | None:
+    """Find the likeliest changes of x, y and the weights with which the loss can be averaged."""
     if not (isinstance(batch, tuple | list) and len(batch) in (2, 3)):
         return None
-    x, y, *weight = batch
-    key = jax.random.key(0)
-    best: tuple[Mend, ...] | None = None
-    cost = lambda choice: sum(mend.cost for mend in choice)
-    weights = [_options("sample_weight", w) for w in weight]
-    for x_mend in _fitting(_options("x", x), x, blamed):
-        if (best and x_mend.cost >= cost(best)) or time.perf_counter() > until:
+    x, y, *weights = batch
+    loss: Any = attempt.loss
+    weight_options = [_options(names[2], weight) for weight in weights]
+    best: Sequence[Fix] | None = None
+    for x_fix in _x_options(names[0], x, fault):
+        if (best and x_fix.cost >= _cost(best)) or time.perf_counter() > until:
             break
-        made = predicted(x_mend.array, key)
-        if not hasattr(made, "shape") or not made.shape:
+        prediction = attempt.predicted(x_fix.array)
+        if not hasattr(prediction, "shape") or not prediction.shape:
             continue
-        y_options = _options("y", y, made.shape[-1:])
-        for choice in itertools.product([x_mend], y_options, *weights):
-            if best and cost(choice) >= cost(best):
+        y_options = _options(names[1], y, prediction.shape[-1:])
+        for choice in itertools.product([x_fix], y_options, *weight_options):
+            if (best and _cost(choice) >= _cost(best)) or not _same_length(choice):
                 continue
-            lengths = {mend.array.shape[0] for mend in choice}
-            arrays = [mend.array for mend in choice[1:]]
-            if len(lengths) == 1 and traced(loss.average, made, *arrays) is not None:
+            targets = [fix.array for fix in choice[1:]]
+            if _traced(loss.average, prediction, *targets) is not None:
                 best = choice
-    return best if best and any(best) else None
+    return best if best and any(fix.changes for fix in best) else None
 
 
 def _for_custom(
-    measured: Callable, batch: PyTree, until: float, at_most: int
-) -> tuple[Mend, ...] | None:
-    """The likeliest change of at most so many arrays: such a loss may fail for any reason."""
-    arrays = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-    if len(arrays) > 3 or not all(hasattr(array, "shape") for array in arrays):
-        return None
-    options = [_options(name, array) for name, array in zip(PARTS, arrays, strict=False)]
-    choices = itertools.product(*options)
-    for choice in sorted(choices, key=lambda choice: sum(mend.cost for mend in choice))[1:]:
+    attempt: Attempt, batch: PyTree, names: list[str], at_most: int, until: float
+) -> Sequence[Fix] | None:
+    """Find the likeliest change of at most so many arrays: such a loss may fail for any reason."""
+    for choice in _choices(batch, names, at_most):
         if time.perf_counter() > until:
-            break
-        changed = tuple(mend.array for mend in choice)
-        mended = type(batch)(changed) if isinstance(batch, tuple | list) else changed[0]
-        fits = len({array.shape[0] for array in changed}) == 1 and sum(map(bool, choice)) <= at_most
-        if fits and traced(measured, mended) is not None:
+            return None
+        arrays = tuple(fix.array for fix in choice)
+        changed = type(batch)(arrays) if isinstance(batch, tuple | list) else arrays[0]
+        if attempt.works(changed):
             return choice
     return None
 
 
-def _other_loss(objective: Objective, model: PyTree, model_state: PyTree, batch: PyTree) -> str:
-    """Where the data is fine: a loss that suits it."""
-    loss = objective.loss
-    soft = "optax.losses.softmax_cross_entropy"
+def _choices(batch: PyTree, names: list[str], at_most: int) -> Iterator[Sequence[Fix]]:
+    """Go through changes of at most so many arrays of a batch, the likeliest first."""
+    arrays = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+    if len(arrays) > len(names) or not all(hasattr(array, "shape") for array in arrays):
+        return
+    options = [_options(name, array) for name, array in zip(names, arrays, strict=False)]
+    for choice in sorted(itertools.product(*options), key=_cost):
+        changes = sum(fix.changes for fix in choice)
+        if 0 < changes <= at_most and _same_length(choice):
+            yield choice
+
+
+def _other_loss(attempt: Attempt, batch: PyTree) -> str:
+    """Find a loss that suits the data as it is."""
     others = {
         "losses.CrossEntropy()": CrossEntropy(),
-        f"losses.Supervised({soft})": Supervised(optax.losses.softmax_cross_entropy),
+        "losses.Supervised(optax.losses.softmax_cross_entropy)": Supervised(
+            optax.losses.softmax_cross_entropy
+        ),
     }
-    is_binary = lambda labels: set(np.unique(labels).tolist()) <= {0, 1}
-    if isinstance(loss, CrossEntropy) and all(is_binary(part) for _, part in blocks(batch[1])):
+    if isinstance(attempt.loss, CrossEntropy) and _is_binary(batch[1]):
         others["losses.BinaryCrossEntropy()"] = BinaryCrossEntropy()
     for code, other in others.items():
-        measured = functools.partial(run, objective._replace(loss=other), model, model_state)
-        if type(other) is not type(loss) and traced(measured, batch):
+        if type(other) is not type(attempt.loss) and attempt.works(batch, loss=other):
             return f"\n  Try Trainer(optimizer, {code})."
     return ""
 
 
+def _is_binary(labels: Any) -> bool:
+    return all(set(np.unique(part).tolist()) <= {0, 1} for _, part in blocks(labels))
+
+
 def _whole_batch(loss: AbstractSupervised, model: PyTree, batch: PyTree) -> str:
-    """Where the model takes a whole batch: the same loss, called in another way."""
+    """Suggest another loss where the model takes a whole batch."""
     x, *others = batch
-    if len(jax.tree.leaves(x)[0]) == 1:  # what one example is and what a batch, nobody can tell
+    if len(jax.tree.leaves(x)[0]) == 1:  # one example and a batch of one look alike
         return ""
-    if traced(lambda x, *others: loss.average(model(x), *others), x, *others) is None:
+    averaged = _traced(lambda x, *others: loss.average(model(x), *others), x, *others)
+    if averaged is None:
         return ""
-    fn = getattr(loss, "fn", None)
-    name = getattr(fn, "__name__", "")
-    if fn is not None and fn is not getattr(optax.losses, name, None):
-        return "\n  The model takes a whole batch: give it one in a loss(model, batch, key)."
-    named = repr(loss) if fn is None else f"Supervised(optax.losses.{name})"
-    line = f"lambda model, b, key: losses.{named}.average(model(b[0]), *b[1:])"
+    code = repr(loss)
+    if isinstance(loss, Supervised):
+        name = getattr(loss.fn, "__name__", "")
+        if loss.fn is not getattr(optax.losses, name, None):
+            return "\n  The model takes a whole batch: give it one in a loss(model, batch, key)."
+        code = f"Supervised(optax.losses.{name})"
+    line = f"lambda model, b, key: losses.{code}.average(model(b[0]), *b[1:])"
     return f"\n  The model takes a whole batch. Try this loss:\n  {line}"
-
-
-def for_given(given: PyTree, line: str) -> str:
-    """A suggestion for what the caller has: a list or a data frame does not index as arrays do."""
-    parts = given if isinstance(given, tuple) else (given,)
-    for name, part in zip(PARTS, parts, strict=False):
-        if part is not None and not isinstance(part, np.ndarray | np.generic | jax.Array | dict):
-            code = rf"((?:Try|and) [\w.]*\(?)\b{name}\b"
-            line = re.sub(code, rf"\1np.asarray({name})", line, count=1)
-    return line

@@ -12,7 +12,8 @@ from jaxtyping import PyTree
 from vernal._inspection import table as _table
 from vernal._inspection.flops import cost_of, count
 from vernal._training.checks import checked_source, model_of
-from vernal._training.jit import LOOPS, holds, pack
+from vernal._training.jaxprs import LOOPS, holds
+from vernal._training.jit import pack
 from vernal._training.state import TrainState
 from vernal._training.trainer import Trainer
 from vernal._training.update import compiled_step, new_state

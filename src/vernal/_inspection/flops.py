@@ -14,7 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxtyping import PyTree
 
 from vernal._shapes.calls import Call, Calls, module_paths
-from vernal._training.jit import LOOPS, holds, inner
+from vernal._training.jaxprs import LOOPS, holds, inner
 
 _NAME = "vernal-call-"
 _SCOPE = re.compile(_NAME + r"(\d+)")

@@ -1,39 +1,49 @@
-"""Which of a model's modules are called, and with what: seen from outside, while it is traced."""
+"""Which modules of a model are called, and with what: watched from outside, during a trace."""
 
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import CodeType, FrameType
+from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from vernal._data.files import as_shapes
+from vernal._shapes.structs import shapes_of
 
 
 @dataclass
 class Call:
-    """One call of a module. Arrays are there as `jax.ShapeDtypeStruct`s."""
+    """One call of a module. Arrays are kept as `jax.ShapeDtypeStruct`s.
+
+    Attributes:
+        module: The module that was called.
+        path: Where it is in the model, as Python writes it: ".layers[0]"; "" is the model itself.
+        arguments: The arguments by name, as they were when the call began.
+        result: What the call returned; `None`, too, if it raised.
+        outer: The call that this one was made from.
+    """
 
     module: eqx.Module
-    path: str  # in the model, as Python writes it: ".layers[0]"; "" is the model itself
-    arguments: dict[str, Any]  # by parameter, as they were when the call began
-    result: Any = None  # None, too, if the call did not end well
-    outer: "Call | None" = field(default=None, repr=False)  # the call that it was made from
+    path: str
+    arguments: dict[str, Any]
+    result: Any = None
+    outer: "Call | None" = field(default=None, repr=False)
 
 
 def module_paths(model: PyTree) -> dict[int, tuple[str, eqx.Module]]:
-    """Every module in a model, the model itself first: `id` -> its (first) path, and itself."""
+    """List every module in a model, the model itself first: `id` -> its first path, and itself."""
     found: dict[int, tuple[str, eqx.Module]] = {}
 
     def visit(node: PyTree, path: str) -> None:
+        def is_inside(part):
+            return part is not node and isinstance(part, eqx.Module)
+
         if isinstance(node, eqx.Module):
             found.setdefault(id(node), (path, node))
-        inside = lambda part: part is not node and isinstance(part, eqx.Module)
-        for keys, part in jax.tree_util.tree_flatten_with_path(node, is_leaf=inside)[0]:
-            if inside(part) and id(part) not in found:
+        for keys, part in jax.tree_util.tree_flatten_with_path(node, is_leaf=is_inside)[0]:
+            if is_inside(part) and id(part) not in found:
                 visit(part, path + jax.tree_util.keystr(keys))
 
     visit(model, "")
@@ -41,7 +51,7 @@ def module_paths(model: PyTree) -> dict[int, tuple[str, eqx.Module]]:
 
 
 def located(root: PyTree, path: str, module: eqx.Module) -> str:
-    """A module by its path, for a message: `MLP.layers[0] (Linear)`."""
+    """Name a module by its path, for a message: `MLP.layers[0] (Linear)`."""
     name = type(module).__name__
     return f"{type(root).__name__}{path} ({name})" if path else name
 
@@ -49,11 +59,12 @@ def located(root: PyTree, path: str, module: eqx.Module) -> str:
 class Calls:
     """Watches, as a context manager, for calls of a model's modules.
 
-    Nothing is changed to see them: Python reports each call of a function to whoever asked (see
-    `sys.setprofile`), in this thread and until the context is left.
+    The model stays as it is: Python reports each call of a function (see `sys.setprofile`), in this
+    thread and until the context is left.
 
-    **Attributes:** `made`, every `Call` in the order in which they began; `failed`, the innermost
-    of those that the exception went through that ended the context.
+    Attributes:
+        made: Every `Call`, in the order in which they began.
+        failed: The innermost call that was left by the exception that ended the context.
     """
 
     def __init__(self, model: PyTree):
@@ -74,50 +85,56 @@ class Calls:
             self._previous.enable()
         else:
             sys.setprofile(self._previous)
-        failed = {id(call) for call in self._went_through(error)}
-        self.failed = next((call for call in reversed(self.made) if id(call) in failed), None)
+        left = [id(self._frames[frame]) for frame in _frames_left(error) if frame in self._frames]
+        for call in self.made:
+            if id(call) in left:
+                self.failed = call
         self._frames.clear()  # they keep all their variables
 
-    def _went_through(self, error: BaseException | None) -> Iterator[Call]:
-        """The calls that an exception left, or one that it was raised in place of."""
-        while error is not None:
-            traceback = error.__traceback__
-            while traceback is not None:
-                if traceback.tb_frame in self._frames:
-                    yield self._frames[traceback.tb_frame]
-                traceback = traceback.tb_next
-            error = error.__context__
-
     def _see(self, frame: FrameType, event: str, result: Any) -> None:
-        code = frame.f_code
-        if code.co_name != "__call__" or event not in ("call", "return"):
+        if frame.f_code.co_name != "__call__":
             return
-        if event == "return":
-            if (call := self._frames.get(frame)) is not None:
-                call.result = _shapes(result)
-                self._open.remove(call)
-        elif code.co_argcount:
-            values = frame.f_locals
-            module = values.get(code.co_varnames[0])
-            if isinstance(module, eqx.Module) and id(module) in self._modules:
-                outer = self._open[-1] if self._open else None
-                if outer is not None and outer.module is module:
-                    return  # it called what it inherits
-                path, module = self._modules[id(module)]
-                arguments = {name: _shapes(values[name]) for name in _parameters(code)[1:]}
-                call = Call(module, path, arguments, outer=outer)
-                self.made.append(call)
-                self._open.append(call)
-                self._frames[frame] = call
+        if event == "call":
+            self._begin(frame)
+        elif event == "return" and frame in self._frames:
+            call = self._frames[frame]
+            call.result = shapes_of(result)
+            self._open.remove(call)
+
+    def _begin(self, frame: FrameType) -> None:
+        if not frame.f_code.co_argcount:
+            return
+        self_name, *names = _parameters(frame.f_code)
+        module = frame.f_locals.get(self_name)
+        if not isinstance(module, eqx.Module) or id(module) not in self._modules:
+            return
+        outer = self._open[-1] if self._open else None
+        if outer is not None and outer.module is module:
+            return  # the module called a method that it inherits
+        path, module = self._modules[id(module)]
+        arguments = {name: shapes_of(frame.f_locals[name]) for name in names}
+        call = Call(module, path, arguments, outer=outer)
+        self.made.append(call)
+        self._open.append(call)
+        self._frames[frame] = call
+
+
+def _frames_left(error: BaseException | None) -> Iterator[FrameType]:
+    """Go through the frames that an exception left, and those of the exceptions before it."""
+    while error is not None:
+        yield from _frames(error.__traceback__)
+        yield from _frames(getattr(error, "full_traceback", None))
+        error = error.__context__
+
+
+def _frames(traceback: TracebackType | None) -> Iterator[FrameType]:
+    while traceback is not None:
+        yield traceback.tb_frame
+        traceback = traceback.tb_next
 
 
 def _parameters(code: CodeType) -> tuple[str, ...]:
     return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-
-
-def _shapes(value: PyTree) -> PyTree:
-    shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    return jax.tree.map(lambda leaf: shape(leaf) if eqx.is_array(leaf) else leaf, value)
 
 
 def watched(
@@ -125,9 +142,10 @@ def watched(
 ) -> tuple[Any, Calls, Exception | None]:
     """Trace `function(model, *args)` on the shapes of `args`, and watch the model's modules.
 
-    The model is taken as it is and not as an argument, so that its modules keep their identity.
+    The model is closed over and not an argument, so that its modules keep their identity.
 
-    **Returns:** the result, as shapes, or `None`; the calls; the exception, or `None`.
+    Returns:
+        The result, as shapes, or `None`; the calls; the exception, or `None`.
     """
     calls = Calls(model)
 
@@ -136,6 +154,6 @@ def watched(
             return function(model, *args)
 
     try:
-        return eqx.filter_eval_shape(traced, *as_shapes(args)), calls, None
+        return eqx.filter_eval_shape(traced, *shapes_of(args)), calls, None
     except Exception as error:
         return None, calls, error

@@ -1,4 +1,4 @@
-"""Lines of code that may mend data of a wrong shape: made up here, tried before they are said."""
+"""Lines of code that may fix data of a wrong shape; each is tried before it is suggested."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -11,120 +11,141 @@ import jax.numpy as jnp
 import numpy as np
 
 from vernal._data.files import blocks
-from vernal._training.jit import shapes_of, signature
+from vernal._shapes.structs import shapes_of
 
 
 @dataclass(frozen=True)
-class Mend:
-    """A line for one array, and the shape that it makes of it."""
+class Fix:
+    """A line for one array, and the shape that the line gives it.
 
-    name: str  # of the array
-    code: str  # the same, if nothing is changed
+    Attributes:
+        name: What the user calls the array; any expression will do.
+        code: The line; the name alone if the array stays as it is.
+        array: The result's shape and dtype.
+        cost: The likelier a fix is, the lower its cost.
+    """
+
+    name: str
+    code: str
     array: jax.ShapeDtypeStruct
-    cost: int = 0  # the likelier a mend is, the less
+    cost: int = 0
 
-    def __bool__(self) -> bool:
+    @property
+    def changes(self) -> bool:
+        """Whether the line changes the array at all."""
         return self.code != self.name
 
 
-def mends(name: str, array: Any, classes: Iterable[int] = ()) -> list[Mend]:
-    """Lines that change one array, the likeliest first; the very first changes nothing.
+def fixes_of(name: str, array: Any, classes: Iterable[int] = ()) -> list[Fix]:
+    """List lines that change one array, the likeliest first; the very first changes nothing.
 
-    **Arguments:**
-
-    - `array`: of which values are looked at only to tell whole numbers and one-hot rows.
-    - `classes`: how many classes an array of labels may be meant for.
+    Args:
+        name: What the user calls the array; any expression will do.
+        array: Its values are read only to tell whole numbers and one-hot rows.
+        classes: How many classes an array of labels may stand for.
     """
-    start = Mend(name, name, shapes_of(signature(array)))
-    shaped = [start, *_tried(start, _shape_lines(start))]
-    shaped += [
-        more
-        for mend in shaped[1:]
-        for more in _tried(mend, _shape_lines(mend))
-        if "squeeze" in mend.code and "squeeze" in more.code.removeprefix(mend.code)
-    ]
-    whole, one_hot = _is_whole(array), _is_one_hot(array)
-    every = []
-    for mend in shaped:
-        lines = _dtype_lines(mend, whole, one_hot and mend is start, classes)
-        every += [mend, *_tried(mend, lines)]
-    found: dict[Any, Mend] = {}
-    for mend in sorted(every, key=lambda mend: mend.cost):
-        found.setdefault((mend.array.shape, mend.array.dtype, "[None]" in mend.code), mend)
-    return list(found.values())
+    start = Fix(name, name, shapes_of(array))
+    once = list(_tried(start, _shape_lines(start.array.shape)))
+    shaped = [start, *once]
+    for fix in once:
+        if ".squeeze(" in fix.code:
+            twice = _tried(fix, _shape_lines(fix.array.shape))
+            shaped += [more for more in twice if more.code.startswith(f"{fix.code}.squeeze(")]
+
+    whole = _is_whole(array)
+    one_hot = _is_one_hot(array)
+    every: list[Fix] = []
+    for fix in shaped:
+        lines = _dtype_lines(fix.array.dtype, whole, one_hot and fix is start, classes)
+        every += [fix, *_tried(fix, lines)]
+
+    likeliest: dict[Any, Fix] = {}
+    for fix in sorted(every, key=lambda fix: fix.cost):
+        # A new leading axis means something else, though the shape may be the same.
+        likeliest.setdefault((fix.array.shape, fix.array.dtype, "[None]" in fix.code), fix)
+    return list(likeliest.values())
 
 
-def _shape_lines(mend: Mend) -> Iterator[tuple[int, str]]:
-    code, shape = mend.code, mend.array.shape
+def _shape_lines(shape: tuple[int, ...]) -> Iterator[tuple[int, str]]:
+    """Give lines that change a shape, with braces for the array, each after its cost."""
     rank = len(shape)
-    yield from ((1, f"{code}.squeeze({k})") for k in range(1, rank) if shape[k] == 1)
+    for axis in range(1, rank):
+        if shape[axis] == 1:
+            yield 1, f"{{0}}.squeeze({axis})"
     if rank == 0:
-        yield 6, f"{code}[None, None]"
-    yield 2, f"{code}[:, None]"
+        yield 6, "{0}[None, None]"
+    yield 2, "{0}[:, None]"
     if rank > 1:
-        yield 2, f"{code}[..., None]"
+        yield 2, "{0}[..., None]"
         if shape[0] == 1:
-            yield 2, f"{code}.squeeze(0)"
+            yield 2, "{0}.squeeze(0)"
     if rank == 2:
-        yield 3, f"{code}.T"
+        yield 3, "{0}.T"
     if rank > 2:
-        yield 4, f"np.moveaxis({code}, -1, 1)"
-        yield 4, f"{code}.reshape(len({code}), -1)"
-    yield 5, f"{code}[None]"
+        yield 4, "np.moveaxis({0}, -1, 1)"
+        yield 4, "{0}.reshape(len({0}), -1)"
+    yield 5, "{0}[None]"
 
 
 def _dtype_lines(
-    mend: Mend, whole: bool, one_hot: bool, classes: Iterable[int]
+    dtype: np.dtype, whole: bool, one_hot: bool, classes: Iterable[int]
 ) -> Iterator[tuple[int, str]]:
-    code, dtype = mend.code, mend.array.dtype
+    """Give lines that change a dtype, with braces for the array, each after its cost."""
+    is_integer = jnp.issubdtype(dtype, jnp.integer)
     if one_hot:
-        yield 1, f"{code}.argmax(-1)"
+        yield 1, "{0}.argmax(-1)"
     if not jnp.issubdtype(dtype, jnp.inexact):
-        yield 2, f'{code}.astype("float32")'
-    if whole and not jnp.issubdtype(dtype, jnp.integer):
-        yield 2, f"{code}.astype(int)"
-    if jnp.issubdtype(dtype, jnp.integer):
-        yield from ((4, f"jax.nn.one_hot({code}, {n})") for n in classes)
+        yield 2, '{0}.astype("float32")'
+    if whole and not is_integer:
+        yield 2, "{0}.astype(int)"
+    if is_integer:
+        for n in classes:
+            yield 4, f"jax.nn.one_hot({{0}}, {n})"
 
 
-def _tried(mend: Mend, lines: Iterable[tuple[int, str]]) -> Iterator[Mend]:
-    """Those of the lines that an array like this can be put through."""
+def _tried(fix: Fix, lines: Iterable[tuple[int, str]]) -> Iterator[Fix]:
+    """Keep the lines that run on an array of this shape."""
     for cost, line in lines:
-        # The very line that will be shown is what is run, with JAX in NumPy's place.
-        line_of = line.replace(mend.code, mend.name)
-        run = partial(_run, line_of, mend.name)
         try:
-            made = jax.eval_shape(run, mend.array)
+            array = jax.eval_shape(partial(_run, line.format("array")), fix.array)
         except Exception:
-            continue  # not for this shape
-        yield replace(mend, code=line, array=made, cost=mend.cost + cost)
+            continue  # the line does not run on this shape
+        yield replace(fix, code=line.format(fix.code), array=array, cost=fix.cost + cost)
 
 
-def _run(line: str, name: str, array: Any) -> Any:
-    return eval(line, {"np": jnp, "jax": jax, "len": len}, {name: array})
+def _run(line: str, array: Any) -> Any:
+    """Run the very line that will be shown, with JAX in NumPy's place."""
+    return eval(line, {"np": jnp, "jax": jax, "len": len, "array": array})
 
 
 def _is_whole(array: Any) -> bool:
-    return _holds(array, lambda part: part.dtype == bool or np.all(part == part.round()))
+    return _all_blocks(array, lambda part: part.dtype == bool or np.all(part == part.round()))
 
 
 def _is_one_hot(array: Any) -> bool:
-    ones = lambda rows: np.all((rows == 0) | (rows == 1)) and np.all(rows.sum(-1) == 1)
-    return len(array.shape) > 1 and array.shape[-1] > 1 and _holds(array, ones)
+    def are_one_hot(rows: np.ndarray) -> bool:
+        binary = np.all((rows == 0) | (rows == 1))
+        return bool(binary and np.all(rows.sum(-1) == 1))
+
+    return len(array.shape) > 1 and array.shape[-1] > 1 and _all_blocks(array, are_one_hot)
 
 
-def _holds(array: Any, of_part: Callable) -> bool:
-    """Whether something is so of all values, if there are values."""
-    is_traced = isinstance(array, jax.core.Tracer)
-    return not is_traced and all(of_part(part) for _, part in blocks(array))
+def _all_blocks(array: Any, condition: Callable) -> bool:
+    """Say whether a condition holds for all values; it does not where there are no values."""
+    if isinstance(array, jax.core.Tracer):
+        return False
+    return all(condition(part) for _, part in blocks(array))
 
 
-def as_line(choice: Iterable[Mend]) -> str:
-    """The suggestion: `Try x[:, None], which has shape (100, 1).`"""
-    changed = [mend for mend in choice if mend]
-    codes = " and ".join(mend.code for mend in changed)
-    if all(mend.code.startswith(f"{mend.name}.astype(") for mend in changed):
-        have = "which are" if len(changed) > 1 else "which is"
-        return f"Try {codes}, {have} {' and '.join(str(mend.array.dtype) for mend in changed)}."
-    have = "which have shapes" if len(changed) > 1 else "which has shape"
-    return f"Try {codes}, {have} {' and '.join(str(mend.array.shape) for mend in changed)}."
+def as_line(choice: Iterable[Fix]) -> str:
+    """Word a suggestion: `Try x[:, None], which has shape (100, 1).`"""
+    changed = [fix for fix in choice if fix.changes]
+    codes = " and ".join(fix.code for fix in changed)
+    several = len(changed) > 1
+    if all(fix.code.startswith(f"{fix.name}.astype(") for fix in changed):
+        has = "which are" if several else "which is"
+        results = [str(fix.array.dtype) for fix in changed]
+    else:
+        has = "which have shapes" if several else "which has shape"
+        results = [str(fix.array.shape) for fix in changed]
+    return f"Try {codes}, {has} {' and '.join(results)}."

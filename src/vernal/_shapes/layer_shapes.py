@@ -1,4 +1,4 @@
-"""What shapes Equinox's layers, and ours, take: they do not say so themselves, or unreadably."""
+"""Which shapes Equinox's layers, and Vernal's, take: their own errors do not say."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,32 +14,40 @@ _SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "widt
 
 @dataclass(frozen=True)
 class Needed:
-    """What one argument of a layer's call needs to be."""
+    """What one argument of a layer's call needs to be.
 
-    shape: tuple[int | str, ...]  # a name stands for any size; a last "..." for any more axes
+    Attributes:
+        shape: A name stands for any size, a last "..." for any more axes.
+        dtype: A dtype, or a kind of dtypes.
+        batched: Whether the layer takes any leading axes, too.
+    """
+
+    shape: tuple[int | str, ...]
     dtype: type = jnp.number
-    batched: bool = False  # any leading axes are taken, too
+    batched: bool = False
 
     def __str__(self) -> str:
-        names = ", ".join(map(str, self.shape))
         if self.shape == () and self.dtype is jnp.integer:
             return "an integer"
-        shape = f"({names},)" if len(self.shape) == 1 else f"({names})"
-        return shape
+        sizes = ", ".join(map(str, self.shape))
+        return f"({sizes},)" if len(self.shape) == 1 else f"({sizes})"
 
     def takes_shape(self, shape: tuple[int, ...], *, leading: bool = True) -> bool:
-        """Whether an argument may have this shape: with leading axes, if those are taken."""
+        """Say whether an argument may have this shape: with leading axes, if those are taken."""
         needed = self.shape
         if needed[-1:] == ("...",):
-            needed, shape = needed[:-1], shape[: len(needed) - 1]
-        if self.batched and leading:
-            shape = shape[len(shape) - len(needed) :] if len(shape) >= len(needed) else shape
-        sizes = zip(needed, shape, strict=False)
-        return len(needed) == len(shape) and all(n in (size, str(n)) for n, size in sizes)
+            needed = needed[:-1]
+            shape = shape[: len(needed)]
+        if self.batched and leading and len(shape) > len(needed):
+            shape = shape[len(shape) - len(needed) :]
+        if len(needed) != len(shape):
+            return False
+        sizes = zip(needed, shape, strict=True)
+        return all(isinstance(need, str) or need == size for need, size in sizes)
 
 
 def needs(layer: Any) -> dict[str, Needed]:
-    """What each argument of a call of this layer needs to be, as far as that is known."""
+    """List what each argument of a call of this layer needs to be, as far as that is known."""
     floats = jnp.floating
     match type(layer).__name__, layer:
         case "Linear", eqx.Module(in_features=size):
@@ -78,40 +86,54 @@ def needs(layer: Any) -> dict[str, Needed]:
 
 @dataclass(frozen=True)
 class Unmet:
-    """An argument that is not as a layer needs it."""
+    """An argument that is not as a layer needs it.
+
+    Attributes:
+        call: The layer's call.
+        argument: The argument's name.
+        given: Its shape or dtype, whichever is wrong; or its kind, if it is not an array.
+        needed: What the layer needs.
+        alone: Whether it is the only argument whose shape the layer fixes.
+    """
 
     call: Call
     argument: str
-    given: Any  # a shape, or a dtype, or what it is in place of an array
+    given: Any
     needed: str
-    alone: bool  # it is the only argument that the layer is particular about
+    alone: bool
 
 
 def unmet(call: Call) -> Unmet | None:
-    """The first argument of a call that is not as its layer needs it, if there is one."""
+    """Find the first argument of a call that is not as its layer needs it, if there is one."""
     needed = needs(call.module)
     alone = len(needed) == 1
     for name, need in needed.items():
         value: Any = call.arguments.get(name)
-        cells = isinstance(call.module, eqx.nn.LSTMCell) and name == "hidden"
-        for array in value if cells and isinstance(value, tuple) else (value,):
+        is_lstm = isinstance(call.module, eqx.nn.LSTMCell)
+        is_pair = is_lstm and name == "hidden" and isinstance(value, tuple)
+        for array in value if is_pair else (value,):
             if not hasattr(array, "shape"):
                 return Unmet(call, name, kind(array), str(need), alone)
             if not need.takes_shape(array.shape):
                 return Unmet(call, name, array.shape, str(need), alone)
             if not jnp.issubdtype(array.dtype, need.dtype):
-                whole = "integers" if need.dtype is jnp.integer else "floats"
-                return Unmet(call, name, array.dtype, whole, alone)
+                needed_dtype = "integers" if need.dtype is jnp.integer else "floats"
+                return Unmet(call, name, array.dtype, needed_dtype, alone)
     return None
 
 
 def at_fault(calls: Calls) -> Unmet | None:
-    """The outermost of the calls that failed whose layer is known to need something else.
+    """Find the outermost of the failed calls whose layer is known to need something else.
 
-    If none failed, the first that went through although it should not have: Equinox's layers
-    multiply a matrix, too, and broadcast the bias.
+    If no call failed, it is the first call that should have failed: Equinox's layers accept a
+    matrix where they need a vector, and broadcast the bias.
     """
-    found, call = None, calls.failed
+    found = None
+    call = calls.failed
     while call is not None:
-        found, call = unmet(call) or found, call.outer
-    return found or next(filter(None, map(unmet, calls.made)), None)
+        found = unmet(call) or found
+        call = call.outer
+    if found is not None:
+        return found
+    wrong = (unmet(call) for call in calls.made)
+    return next((fault for fault in wrong if fault is not None), None)

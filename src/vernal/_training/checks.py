@@ -12,12 +12,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vernal._data.array_source import Source, as_source
-from vernal._data.arrays import as_arrays, is_whole
+from vernal._data.arrays import as_arrays
 from vernal._data.loader_source import LoaderSource
 from vernal._training.objective import Objective
-from vernal._training.preflight import about, examples_error, label_check, preflight
+from vernal._training.preflight import explained, label_check, preflight
 from vernal._training.state import TrainState
-from vernal.errors import ArgumentError, DataError, ExamplesError, kind
+from vernal.errors import ArgumentError, DataError, ExamplesError, about, kind
+from vernal.errors import whole_number as whole_number
 from vernal.losses import AbstractSupervised
 from vernal.metrics import AbstractMetric, Mean, top_k
 
@@ -174,13 +175,6 @@ def _accepts(function: Callable, arguments: int) -> bool:
     return True
 
 
-def whole_number(name: str, value, *, at_least: int) -> int:
-    """The value as an int; `ArgumentError` if it is no whole number, or out of range."""
-    if not is_whole(value) or value < at_least:
-        raise ArgumentError(f"{name} needs to be a whole number from {at_least}; it is {value!r}.")
-    return int(value)
-
-
 def model_of(model_or_state: PyTree | TrainState) -> tuple[PyTree, PyTree]:
     """A model and its state, itself or a `TrainState`'s; `ArgumentError` if it is a class."""
     if isinstance(model_or_state, TrainState):
@@ -211,17 +205,16 @@ def checked_source(
     """Data as a source, checked against the model and the loss, and what the check returns."""
     measured = objective, model, model_state
     try:
-        # A list of batches is a loader; but of what a model is applied to, it is an array.
+        # A list of batches is a loader; but a list that a model is applied to is an array.
         arrays = as_arrays(data, name=name) if name == "x" and isinstance(data, list) else data
         source = as_source(arrays, batch_size, name=name, **order)
     except ExamplesError as error:
-        raise examples_error(error, *measured, data, name) from None
+        raise explained(error, *measured, name=name, given=data) from None
     except DataError as error:
         raise DataError(about(name, str(error))) from None
     given = None if isinstance(source, LoaderSource) else data
     traced = preflight(*measured, source.example, name=name, given=given)
     source.loops = not (traced.convolves and jax.default_backend() == "cpu")
-    source.goes_round = traced.goes_round
     labels = label_check(*measured, source.example, name)
     if isinstance(source, LoaderSource):
         source.check = partial(preflight, *measured, name=name)

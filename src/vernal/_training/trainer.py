@@ -20,7 +20,7 @@ from vernal._training.fit import hooks, run
 from vernal._training.history import Epoch, History, Recorder
 from vernal._training.jit import pack
 from vernal._training.objective import Objective
-from vernal._training.preflight import examples_error, preflight
+from vernal._training.preflight import explained, preflight
 from vernal._training.progress import kept_in_errors
 from vernal._training.setup import choices_for, start, with_checked_opt_state
 from vernal._training.state import TrainState, with_data_state
@@ -111,7 +111,9 @@ class Trainer:
         try:
             batch = as_arrays(batch, finite=False)
         except ExamplesError as error:
-            raise examples_error(error, self._objective.recorded, *model_of(state), given) from None
+            raise explained(
+                error, self._objective.recorded, *model_of(state), given=given
+            ) from None
         choices = self._choices(*model_of(state))
         try:
             packed = pack(with_data_state(state, None))

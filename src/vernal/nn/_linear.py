@@ -9,6 +9,7 @@ import numpy as np
 from jax.nn.initializers import lecun_normal, zeros
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from vernal.errors import short_traceback
 from vernal.nn._shape_check import checked
 
 # One object for every layer: an initializer made anew is a new closure, and would compile again.
@@ -41,24 +42,25 @@ class Linear(eqx.Module):
     ):
         """Draw the weight and the bias.
 
-        **Arguments:**
-
-        - `in_features`, `out_features`: sizes of the last axis before and after; `"scalar"` says
-          that there is no such axis, as in Equinox.
-        - `use_bias`: whether to add a bias. Without, `bias` is `None`.
-        - `weight_init`, `bias_init`: initializers as in `jax.nn.initializers`, called as
-          `init(key, shape, dtype)`. The weight is drawn with shape `(in_features, out_features)`,
-          the axes on which they measure fan-in and fan-out, and stored transposed.
-        - `dtype`: of the parameters; `None` is JAX's default float.
-        - `key`: a `jax.random.key`.
+        Args:
+            in_features: The size of the last axis before; `"scalar"` means that there is no such
+                axis, as in Equinox.
+            out_features: The size of the last axis after, or `"scalar"`.
+            use_bias: Whether to add a bias. Without one, `bias` is `None`.
+            weight_init: An initializer as in `jax.nn.initializers`, called as
+                `init(key, shape, dtype)`. The weight is drawn with shape
+                `(in_features, out_features)`, the axes on which initializers measure fan-in and
+                fan-out, and stored transposed.
+            bias_init: An initializer for the bias, of shape `(out_features,)`.
+            dtype: The parameters' dtype; `None` is JAX's default float.
+            key: A `jax.random.key`.
         """
         self.in_features = in_features
         self.out_features = out_features
         self.use_bias = use_bias
         dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
-        self.weight, self.bias = _draw(
-            self._in, self._out, use_bias, weight_init, bias_init, dtype, key
-        )
+        shape = (self._in, self._out)
+        self.weight, self.bias = _draw(shape, use_bias, weight_init, bias_init, dtype, key)
 
     @property
     def _in(self) -> int:
@@ -68,17 +70,19 @@ class Linear(eqx.Module):
     def _out(self) -> int:
         return 1 if self.out_features == "scalar" else self.out_features
 
+    @short_traceback
     def __call__(self, x, *, key: PRNGKeyArray | None = None) -> Array:
         """Apply the layer to one example or to a batch.
 
-        **Arguments:**
+        Args:
+            x: Floats of shape `(*batch, in_features)`.
+            key: Not used; every layer accepts a key.
 
-        - `x`: floats of shape `(*batch, in_features)`.
-        - `key`: not used; there so that every layer can be called alike.
+        Returns:
+            An array of shape `(*batch, out_features)`.
 
-        **Returns:** an array of shape `(*batch, out_features)`.
-
-        **Raises:** `ShapeError` if `x` has another shape, or is not an array of floats.
+        Raises:
+            ShapeError: If `x` has another shape, or is not an array of floats.
         """
         if self.in_features == "scalar":
             x = jnp.asarray(x)[..., None]
@@ -95,9 +99,10 @@ class Linear(eqx.Module):
         return y if self.bias is None else y + jnp.broadcast_to(self.bias, y.shape)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def _draw(in_features, out_features, use_bias, weight_init, bias_init, dtype, key):
-    """The weight and the bias, in one compiled program."""
+@partial(jax.jit, static_argnames=("shape", "use_bias", "weight_init", "bias_init", "dtype"))
+def _draw(shape, use_bias, weight_init, bias_init, dtype, key):
+    """Draw the weight and the bias in one compiled program."""
     weight_key, bias_key = jax.random.split(key)
-    weight = weight_init(weight_key, (in_features, out_features), dtype).T
-    return weight, bias_init(bias_key, (out_features,), dtype) if use_bias else None
+    weight = weight_init(weight_key, shape, dtype).T
+    bias = bias_init(bias_key, shape[1:], dtype) if use_bias else None
+    return weight, bias

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import zeros
 from jaxtyping import Array, PRNGKeyArray
 
+from vernal.errors import short_traceback
 from vernal.nn._linear import Linear, default_weight_init
 from vernal.nn._shape_check import locating
 
@@ -50,16 +51,21 @@ class MLP(eqx.Module):
     ):
         """Draw the layers.
 
-        **Arguments:**
-
-        - `in_size`, `out_size`: sizes of the last axis before and after; `"scalar"` says that
-          there is no such axis, as in Equinox.
-        - `width_size`: the size of every hidden layer.
-        - `depth`: the number of hidden layers; 0 is a single linear layer.
-        - `activation`, `final_activation`: applied after each hidden layer, and after the last.
-          They act on whole batches; one with parameters of its own is shared by all layers.
-        - `use_bias`, `use_final_bias`: whether hidden layers, and the last, have a bias.
-        - `weight_init`, `bias_init`, `dtype`, `key`: as in `Linear`.
+        Args:
+            in_size: The size of the last axis before; `"scalar"` means that there is no such axis,
+                as in Equinox.
+            out_size: The size of the last axis after, or `"scalar"`.
+            width_size: The size of every hidden layer.
+            depth: The number of hidden layers; 0 is a single linear layer.
+            activation: Applied after each hidden layer, to a whole batch. An activation with
+                parameters of its own is shared by all layers.
+            final_activation: Applied after the last layer; the default is the identity.
+            use_bias: Whether hidden layers have a bias.
+            use_final_bias: Whether the last layer has one.
+            weight_init: As in `Linear`.
+            bias_init: As in `Linear`.
+            dtype: The parameters' dtype; `None` is JAX's default float.
+            key: A `jax.random.key`.
         """
         self.in_size = in_size
         self.out_size = out_size
@@ -70,39 +76,45 @@ class MLP(eqx.Module):
         self.use_bias = use_bias
         self.use_final_bias = use_final_bias
         dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
-        sizes = (in_size, *[width_size] * depth, out_size)
-        biases = (*[use_bias] * depth, use_final_bias)
+        sizes = [in_size] + [width_size] * depth + [out_size]
+        biases = [use_bias] * depth + [use_final_bias]
         self.layers = _draw_layers(sizes, biases, weight_init, bias_init, dtype, key)
 
+    @short_traceback
     def __call__(self, x, *, key: PRNGKeyArray | None = None) -> Array:
         """Apply the network to one example or to a batch.
 
-        **Arguments:**
+        Args:
+            x: Floats of shape `(*batch, in_size)`.
+            key: Not used; every layer accepts a key.
 
-        - `x`: floats of shape `(*batch, in_size)`.
-        - `key`: not used; there so that every layer can be called alike.
+        Returns:
+            An array of shape `(*batch, out_size)`.
 
-        **Returns:** an array of shape `(*batch, out_size)`.
-
-        **Raises:** `ShapeError` if `x` has another shape, or is not an array of floats.
+        Raises:
+            ShapeError: If `x` has another shape, or is not an array of floats.
         """
-        with locating(self):
-            for layer in self.layers[:-1]:
-                x = self.activation(layer(x))
-            return self.final_activation(self.layers[-1](x))
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            with locating(layer, f"{type(self).__name__}.layers[{i}]"):
+                x = layer(x)
+            x = self.final_activation(x) if i == last else self.activation(x)
+        return x
 
 
 @eqx.filter_jit
 def _draw_layers(sizes, biases, weight_init, bias_init, dtype, key) -> tuple[Linear, ...]:
-    """Every layer in one compiled program: one by one they cost half a second of compiling."""
-    keys = jax.random.split(key, len(biases))
-    return tuple(
-        Linear(
-            *(n_in, n_out, use_bias),
+    """Draw every layer in one compiled program: one by one they cost half a second of compiling."""
+    layers: list[Linear] = []
+    for i, layer_key in enumerate(jax.random.split(key, len(biases))):
+        layer = Linear(
+            in_features=sizes[i],
+            out_features=sizes[i + 1],
+            use_bias=biases[i],
             weight_init=weight_init,
             bias_init=bias_init,
             dtype=dtype,
             key=layer_key,
         )
-        for n_in, n_out, use_bias, layer_key in zip(sizes, sizes[1:], biases, keys, strict=False)
-    )
+        layers.append(layer)
+    return tuple(layers)

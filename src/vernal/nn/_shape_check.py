@@ -2,8 +2,6 @@
 
 import contextlib
 import functools
-import inspect
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,15 +9,17 @@ from typing import Any
 import jax.numpy as jnp
 import jaxtyping
 
-from vernal._shapes.calls import located, module_paths
-from vernal._shapes.fixes import as_line, mends
-from vernal.errors import At, ShapeError
+from vernal._shapes.fixes import as_line, fixes_of
+from vernal.errors import Misfit, ShapeError
 
 
 def checked(method: Callable) -> Callable:
-    """Check a layer's method against its jaxtyping annotations, and reword what they find.
+    """Check `method(self, x)` against its jaxtyping annotations, and reword what they find.
 
-    **Raises:** `ShapeError`, with jaxtyping's own message as its `__cause__`.
+    The method's class has a `_in`, the size of the last axis.
+
+    Raises:
+        ShapeError: With jaxtyping's own message as its `__context__`.
     """
 
     @functools.cache
@@ -28,55 +28,44 @@ def checked(method: Callable) -> Callable:
 
         return jaxtyping.jaxtyped(typechecker=beartype)(method)
 
-    name, parameter = list(inspect.signature(method).parameters.items())[1]
-
     @functools.wraps(method)
     def call(self, x):
         try:
             return typechecked()(self, x)
-        except jaxtyping.TypeCheckError as error:
-            raise _layer_error(self, name, x, parameter.annotation) from error
+        except jaxtyping.TypeCheckError:
+            raise _shape_error(self, x, self._in) from None
 
     return call
 
 
-def _layer_error(layer, name: str, value: Any, annotation: Any) -> ShapeError:
-    title, hint = type(layer).__name__, ""
-    if not hasattr(value, "shape"):
-        given, needed = f"is a {type(value).__name__}", "an array of floats"
-    elif not jnp.issubdtype(value.dtype, jnp.floating):
-        given, needed = f"is {value.dtype}", "floats"
-        if not jnp.issubdtype(value.dtype, jnp.complexfloating):
-            hint = f'\n  Try {name}.astype("float32").'
+def _shape_error(layer: Any, x: Any, size: int) -> ShapeError:
+    hint = ""
+    if not hasattr(x, "shape"):
+        given = f"x is a {type(x).__name__},"
+        needed = "needs an array of floats."
+    elif not jnp.issubdtype(x.dtype, jnp.floating):
+        given = f"x is {x.dtype},"
+        needed = "needs floats."
+        if not jnp.issubdtype(x.dtype, jnp.complexfloating):
+            hint = '\n  Try x.astype("float32").'
     else:
-        size = _last_axis(layer, annotation)
-        given, needed = f"has shape {value.shape}", f"({size},) or (*batch, {size})"
-        for mend in mends(name, value):
-            if mend.array.shape[-1:] == (size,) and mend.array.dtype == value.dtype:
-                hint = f"\n  {as_line([mend])}"
+        given = f"x has shape {x.shape},"
+        needed = f"needs ({size},) or (*batch, {size})."
+        for fix in fixes_of("x", x):
+            if fix.array.shape[-1:] == (size,) and fix.array.dtype == x.dtype:
+                hint = f"\n  {as_line([fix])}"
                 break
-    at = At(layer, f"{name} {given},", title, f"needs {needed}.{hint}")
-    return ShapeError(at.message, at)
-
-
-def _last_axis(layer, annotation: Any) -> int:
-    """The size of the last axis in an annotation such as `"*batch {self.in_features}"`."""
-    dims = getattr(annotation, "__args__", (annotation,))[0].dim_str
-    return getattr(layer, re.sub(r"\*batch \{self\.(\w+)\}", r"\1", dims))
+    misfit = Misfit(layer, given, type(layer).__name__, needed + hint)
+    return ShapeError(str(misfit), misfit)
 
 
 @contextlib.contextmanager
-def locating(root) -> Iterator[None]:
-    """Name the layer by its path in `root` in a `ShapeError` that is raised inside."""
+def locating(layer: Any, path: str) -> Iterator[None]:
+    """Name a layer by its path in the model, in a `ShapeError` that the layer raises inside."""
     try:
         yield
     except ShapeError as error:
-        if error.at is None:
+        if error.misfit is None or error.misfit.layer is not layer:
             raise
-        layer = error.at.layer
-        path, _ = module_paths(root).get(id(layer), ("", None))
-        if not path:
-            raise
-        where = located(root, path, layer)
-        found_at = replace(error.at, where=where)
-        raise ShapeError(found_at.message, found_at) from error.__cause__
+        misfit = replace(error.misfit, where=f"{path} ({type(layer).__name__})")
+        raise ShapeError(str(misfit), misfit) from None

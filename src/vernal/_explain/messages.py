@@ -1,0 +1,133 @@
+"""What is wrong where model, loss and data do not fit, in terms of the data."""
+
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from vernal._explain.suggestions import Attempt, suggestion
+from vernal._shapes.calls import Calls, located, watched
+from vernal._shapes.layer_shapes import Unmet, at_fault
+from vernal.errors import ExamplesError, ShapeError, about, first_line, joined, kind
+from vernal.losses import AbstractSupervised
+
+# What an array is while JAX traces.
+_TRACERS = ("DynamicJaxprTracer", "BatchTracer", "JVPTracer", "Tracer")
+
+
+def shape_error(
+    attempt: Attempt, batch: PyTree, error: Exception, *, name: str, given: PyTree = None
+) -> ShapeError:
+    """Explain why a trace failed: trace it again, and watch the calls of the model's modules.
+
+    Args:
+        attempt: What was traced.
+        batch: The arrays that it failed on.
+        error: What was raised.
+        name: The argument that the batch was taken from.
+        given: That argument, where the batch was made from it: of lists, say, or data frames.
+
+    Returns:
+        The error to raise, with a fix if one was found. Its cause is the original error where no
+        layer is at fault: it shows the line of the user's program that failed.
+    """
+
+    def measured(model, batch):
+        return attempt.measured(attempt.loss, model, batch)
+
+    _, calls, again = watched(measured, attempt.model, batch)
+    error = again or error
+    fault = at_fault(calls)
+    if fault is not None:
+        message = _of_layer(fault, calls, attempt.model, batch)
+    elif isinstance(error, ShapeError):
+        message = str(error)
+    else:
+        message = joined(_where(attempt, batch, calls), _first_line(error))
+    hint = suggestion(attempt, batch, given, calls)
+    if isinstance(error, NameError) and "axis name" in str(error):
+        hint = '\n  The axis of the examples is called "batch": give the layer that name.'
+    explained = ShapeError(about(name, message + hint))
+    if fault is None and not isinstance(error, ShapeError):
+        explained.__cause__ = error
+    return explained
+
+
+def examples_error(
+    attempt: Attempt, error: ExamplesError, *, name: str, given: PyTree
+) -> ExamplesError:
+    """Add a fix for the data to an error about examples, if one is found."""
+    hint = ""
+    arrays = error.arrays
+    if arrays is not None and all(np.size(leaf) for leaf in jax.tree.leaves(arrays)):
+        hint = suggestion(attempt, arrays, given)
+    return ExamplesError(about(name, str(error) + hint))
+
+
+def _first_line(error: Exception) -> str:
+    line = first_line(error)
+    for tracer in _TRACERS:
+        line = line.replace(tracer, "array")
+    return line
+
+
+def _where(attempt: Attempt, batch: PyTree, calls: Calls) -> str:
+    """Say what failed: a module, the model, or the loss."""
+    if calls.failed is not None:
+        layer = located(attempt.model, calls.failed.path, calls.failed.module)
+        given = [
+            f"{name} of shape {value.shape}"
+            for name, value in calls.failed.arguments.items()
+            if hasattr(value, "shape") and name != "key"
+        ]
+        return f"{layer} fails on {' and '.join(given) or 'its input'}:"
+    if isinstance(attempt.loss, AbstractSupervised | None) and not calls.made:
+        x = _x_of(batch)
+        given_x = f"x of shape {x.shape}" if hasattr(x, "shape") else f"x, {kind(x)}"
+        return f"{type(attempt.model).__name__} fails on {given_x}:"
+    is_built_in = isinstance(attempt.loss, AbstractSupervised)
+    return f"{type(attempt.loss).__name__ if is_built_in else 'the loss'} fails on a batch:"
+
+
+def _of_layer(fault: Unmet, calls: Calls, model: PyTree, batch: PyTree) -> str:
+    """Say what a layer needs and is given, in terms of x where the layer was given x."""
+    x = _x_of(batch)
+    layer = located(model, fault.call.path, fault.call.module)
+    is_of_data = _is_of_data(fault, calls, x)
+    if isinstance(fault.given, np.dtype):
+        if is_of_data:
+            return joined(f"x is {fault.given},", f"but {layer} needs {fault.needed}.")
+        return f"{layer} needs {fault.needed}; its {fault.argument} is {fault.given}."
+
+    needed = fault.needed if fault.alone else f"{fault.argument} of shape {fault.needed}"
+    if is_of_data:
+        n, *example = x.shape
+        each = f"has shape {tuple(example)}" if example else "is a single number"
+        its = "its one example" if n == 1 else f"each of its {n} examples"
+        return joined(f"x has shape {x.shape}: {its} {each},", f"but {layer} needs {needed}.")
+    if hasattr(x, "shape"):
+        data = f"x has shape {x.shape}"
+    else:
+        data = f"the batch is {kind(batch)}" if x is batch else f"x is {kind(x)}"
+    return joined(f"{layer} needs {needed},", f"and is given {fault.given}; {data}.")
+
+
+def _is_of_data(fault: Unmet, calls: Calls, x: Any) -> bool:
+    """Say whether the layer was given the examples themselves, and not another layer's output."""
+    if not hasattr(x, "shape"):
+        return False
+    if fault.given not in (x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype)):
+        return False
+    outers: list[int] = []
+    outer = fault.call.outer
+    while outer is not None:
+        outers.append(id(outer))
+        outer = outer.outer
+    before = itertools.takewhile(lambda call: call is not fault.call, calls.made)
+    return all(id(call) in outers for call in before)
+
+
+def _x_of(batch: PyTree) -> Any:
+    return batch[0] if isinstance(batch, tuple | list) and batch else batch

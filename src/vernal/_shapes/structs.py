@@ -1,0 +1,19 @@
+"""Arrays without their values."""
+
+import jax
+from jaxtyping import PyTree
+
+
+def shapes_of(tree: PyTree) -> PyTree:
+    """Replace every array by its `jax.ShapeDtypeStruct`; other leaves stay as they are.
+
+    The dtypes are those that JAX gives the arrays: single precision, unless x64 is enabled.
+    """
+
+    def shape_of(leaf):
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            return leaf
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype)
+
+    return jax.tree.map(shape_of, tree)

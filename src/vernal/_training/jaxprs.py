@@ -1,0 +1,28 @@
+"""What a traced program does: a look into its operations."""
+
+from collections.abc import Iterator
+
+from jax.extend.core import Jaxpr, JaxprEqn
+
+# Operations that run a program again and again; XLA counts one turn of it.
+LOOPS = ("scan", "while")
+
+
+def holds(jaxpr: Jaxpr, *names: str) -> bool:
+    """Say whether a program, or a program inside it, has one of some operations."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in names:
+            return True
+        if any(holds(part, *names) for part in inner(equation)):
+            return True
+    return False
+
+
+def inner(equation: JaxprEqn) -> Iterator[Jaxpr]:
+    """Go through the programs that an operation runs."""
+    for value in equation.params.values():
+        parts = value if isinstance(value, tuple) else (value,)
+        for part in parts:
+            jaxpr = getattr(part, "jaxpr", part)
+            if isinstance(jaxpr, Jaxpr):
+                yield jaxpr
