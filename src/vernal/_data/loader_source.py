@@ -29,10 +29,6 @@ class LoaderSource:
         loader: A list, a data loader, or a function that returns batches to iterate over.
         batch_size: To be refused: the batches have a size already.
         name: The argument that `loader` is, for messages.
-
-    Attributes:
-        check_shapes: Called with the first batch of each shape.
-        check_labels: Called with every batch.
     """
 
     def __init__(self, loader: Any, batch_size: int | None, *, name: str = "data"):
@@ -51,8 +47,8 @@ class LoaderSource:
         self._loader = loader
         self._capacities: dict[Any, int] = {}  # signature of a batch -> batches in a superbatch
         self.epoch_length = _length(loader)
-        self.check_shapes: Callable[[PyTree], Any] = _accept
-        self.check_labels: Callable[[PyTree], Any] = _accept
+        self._check_shapes: Callable[[PyTree], Any] = _accept
+        self._check_labels: Callable[[PyTree], Any] = _accept
 
         # The pass that was begun to see the first batch goes on later: a batch is not read twice.
         self._begun: _Pass | None = _Pass(self._opened())
@@ -60,6 +56,13 @@ class LoaderSource:
         if first is None:
             raise DataError(f"{name} is a {type(loader).__name__} without a single batch.")
         self.example = _as_batch(first)
+
+    def check_each_batch(
+        self, *, shapes: Callable[[PyTree], Any], labels: Callable[[PyTree], Any]
+    ) -> None:
+        """Check what will be read: the first batch of each shape, and every batch's labels."""
+        self._check_shapes = shapes
+        self._check_labels = labels
 
     def superbatches(
         self,
@@ -125,7 +128,7 @@ class LoaderSource:
         while following is not None:
             shape = signature(following)
             if shape not in self._capacities:
-                self.check_shapes(following)
+                self._check_shapes(following)
             capacity = self._capacities.get(shape) or self._fitting(following)
             began, items, next_state = time.perf_counter(), [following], state
             while True:
@@ -170,7 +173,7 @@ class LoaderSource:
             if item is None:
                 return None, None
             batch = _as_batch(item)
-            self.check_labels(batch)
+            self._check_labels(batch)
         except Exception as failure:
             return None, failure
 

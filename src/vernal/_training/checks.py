@@ -2,8 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,14 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from vernal._data.array_source import Source, as_source
-from vernal._data.arrays import as_arrays
-from vernal._data.loader_source import LoaderSource
 from vernal._training.objective import Objective
-from vernal._training.preflight import explained, label_check, preflight
-from vernal._training.state import TrainState
-from vernal.errors import ArgumentError, DataError, ExamplesError, about, kind
-from vernal.errors import whole_number as whole_number
+from vernal.errors import ArgumentError, kind
 from vernal.losses import AbstractSupervised
 from vernal.metrics import AbstractMetric, Mean, top_k
 
@@ -173,52 +165,3 @@ def _accepts(function: Callable, arguments: int) -> bool:
     except ValueError:  # no signature to be had, as for some built-in callables
         return True
     return True
-
-
-def model_of(model_or_state: PyTree | TrainState) -> tuple[PyTree, PyTree]:
-    """A model and its state, itself or a `TrainState`'s; `ArgumentError` if it is a class."""
-    if isinstance(model_or_state, TrainState):
-        return model_or_state.model, model_or_state.model_state
-    if isinstance(model_or_state, type):
-        raise ArgumentError(
-            f"model is {kind(model_or_state)}; an instance of an eqx.Module is needed, or a "
-            "TrainState."
-        )
-    if isinstance(model_or_state, tuple) and isinstance(model_or_state[-1], eqx.nn.State):
-        raise ArgumentError(
-            "model is a tuple, with an eqx.nn.State; a model is needed, or a TrainState."
-            "\n  Try trainer.init(model, model_state=model_state)."
-        )
-    return model_or_state, None
-
-
-def checked_source(
-    objective: Objective | None,
-    model: PyTree,
-    model_state: PyTree,
-    data: PyTree | Iterable,
-    batch_size: int | None,
-    *,
-    name: str = "data",
-    **order,
-) -> tuple[Source, Any]:
-    """Data as a source, checked against the model and the loss, and what the check returns."""
-    measured = objective, model, model_state
-    try:
-        # A list of batches is a loader; but a list that a model is applied to is an array.
-        arrays = as_arrays(data, name=name) if name == "x" and isinstance(data, list) else data
-        source = as_source(arrays, batch_size, name=name, **order)
-    except ExamplesError as error:
-        raise explained(error, *measured, name=name, given=data) from None
-    except DataError as error:
-        raise DataError(about(name, str(error))) from None
-    given = None if isinstance(source, LoaderSource) else data
-    traced = preflight(*measured, source.example, name=name, given=given)
-    source.loops = not (traced.convolves and jax.default_backend() == "cpu")
-    labels = label_check(*measured, source.example, name)
-    if isinstance(source, LoaderSource):
-        source.check = partial(preflight, *measured, name=name)
-        source.check_labels = labels
-    else:
-        labels(source.example)
-    return source, traced.shapes

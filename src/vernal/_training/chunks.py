@@ -76,6 +76,7 @@ class TrainingRun:
         self._rewinds = rewinds
         self._every_steps = every_steps or sys.maxsize
         self.step = int(state.step)
+        self.last_epoch = last_epoch
         self._superbatches = source.superbatches(
             int(state.epoch),
             int(state.batch),
@@ -172,8 +173,18 @@ class TrainingRun:
         calls = []
         passed_bytes = 0
         while left > 0 and passed_bytes < most_bytes and self.epoch < until_epoch:
-            calls.append(self._call(left, until_epoch))
-            left -= calls[-1].steps
+            superbatch, cursor, first_step = self._superbatch, self._cursor, self.step
+            to_epoch = (until_epoch - superbatch.epoch) * superbatch.epoch_length - cursor
+            steps = min(left, superbatch.stop - cursor, to_epoch, superbatch.capacity)
+            steps = steps if self._loops else 1
+            self._changing, measured = self._run(
+                self._changing, superbatch, cursor, steps=steps, first_step=first_step
+            )
+            calls.append(Measurements(superbatch, cursor, steps, first_step, measured))
+            self.step += steps
+            self._cursor += steps
+            left -= steps
+
             if self.epoch < until_epoch:
                 # The next superbatch is gathered here, while the device trains on this one.
                 try:
@@ -225,7 +236,8 @@ class TrainingRun:
             call, offset = step_of(chunk, number)
             superbatch, cursor = call.superbatch, call.cursor + offset
             step = call.first_step + offset
-            return self._state_at(replay(number), step, superbatch, cursor), superbatch.batch(cursor)
+            state = self._state_at(replay(number), step, superbatch, cursor)
+            return state, superbatch.batch(cursor)
 
         good = good_steps(chunk, finite_before, replay)
         last_norm = grad_norm(self._choices, *before_step(good - 1)) if good else None
@@ -234,20 +246,6 @@ class TrainingRun:
         call, offset = step_of(chunk, good)
         yield [*chunk[: chunk.index(call)], call.first(offset)]
         raise error
-
-    def _call(self, most: int, until_epoch: int) -> Measurements:
-        """Queue one compiled call: at most so many steps, and not beyond the superbatch."""
-        superbatch, cursor, first_step = self._superbatch, self._cursor, self.step
-        to_epoch = (until_epoch - superbatch.epoch) * superbatch.epoch_length - cursor
-        steps = min(most, superbatch.stop - cursor, to_epoch, superbatch.capacity)
-        steps = steps if self._loops else 1
-
-        self._changing, measured = self._run(
-            self._changing, superbatch, cursor, steps=steps, first_step=first_step
-        )
-        self.step += steps
-        self._cursor += steps
-        return Measurements(superbatch, cursor, steps, first_step, measured)
 
     def _run(
         self,
@@ -280,6 +278,7 @@ class TrainingRun:
             repeats=superbatch.repeats,
             loops=self._loops,
             steps_per_turn=_limits.current().steps_per_turn,
+            program="fit",
         )
         # Compiled ahead of the call: a call of `eqx.filter_jit` itself waits for the result.
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves((batches, last_batches)))

@@ -16,7 +16,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from vernal import _limits
 from vernal._training.compilation import compiles
+from vernal._training.jaxprs import holds
 from vernal._training.objective import Measured
 from vernal._training.state import TrainState
 from vernal._training.update import (
@@ -41,74 +43,56 @@ class Inputs(NamedTuple):
             of batches in an epoch. One array, so that a device has it at once.
         capacity: The most steps of one call.
         repeats: Whether every step is made on the same batch.
-        loops: Whether the steps are made in a loop; otherwise there is one step.
+        loops: Whether the steps are made in a loop; otherwise there is one step. `None` leaves it
+            to the program: there is a loop, unless there are convolutions that need to be outside.
         steps_per_turn: Steps in one turn of the loop.
+        program: What users call the program: "fit" or "step".
     """
 
     choices: Choices
     fixed: TrainState
     batches: PyTree
     last_batches: PyTree
-    counts: np.ndarray
+    counts: np.ndarray | list
     capacity: int
     repeats: bool
-    loops: bool
+    loops: bool | None
     steps_per_turn: int
+    program: str
 
 
-@eqx.filter_jit(donate="all-except-first")
-def run_steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
+def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
     """Make steps from a place in a superbatch on.
 
     Args:
         inputs: What the steps read.
-        changing: The part of the state that steps change. Its buffers are given away.
+        changing: The part of the state that steps change.
 
     Returns:
         What changed; and for each array that a step measures a buffer for `capacity` of them.
     """
     choices, fixed = inputs.choices, inputs.fixed
-    one_batch = inputs.batches if inputs.repeats else _row(inputs.batches, 0)
+    count, first_step, cursor, origin, epoch_length = inputs.counts
+    some_batch = inputs.batches if inputs.repeats else _row(inputs.batches, 0)
     compiles(
-        "fit",
-        **parts_of_program(choices, eqx.combine(changing, fixed), one_batch),
+        inputs.program,
+        **parts_of_program(choices, eqx.combine(changing, fixed), some_batch),
         batches_at_once=inputs.capacity,
         last_batches=inputs.last_batches,
     )
-    return _steps(inputs, changing)
-
-
-@eqx.filter_jit
-def run_one_step(inputs: Inputs, changing: TrainState) -> tuple[TrainState, dict[str, Array]]:
-    """Make one step by the same loop, and keep the state before it valid.
-
-    Returns:
-        The whole state after the step; and what was measured, by name.
-    """
-    state = eqx.combine(changing, inputs.fixed)
-    compiles("step", **parts_of_program(inputs.choices, state, inputs.batches))
-    changing = jax.tree.map(strongly_typed, changing)
-    changing, measured = _steps(inputs, changing)
-
-    stepped = replace(
-        eqx.combine(changing, inputs.fixed), step=state.step + 1, batch=state.batch + 1
-    )
-    return stepped, {name: values[0] for name, values in measured.info.items()}
-
-
-def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
-    choices, fixed = inputs.choices, inputs.fixed
-    count, first_step, cursor, origin, epoch_length = inputs.counts
 
     def one_step(batch: PyTree, i: Array, changing: TrainState) -> tuple[TrainState, Measured]:
         state = replace(eqx.combine(changing, fixed), step=first_step + i)
-        state, measured = update(choices, state, batch)
+        state, measured, _ = update(choices, state, batch)
         return changing_part(choices, state)[0], measured._replace(model_state=None)
 
     # Traced once: here for the shapes of what is measured, and in each loop below.
     one_step = jax.jit(one_step, inline=True)
-    some_batch = inputs.batches if inputs.repeats else _row(inputs.batches, 0)
-    shapes = jax.eval_shape(one_step, some_batch, count, changing)[1]
+    jaxpr, (_, shapes) = jax.make_jaxpr(one_step, return_shape=True)(some_batch, count, changing)
+    loops = inputs.loops
+    if loops is None:
+        convolves = holds(jaxpr.jaxpr, "conv_general_dilated")
+        loops = _limits.current().loops_convolutions or not convolves
     buffers = jax.tree.map(lambda s: jnp.zeros((inputs.capacity, *s.shape), s.dtype), shapes)
 
     def run(start: Array, stop: Array, rows: PyTree, first_row: Array, carry: tuple) -> tuple:
@@ -129,7 +113,7 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
             return i + 1, changing, buffers
 
         carry = start, *carry
-        if not inputs.loops:
+        if not loops:
             return turn(carry)[1:]
         if inputs.steps_per_turn > 1:
             carry = _in_turns(turn, inputs.steps_per_turn, stop, carry)
@@ -151,6 +135,49 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
         return run(zero, count, inputs.batches, cursor - origin, (changing, buffers))
 
     return lax.while_loop(lambda carry: carry[0] < count, one_epoch, (zero, changing, buffers))[1:]
+
+
+# Many steps, in the buffers of the state that they change.
+run_steps = eqx.filter_jit(_steps, donate="all-except-first")
+
+
+def step_by_loop(
+    choices: Choices, state: TrainState, batch: PyTree
+) -> tuple[TrainState, dict[str, Array]]:
+    """Make one step by the same loop; the state before it stays valid.
+
+    Returns:
+        The state after the step; and what was measured, by name.
+    """
+    # A program does not depend on a loader's state. The number of steps comes from outside of it:
+    # of a loop with a known number of turns XLA would make another program.
+    in_program = replace(state, data_state=None)
+    after, info = _run_one_step(choices, in_program, batch, np.int32(1))
+    return replace(after, data_state=state.data_state), info
+
+
+@eqx.filter_jit
+def _run_one_step(
+    choices: Choices, state: TrainState, batch: PyTree, count: Array
+) -> tuple[TrainState, dict[str, Array]]:
+    changing, fixed = changing_part(choices, state)
+    inputs = Inputs(
+        choices=choices,
+        fixed=fixed,
+        batches=batch,
+        last_batches=None,
+        counts=[count, jnp.asarray(state.step), 0, 0, 1],
+        capacity=1,
+        repeats=True,
+        loops=None,
+        steps_per_turn=_limits.current().steps_per_turn,
+        program="step",
+    )
+    changing, measured = _steps(inputs, jax.tree.map(strongly_typed, changing))
+
+    after = eqx.combine(changing, fixed)
+    after = replace(after, step=state.step + 1, batch=state.batch + 1)
+    return after, {name: values[0] for name, values in measured.info.items()}
 
 
 def _in_turns(turn: Callable[[tuple], tuple], times: int, stop: Array, carry: tuple) -> tuple:

@@ -102,7 +102,11 @@ def _stacks(source: AnySource, loops: bool) -> Iterator[tuple[PyTree, int, int]]
     """Yield the batches of one pass, stacked: the arrays, how many are filled, their size."""
     for superbatch in source.one_pass():
         if superbatch.repeats:
-            yield jax.tree.map(lambda leaf: leaf[None], superbatch.batches), 1, superbatch.batch_size
+            yield (
+                jax.tree.map(lambda leaf: leaf[None], superbatch.batches),
+                1,
+                superbatch.batch_size,
+            )
             continue
 
         if not loops:
@@ -112,7 +116,9 @@ def _stacks(source: AnySource, loops: bool) -> Iterator[tuple[PyTree, int, int]]
                 yield jax.tree.map(lambda leaf: leaf[None], batch), 1, int(size)
             continue
 
-        has_last = superbatch.last_batches is not None and superbatch.stop == superbatch.epoch_length
+        has_last = (
+            superbatch.last_batches is not None and superbatch.stop == superbatch.epoch_length
+        )
         full_batches = superbatch.stop - superbatch.start - has_last
         if full_batches:
             yield superbatch.batches, full_batches, superbatch.batch_size

@@ -1,83 +1,195 @@
 """The loop behind `fit`: train, validate, call back, save."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
-from vernal._checkpointing.manager import Unsaved
-from vernal._training.chunks import Loop
+from vernal._training.checkpointer import Checkpointer, RunState, check_same_run
+from vernal._training.chunks import TrainingRun
 from vernal._training.history import Epoch, Recorder
-from vernal._training.progress import Interrupt, Progress, kept_in_errors
+from vernal._training.interrupt import Interrupt
+from vernal._training.progress import Progress
+from vernal._training.state import TrainState
+from vernal.errors import NonFiniteError
+
+Callback = Callable[[Epoch], bool | None]
 
 
-def run(
-    loop: Loop,
-    recorder: Recorder,
-    saver: Unsaved,
-    callbacks: list[Callable[[Epoch], bool | None]],
-    began: float,
-    *,
-    epochs: int,
-    validate: Callable[[], dict[str, float]] | None,
-    validate_every: int,
-    progress: bool,
-) -> Interrupt:
-    """Train for some epochs, or until a callback or the user ends the run.
+class Saving:
+    """What is saved of a run, and when; and what was saved of it before.
 
-    **Arguments:** as in `Trainer.fit`, checked and made; `began`, when it was called.
+    Args:
+        checkpointer: Where the run is saved.
+        start: The state that the run begins with, unless it was saved before.
+        batching: How the data is cut into batches, by the names that users know.
 
-    **Returns:** whether the run was interrupted, to be told.
+    Attributes:
+        state: The state to go on from.
+        began: The step, epoch and batch that the run began with, when it was new.
+        pending: Whether the last epoch is not validated yet, nor seen by the callbacks.
+        stopped: Whether a callback has ended the run.
     """
-    # What is saved goes on where it was; whatever is not begins.
-    for start in hooks(saver.go_on(loop, recorder, callbacks), "start"):
-        start()
-    epoch = loop.place[0]
-    last = epoch + epochs
-    # The run is cut only where something happens between two updates.
-    every = 1 if callbacks else validate_every if validate else max(1, last)
-    cut = lambda epoch: min((epoch // n + 1) * n for n in (every, saver.every_epochs or every))
-    pending, stopped = saver.pending, saver.stopped
+
+    def __init__(self, checkpointer: Checkpointer, start: TrainState, batching: dict[str, Any]):
+        self._checkpointer = checkpointer
+        self._saves = checkpointer.path is not None
+        self._batching = batching
+        self._callbacks: list[Any] = []
+        self._since = time.perf_counter()
+
+        self._restored = restored = checkpointer.restore(start)
+        self.state = start if restored is None else restored.state
+        counts = int(start.step), int(start.epoch), int(start.batch)
+        self.began = counts if restored is None else restored.began
+        self.pending = restored is not None and restored.pending
+        self.stopped = restored is not None and restored.stopped
+
+    def begin(
+        self, run: TrainingRun, recorder: Recorder, callbacks: list[Any], averages: Any
+    ) -> None:
+        """Give the record and the callbacks what was saved of them; the others begin.
+
+        Args:
+            run: The run in progress.
+            recorder: Takes what is measured.
+            callbacks: The run's callbacks.
+            averages: The structure of what the metrics that are not averages are made from.
+        """
+        self._batching = {**self._batching, "batches an epoch": run.epoch_length}
+        self._callbacks = [callback for callback in callbacks if hasattr(callback, "state_dict")]
+        beginning = callbacks
+        if self._restored is not None:
+            names = [type(callback).__name__ for callback in self._callbacks]
+            check_same_run(self._restored, self._batching, names, self._checkpointer.path)
+            states = [state for _, state in self._restored.callbacks]
+            for callback, state in zip(self._callbacks, states, strict=True):
+                callback.load_state_dict(state)
+            recorder.restore(self._restored.record, averages)
+            beginning = [callback for callback in callbacks if callback not in self._callbacks]
+
+        for callback in beginning:
+            if hasattr(callback, "start"):
+                callback.start()
+
+    def save(self, run: TrainingRun, recorder: Recorder) -> None:
+        """Save the run as it is now."""
+        if not self._saves:
+            return
+
+        now = RunState(
+            state=run.state_until_next_chunk(),
+            began=self.began,
+            batching=self._batching,
+            record=recorder.kept(time.perf_counter() - self._since),
+            callbacks=[(type(saved).__name__, saved.state_dict()) for saved in self._callbacks],
+            pending=self.pending,
+            stopped=self.stopped,
+        )
+        self._checkpointer.save(now)
+
+    def save_if_due(self, run: TrainingRun, recorder: Recorder) -> None:
+        """Save the run if it is time to."""
+        if self._saves and self._checkpointer.due(step=run.step, epoch=run.epoch):
+            self.save(run, recorder)
+
+    def wait(self) -> None:
+        """Wait until what was saved is written."""
+        self._checkpointer.wait()
+
+
+@dataclass(frozen=True)
+class Stops:
+    """What happens between epochs.
+
+    Attributes:
+        validate: Measures the model on validation data; or `None`.
+        validate_every: Epochs between two validations.
+        callbacks: Called with each `Epoch`.
+        save_every: Epochs between two checkpoints; or `None`.
+    """
+
+    validate: Callable[[], dict[str, float]] | None
+    validate_every: int
+    callbacks: list[Callback]
+    save_every: int | None
+
+    def next_after(self, epoch: int, last_epoch: int) -> int:
+        """Return the next number of completed epochs at which something happens."""
+        every = [1] if self.callbacks else []
+        if self.validate is not None:
+            every.append(self.validate_every)
+        if self.save_every is not None:
+            every.append(self.save_every)
+        return min([last_epoch, *((epoch // n + 1) * n for n in every)])
+
+
+def train(
+    run: TrainingRun,
+    recorder: Recorder,
+    saving: Saving,
+    stops: Stops,
+    *,
+    bar: Progress,
+    interrupt: Interrupt,
+) -> None:
+    """Train to the run's last epoch, or until a callback or the user ends the run."""
     epoch_began = time.perf_counter()
-    save = lambda: saver.save(loop, recorder, callbacks, began, pending=pending, stopped=stopped)
-    bar = Progress(progress, loop.updates_to(last))
-    saves = saver.path is not None
-    with kept_in_errors(loop, recorder, began), Interrupt(saves) as interrupt, bar:
-        # Whatever keeps checkpoints from being written shows before there is anything to lose.
-        save()
-        saver.wait()
-        while (epoch < last or pending) and not (stopped or interrupt.requested):
-            # 1. Train, to the next cut. An epoch that was saved between that and step 2 waits.
-            stop = epoch if pending else min(last, cut(epoch))
-            for chunk in loop.chunks(stop, lambda: interrupt.requested):
-                recorder.add(chunk)
-                bar.show(chunk)
-                if saves and (state := loop.saved()).epoch < stop and saver.due(state):
-                    save()
-            epoch = loop.place[0]
-            pending = epoch == stop
-            if interrupt.requested:
-                break
-            # 2. Validate.
-            if validate and epoch % validate_every == 0:
-                results = validate()
-                recorder.add_validation(results)
-                bar.show([], results)
-            # 3. Let the callbacks see the epoch, each of them; any may end the run.
-            if callbacks:
-                now = time.perf_counter()
-                done = Epoch(epoch - 1, loop.state(), recorder.latest, now - epoch_began)
-                epoch_began = now
-                stopped = any([callback(done) is True for callback in callbacks])
-            pending = False
-            # 4. Save, if it is time.
-            if saves and saver.due(loop.saved()):
-                save()
-        save()
-        saver.wait()
-    with kept_in_errors(loop, recorder, began):
-        recorder.add_all(loop.drain())
-    return interrupt
+    # A problem with the checkpoints shows before there is anything to lose.
+    saving.save(run, recorder)
+    saving.wait()
+
+    while (run.epoch < run.last_epoch or saving.pending) and not saving.stopped:
+        # 1. Train. An epoch that was saved before step 2 is complete already.
+        stop = run.epoch if saving.pending else stops.next_after(run.epoch, run.last_epoch)
+        for chunk in run.chunks(stop, interrupt.is_requested):
+            recorder.add(chunk)
+            bar.show_chunk(chunk)
+            if run.epoch < stop:
+                saving.save_if_due(run, recorder)
+        saving.pending = run.epoch == stop
+        if interrupt.requested:
+            break
+
+        # 2. Validate.
+        if stops.validate is not None and run.epoch % stops.validate_every == 0:
+            results = stops.validate()
+            recorder.add_validation(results)
+            bar.show_validation(results)
+
+        # 3. Let every callback see the epoch. Each of them may end the run.
+        if stops.callbacks:
+            now = time.perf_counter()
+            epoch = Epoch(run.epoch - 1, run.state(), recorder.latest, now - epoch_began)
+            epoch_began = now
+            answers = [callback(epoch) for callback in stops.callbacks]
+            saving.stopped = any(answer is True for answer in answers)
+        saving.pending = False
+
+        # 4. Save, if it is time.
+        saving.save_if_due(run, recorder)
+
+    saving.save(run, recorder)
+    saving.wait()
 
 
-def hooks(callbacks: list, name: str) -> Iterator[Callable]:
-    """The methods of this name that callbacks have."""
-    return (getattr(callback, name) for callback in callbacks if hasattr(callback, name))
+@contextlib.contextmanager
+def keeping_progress_in_errors(
+    run: TrainingRun, recorder: Recorder, began: float
+) -> Iterator[None]:
+    """Give an error that ends the run the state and the record so far, as attributes."""
+    try:
+        yield
+    except Exception as error:
+        attributes = vars(error)
+        has_state = attributes.get("state") is not None or isinstance(error, NonFiniteError)
+        if not has_state and run.is_intact:
+            attributes["state"] = run.state()
+            error.add_note(
+                f"Training made {recorder.steps:,} steps before: the error's `state` is the one "
+                "after them, its `history` the record."
+            )
+        if attributes.get("history") is None:
+            attributes["history"] = recorder.history(time.perf_counter() - began)
+        raise

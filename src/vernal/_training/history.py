@@ -233,7 +233,8 @@ class Recorder:
         self.epochs = kept["completed"]
         self._validations, self._validated = kept["validations"], kept["validated"]
         self._under_way = [
-            (info, averages.unflatten(leaves), weights) for info, leaves, weights in kept["under_way"]
+            (info, averages.unflatten(leaves), weights)
+            for info, leaves, weights in kept["under_way"]
         ]
         self._seconds = kept["seconds"]
 

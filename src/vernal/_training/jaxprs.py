@@ -4,8 +4,20 @@ from collections.abc import Iterator
 
 from jax.extend.core import Jaxpr, JaxprEqn
 
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # before JAX 0.9
+    from jax.core import get_opaque_trace_state
+
 # Operations that run a program again and again; XLA counts one turn of it.
 LOOPS = ("scan", "while")
+
+_NO_TRACE = get_opaque_trace_state(convention="vernal")
+
+
+def in_outer_trace() -> bool:
+    """Return whether JAX is tracing: inside of `jax.jit`, `jax.grad`, `jax.vmap` or the like."""
+    return get_opaque_trace_state(convention="vernal") != _NO_TRACE
 
 
 def holds(jaxpr: Jaxpr, *names: str) -> bool:

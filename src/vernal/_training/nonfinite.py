@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from vernal._training.measurements import Measurements
 from vernal._training.state import TrainState
-from vernal._training.update import Choices, gradients, update
+from vernal._training.update import Choices, update
 from vernal.errors import NonFiniteError
 
 # Makes the first so many steps of a chunk again, and returns what they change.
@@ -89,8 +89,7 @@ class _Findings(NamedTuple):
 
 @eqx.filter_jit
 def _look(choices: Choices, state: TrainState, batch: PyTree) -> _Findings:
-    measured, grads, _ = gradients(choices, state, batch)
-    new_state, _ = update(choices, state, batch)
+    new_state, measured, grads = update(choices, state, batch)
     params, _ = eqx.partition(new_state.model, choices.trained_mask(state.model))
     arrays = eqx.filter((new_state.opt_state, new_state.model_state), eqx.is_array)
 
@@ -156,9 +155,7 @@ def nonfinite_step(
         "`history` the record up to there."
         f"{_HINT}"
     )
-    return NonFiniteError(
-        message, update=step, epoch=epoch, path=path, grad_norm=norm, state=state
-    )
+    return NonFiniteError(message, update=step, epoch=epoch, path=path, grad_norm=norm, state=state)
 
 
 def nonfinite_chunk(chunk: list[Measurements]) -> NonFiniteError:
@@ -168,9 +165,11 @@ def nonfinite_chunk(chunk: list[Measurements]) -> NonFiniteError:
     call, offset = step_of(chunk, min(steps, sum(call.steps for call in chunk) - 1))
     step, (epoch, _) = first_step + steps, call.superbatch.location(call.cursor + offset)
     if steps < sum(call.steps for call in chunk):
-        found = f"in step {step}, of epoch {epoch}, the loss is {call.measured.info['loss'][offset]}"
+        found = (
+            f"in step {step}, of epoch {epoch}, the loss is {call.measured.info['loss'][offset]}"
+        )
     else:
-        found = f"before step {step}, of epoch {epoch}, an array of the state stopped being finite"
+        found = f"before step {step}, of epoch {epoch}, the state stopped being finite"
     message = (
         f"{found}.\n  The state is too large to be copied while it trains, so the error has no "
         "`state`: the last checkpoint is what there is. Its `history` is the record up to there."

@@ -62,31 +62,30 @@ def measure(
     Raises:
         ShapeError: If the loss or a metric is not a scalar, or the model's state changes its shape.
     """
-    model = cast(model, objective.compute_dtype)
-    batch_state = copy_of_state(model_state)
-    if isinstance(objective.loss, AbstractSupervised):
-        measured = _measure_supervised(objective, model, batch_state, batch, key)
+    loss, dtype = objective.loss, objective.compute_dtype
+    model = cast(model, dtype)
+    if isinstance(loss, AbstractSupervised):
+        x, y, weights = loss.parts_of(batch)
+        prediction, new_state = forward(model, cast(x, dtype), key, copy_of_state(model_state))
+        prediction = _in_full_precision(prediction, dtype)
+        value = loss.average(prediction, y, weights)
+        measured = _with_metrics(objective, value, prediction, y, weights)
     else:
-        measured = _measure_custom(objective, model, batch_state, batch, key)
+        measured, new_state = _measure_custom(objective, model, model_state, batch, key)
 
     info = {name: _checked_scalar(name, value) for name, value in measured.info.items()}
     if not jnp.issubdtype(info["loss"].dtype, jnp.floating):
         raise ShapeError(f"a loss needs to return a real number; it is {info['loss'].dtype}.")
-    new_state = _with_dtypes_of(model_state, measured.model_state)
+    new_state = _with_dtypes_of(model_state, new_state)
     return measured._replace(info=info, model_state=new_state)
 
 
-def _measure_supervised(
-    objective: Objective, model: PyTree, model_state: PyTree, batch: PyTree, key: PRNGKeyArray
+def _with_metrics(
+    objective: Objective, loss: Array, prediction: PyTree, y: PyTree, weights: Array | None
 ) -> Measured:
-    """Measure a loss of predictions and targets, and metrics of the same predictions."""
-    loss, dtype = objective.loss, objective.compute_dtype
-    x, y, weights = loss.parts_of(batch)
-    prediction, new_state = forward(model, cast(x, dtype), key, model_state)
-    prediction = _in_full_precision(prediction, dtype)
-
-    info = {"loss": loss.average(prediction, y, weights)}
+    """Measure metrics of the predictions whose loss is known."""
     weight = None if weights is None else jnp.sum(weights)
+    info = {"loss": loss}
     averages = {}
     for name, metric in objective.metrics.items():
         average = metric.of_batch(prediction, y, weights)
@@ -96,22 +95,22 @@ def _measure_supervised(
         if not isinstance(metric, Mean):
             averages[name] = average
 
-    return Measured(info, weight, averages, new_state)
+    return Measured(info, weight, averages, None)
 
 
 def _measure_custom(
     objective: Objective, model: PyTree, model_state: PyTree, batch: PyTree, key: PRNGKeyArray
-) -> Measured:
-    """Measure a loss that calls the model itself."""
+) -> tuple[Measured, PyTree]:
+    """Measure a loss that calls the model itself; return the model's new state, too."""
     batch = cast(batch, objective.compute_dtype)
     if model_state is None:
         result = objective.loss(model, batch, key)
     else:
-        result = objective.loss(model, batch, key, model_state)
+        result = objective.loss(model, batch, key, copy_of_state(model_state))
     value, metrics, new_state = _parts_of_result(result, stateful=model_state is not None)
 
     info = _in_full_precision({"loss": value, **metrics}, objective.compute_dtype)
-    return Measured(info, None, {}, new_state)
+    return Measured(info, None, {}, None), new_state
 
 
 def _parts_of_result(result: Any, *, stateful: bool) -> tuple[Any, dict[str, Any], PyTree]:

@@ -1,54 +1,71 @@
+"""The trainer: the choices of a training, and what can be done with them."""
+
+import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from vernal._checkpointing.config import Checkpoints, checked_checkpoints
-from vernal._checkpointing.manager import saver_for
 from vernal._data.arrays import as_arrays
-from vernal._training import checks as _checks
-from vernal._training.checks import checked_source, model_of, whole_number
-from vernal._training.chunks import Loop
+from vernal._data.sources import is_loader
+from vernal._training import checks
+from vernal._training.checkpointer import Checkpointing, check_checkpoints, open_checkpointer
+from vernal._training.chunks import TrainingRun
+from vernal._training.compiled_loop import step_by_loop
 from vernal._training.evaluate import evaluate, predict
-from vernal._training.fit import hooks, run
+from vernal._training.fit import Saving, Stops, keeping_progress_in_errors, train
 from vernal._training.history import Epoch, History, Recorder
-from vernal._training.jit import pack
+from vernal._training.interrupt import Interrupt
+from vernal._training.jaxprs import in_outer_trace
 from vernal._training.objective import Objective
 from vernal._training.preflight import explained, preflight
-from vernal._training.progress import kept_in_errors
-from vernal._training.setup import choices_for, start, with_checked_opt_state
-from vernal._training.state import TrainState, with_data_state
-from vernal._training.update import Choices, compiled_step, new_state
-from vernal.errors import ArgumentError, ExamplesError, kind
+from vernal._training.preparation import (
+    CheckedData,
+    checked_data,
+    choices_for,
+    recorded_names,
+    validator,
+    with_checked_opt_state,
+)
+from vernal._training.progress import Progress
+from vernal._training.state import TrainState, model_of
+from vernal._training.update import Choices, new_state, update
+from vernal.errors import ArgumentError, ExamplesError, kind, short_traceback, whole_number
+
+Model = TypeVar("Model")
 
 
 @dataclass(frozen=True)
 class Trainer:
     """Trains any Equinox module: holds the choices, and nothing that changes.
 
-    **Arguments:**
+    Args:
+        optimizer: From Optax, such as `optax.adam(1e-3)`. Keep it, or this trainer: a new optimizer
+            is a new program, and compiles again.
+        loss: One of `vernal.losses`; or any `loss(model, batch, key)` that returns a scalar, or
+            `(scalar, dict of scalar metrics)`; for a model with a state `loss(model, batch, key,
+            model_state)`, which returns `(scalar, dict of scalar metrics, model_state)`.
+        metrics: name -> a function of one example's prediction and target, such as
+            `vernal.metrics.accuracy`, to be averaged; or a `vernal.metrics.AbstractMetric`.
+        trainable: Which of the model's float arrays to train: a function of a leaf, or a PyTree of
+            bools or such functions that is a prefix of the model. By default all of them.
+        compute_dtype: Such as `jnp.bfloat16`: the model and x (the whole batch, for a loss of your
+            own) are cast to it, forward and backward; parameters, losses and metrics stay as they
+            are. By default nothing is cast.
+        on_nonfinite: What a run does when the loss, a gradient or the state stops being finite:
+            "raise" ends it with `NonFiniteError`, before that step; "ignore" goes on.
 
-    - `optimizer`: from Optax, such as `optax.adam(1e-3)`. Keep it, or this trainer: a new
-      optimizer is a new program, and compiles again.
-    - `loss`: one of `vernal.losses`, or any `loss(model, batch, key)` that returns a scalar, or
-      `(scalar, dict of scalar metrics)`; for a model with a state `loss(model, batch, key,
-      model_state)`, which returns `(scalar, dict of scalar metrics, model_state)`.
-    - `metrics`: name -> a function of one example's prediction and target, such as
-      `vernal.metrics.accuracy`, to be averaged; or a `vernal.metrics.AbstractMetric`.
-    - `trainable`: which of the model's float arrays to train: a predicate of a leaf, or a PyTree
-      of bools or predicates that is a prefix of the model.
-    - `compute_dtype`: such as `jnp.bfloat16`: the model and x (the whole batch, for a loss of your
-      own) are cast to it, forward and backward; parameters, losses and metrics stay as they are.
-    - `on_nonfinite`: what a run does if the loss, a gradient or the state stops being finite:
-      "raise" ends it with `NonFiniteError`, before that update; "ignore" goes on.
-
-    **Raises:** `ArgumentError` if one of them cannot be used.
+    Raises:
+        ArgumentError: If one of them cannot be used.
     """
 
     optimizer: optax.GradientTransformation | optax.MultiSteps
@@ -58,76 +75,90 @@ class Trainer:
     trainable: PyTree = eqx.is_inexact_array
     compute_dtype: DTypeLike | None = None
     on_nonfinite: Literal["raise", "ignore"] = "raise"
+    _objective: Objective = field(init=False, repr=False, compare=False)
 
+    @short_traceback
     def __post_init__(self):
-        _checks.check_optimizer(self.optimizer)
-        _checks.check_on_nonfinite(self.on_nonfinite)
-        _ = self._objective
+        checks.check_optimizer(self.optimizer)
+        checks.check_on_nonfinite(self.on_nonfinite)
+        objective = checks.checked_objective(self.loss, self.metrics, self.compute_dtype)
+        object.__setattr__(self, "_objective", objective)
 
-    @cached_property
-    def _objective(self) -> Objective:
-        return _checks.checked_objective(self.loss, self.metrics, self.compute_dtype)
-
+    @short_traceback
     def init(
-        self, model: PyTree, *, model_state: PyTree = None, key: PRNGKeyArray | None = None
-    ) -> TrainState:
+        self, model: Model, *, model_state: PyTree = None, key: PRNGKeyArray | None = None
+    ) -> TrainState[Model]:
         """Make the state that training starts from.
 
-        **Arguments:**
+        Args:
+            model: Any Equinox module. It stays the caller's: training works on copies.
+            model_state: What a model keeps beside its parameters: the second of what
+                `eqx.nn.make_with_state` makes, or any PyTree for a loss that takes one.
+            key: Where all randomness comes from. By default `jax.random.key(0)`.
 
-        - `model`: any Equinox module. It stays the caller's: training works on copies.
-        - `model_state`: what a model keeps beside its parameters: the second of what
-          `eqx.nn.make_with_state` makes, or any PyTree for a loss that takes one.
-        - `key`: where all randomness comes from; `None` is `jax.random.key(0)`.
-
-        **Raises:** `ArgumentError` if the model has nothing to train, or the loss does not take a
-        model state.
+        Raises:
+            ArgumentError: If the model has nothing to train, or the loss does not take a model
+                state.
         """
-        return new_state(self._choices(model, model_state), model, model_state, key).unpack()
+        choices = self._choices(model, model_state)
+        model_state = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf, model_state
+        )
+        state = new_state(choices, model, model_state, key)
+        # The counts are on the host, where reading them does not wait for the device.
+        zero = np.zeros((), np.int32)
+        return replace(state, step=zero, epoch=zero, batch=zero)
 
-    def _choices(self, model: PyTree, model_state: PyTree) -> Choices:
-        _checks.check_stateful(self.loss, model, model_state)
-        return choices_for(self.optimizer, self._objective.recorded, self.trainable, model)
+    @short_traceback
+    def step(
+        self, state: TrainState[Model], batch: PyTree
+    ) -> tuple[TrainState[Model], dict[str, Array]]:
+        """Make one step: pure, and compiled once for each shape of batch.
 
-    def step(self, state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
-        """Make one update: pure, and compiled once for each shape of batch.
+        Inside of `jax.jit`, `jax.lax.scan`, `jax.vmap` or `jax.grad` it is a plain function of
+        arrays, which these compile, map and differentiate.
 
-        **Arguments:**
+        Args:
+            state: From `init`, or from a step before; it stays valid.
+            batch: As the loss takes it, such as `(x, y)`.
 
-        - `state`: from `init`, or from an update before; it stays valid.
-        - `batch`: as the loss takes it, such as `(x, y)`.
+        Returns:
+            The new state; and a dict of the loss, as `"loss"`, and of metrics.
 
-        **Returns:** the new state; a dict of the loss, as `"loss"`, and of metrics.
-
-        **Raises:** `ShapeError` or `DataError`, before compiling. Values are not looked at, which
-        would take longer than the update: NaN, and labels out of range, are `fit`'s to find.
+        Raises:
+            ShapeError: Before compiling, if model, loss and batch do not fit.
+            DataError: Before compiling, if the batch is not made of arrays. Values are not looked
+                at, which would take longer than the step: NaN, and labels out of range, are for
+                `fit` to find.
         """
         if not isinstance(state, TrainState):
             raise ArgumentError(
                 f"step needs a TrainState; it is given {kind(state)}."
                 "\n  Try trainer.step(trainer.init(model), batch)."
             )
-        given = batch
+        model, model_state = model_of(state)
+        objective = self._objective.in_training
         try:
-            batch = as_arrays(batch, finite=False)
+            arrays = as_arrays(batch, finite=False)
         except ExamplesError as error:
-            raise explained(
-                error, self._objective.recorded, *model_of(state), given=given
-            ) from None
-        choices = self._choices(*model_of(state))
+            raise explained(error, objective, model, model_state, given=batch) from None
+
+        choices = self._choices(model, model_state)
         try:
-            packed = pack(with_data_state(state, None))
-            new, info = compiled_step(pack(choices), packed, batch)
+            if in_outer_trace():
+                new, measured, _ = update(choices, state, arrays)
+                return new, measured.info
+            return step_by_loop(choices, state, arrays)
         except Exception:
-            # Only tracing can have failed.
-            preflight(self._objective.recorded, *model_of(state), batch, given=given)
+            # Only tracing can have failed: it is explained, or else was not about shapes.
+            preflight(objective, model, model_state, arrays, given=batch)
             with_checked_opt_state(choices, state)
             raise
-        return with_data_state(new.unpack(), state.data_state), info
 
+    @short_traceback
     def epochs(
         self,
-        model_or_state: PyTree | TrainState,
+        model_or_state: Model | TrainState[Model],
         data: PyTree | Iterable,
         *,
         batch_size: int | None = None,
@@ -136,31 +167,44 @@ class Trainer:
     ) -> Iterator[Epoch]:
         """Train epoch after epoch, without end: leave the loop with `break`.
 
-        **Arguments:** as in `fit`.
+        Args:
+            model_or_state: As in `fit`, as the other arguments.
+            data: The data to train on.
+            batch_size: Examples in a batch. By default all of them.
+            shuffle: Whether each epoch takes the examples in another order.
+            validation_data: Measured after each epoch.
 
-        **Returns:** an iterator of `Epoch`s. Their states are the caller's to keep.
+        Returns:
+            An iterator of `Epoch`s. Their states are the caller's to keep.
 
-        **Raises:** as `fit` does, at the call and not at the first epoch.
+        Raises:
+            VernalError: As `fit` does, at the call and not at the first epoch.
         """
-        loop, validate = self._start(model_or_state, data, batch_size, shuffle, validation_data)
-        return self._epochs(loop, validate)
+        state = self._state_of(model_or_state)
+        checked, held_out = self._checked(
+            state, data, validation_data, batch_size=batch_size, shuffle=shuffle
+        )
+        run = self._run(state, checked)
+        return self._train_epochs(run, validator(self._objective.in_training, run, held_out))
 
-    def _epochs(self, loop: Loop, validate: Callable | None) -> Iterator[Epoch]:
-        recorder = Recorder(self._objective.recorded.metrics)
-        begun = time.perf_counter()
+    @short_traceback
+    def _train_epochs(self, run: TrainingRun, validate: Callable | None) -> Iterator[Epoch]:
+        recorder = Recorder(self._objective.in_training.metrics)
+        run_began = time.perf_counter()
         while True:
-            started = time.perf_counter()
-            index = loop.place[0]
-            with kept_in_errors(loop, recorder, begun):
-                recorder.add_all(loop.chunks(index + 1))
-            if validate:
+            began = time.perf_counter()
+            index = run.epoch
+            with keeping_progress_in_errors(run, recorder, run_began):
+                recorder.add_all(run.chunks(index + 1))
+            if validate is not None:
                 recorder.add_validation(validate())
-            seconds = time.perf_counter() - started
-            yield Epoch(index, loop.state(), recorder.latest, seconds)
+            seconds = time.perf_counter() - began
+            yield Epoch(index, run.state(), recorder.latest, seconds)
 
+    @short_traceback
     def fit(
         self,
-        model_or_state: PyTree | TrainState,
+        model_or_state: Model | TrainState[Model],
         data: PyTree | Iterable,
         *,
         epochs: int,
@@ -169,69 +213,87 @@ class Trainer:
         validation_data: PyTree | Iterable | None = None,
         validate_every: int = 1,
         callbacks: Iterable[Callable[[Epoch], bool | None]] = (),
-        checkpoints: Checkpoints | None = None,
+        checkpoints: Checkpointing | None = None,
         progress: bool = True,
-    ) -> tuple[TrainState, History]:
+    ) -> tuple[TrainState[Model], History]:
         """Train for some epochs.
 
-        Ctrl-C ends the run early: the state and history so far are returned, and a line says so.
-        With `checkpoints` they are saved first; SIGTERM does the same, and ends the process.
+        Ctrl-C ends the run early: `fit` returns the state and history so far, and prints a line
+        that says so. With `checkpoints` they are saved first; SIGTERM does the same, and ends the
+        process.
 
-        **Arguments:**
+        Args:
+            model_or_state: A model, or a state to go on from. Its arrays stay valid.
+            data: A tuple `(x, y)` or `(x, y, sample_weight)` of arrays with equal leading axes; for
+                a loss of your own, any PyTree of such arrays; or ready batches, taken in their own
+                order: a list, a data loader, or a function that yields them, anew at each call.
+            epochs: How many this call trains. What is left of an epoch under way counts as one.
+            batch_size: Examples in a batch. By default all of them. The last batch of an epoch may
+                be smaller, and is trained on as it is.
+            shuffle: Whether each epoch takes the examples in another order, fixed by the state's
+                key and the epoch's number.
+            validation_data: As `data`, measured every `validate_every` epochs.
+            validate_every: Epochs between two validations.
+            callbacks: Called with each `Epoch`; one that returns `True` ends the run. One may also
+                have `start()`, called before the run, and `finish(state)`, called after it, which
+                returns the state that `fit` is to return. What its `state_dict()` returns is saved,
+                and given to its `load_state_dict`, in place of `start()`, when a run is resumed.
+            checkpoints: Where the run is saved. If it was saved there before, it goes on from
+                there, to the same end: the history is that of the whole run. See
+                `vernal.Checkpoints`.
+            progress: Whether to show a progress bar, where standard error is a terminal.
 
-        - `model_or_state`: a model, or a state to go on from. Its arrays stay valid.
-        - `data`: a tuple `(x, y)` or `(x, y, sample_weight)` of arrays with equal leading axes; for
-          a loss of your own, any PyTree of such arrays; or ready batches, taken in their own order:
-          a list, a data loader, or a function that yields them, anew at each call.
-        - `epochs`: how many this call trains, counting as one what is left of an epoch under way.
-        - `batch_size`: examples in a batch; `None` is all of them. The last batch of an epoch may
-          be smaller, and is trained on as it is.
-        - `shuffle`: whether each epoch takes the examples in another order, fixed by the state's
-          key and the epoch's number.
-        - `validation_data`: as `data`, measured every `validate_every` epochs.
-        - `callbacks`: called with each `Epoch`; one that returns `True` ends the run. One may also
-          have `start()`, called before the run, and `finish(state)`, called after it, which
-          returns the state that `fit` is to return. What its `state_dict()` returns is saved, and
-          goes to its `load_state_dict`, in place of `start()`, when a run goes on.
-        - `checkpoints`: where the run is saved. If it was before, it goes on from there, to the
-          same end: the history is that of the whole run. See `vernal.Checkpoints`.
-        - `progress`: whether to show a progress bar, where standard error is a terminal.
+        Returns:
+            The new state, and the `History` of this call.
 
-        **Returns:** the new state, and the `History` of this call.
-
-        **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling; `NonFiniteError`
-        where numbers stop being finite; `CheckpointError` if a checkpoint cannot be written, or is
-        of another run; and what a loader or a callback raises, as it is. The error has the last
-        good state as its `state`, and the record as its `history`.
+        Raises:
+            ArgumentError: Before compiling, if an argument cannot be used.
+            DataError: Before compiling, if the data cannot be used.
+            ShapeError: Before compiling, if model, loss and data do not fit.
+            NonFiniteError: When numbers stop being finite.
+            CheckpointError: If a checkpoint cannot be written, or belongs to another run.
+            Exception: What a loader or a callback raises, as it is. An error that ends the run has
+                the last good state as its `state`, and the record as its `history`.
         """
+        began = time.perf_counter()
         epochs = whole_number("epochs", epochs, at_least=0)
         validate_every = whole_number("validate_every", validate_every, at_least=1)
-        checkpoints, began = checked_checkpoints(checkpoints), time.perf_counter()
-        cut = {"batch_size": batch_size, "shuffle": shuffle}
-        with saver_for(checkpoints, lambda: self._state(model_or_state), cut) as saver:
-            start_from, epochs = saver.left(model_or_state, epochs)
-            loop, validate = self._start(
-                *(start_from, data, batch_size, shuffle, validation_data),
-                epochs=epochs,
-                saves=checkpoints is not None,
-                every=saver.every_steps,
+        check_checkpoints(checkpoints)
+        objective = self._objective.in_training
+        start = self._state_of(model_or_state)
+        with contextlib.closing(open_checkpointer(checkpoints)) as checkpointer:
+            batching = {"batch_size": batch_size, "shuffle": shuffle}
+            saving = Saving(checkpointer, start, batching)
+            state = saving.state
+            checked, held_out = self._checked(
+                state, data, validation_data, batch_size=batch_size, shuffle=shuffle
             )
-            callbacks = _checks.checked_callbacks(callbacks, loop.measures(validate is not None))
-            recorder = Recorder(self._objective.recorded.metrics)
-            interrupt = run(
-                *(loop, recorder, saver, callbacks, began),
-                epochs=epochs,
-                validate=validate,
-                validate_every=validate_every,
-                progress=progress,
+            names = recorded_names(checked.measured, state, validates=held_out is not None)
+            callbacks = checks.checked_callbacks(callbacks, names)
+
+            last_epoch = saving.began[1] + epochs
+            run = self._run(
+                state, checked, last_epoch=last_epoch, every_steps=checkpointer.every_steps
             )
-        interrupt.tell(recorder.updates, saver.path)
-        interrupt.leave()
-        state = loop.finish()
-        for finish in hooks(callbacks, "finish"):
-            state = finish(state)
+            recorder = Recorder(objective.metrics)
+            saving.begin(run, recorder, callbacks, jax.tree.structure(checked.measured.averages))
+
+            validate = validator(objective, run, held_out)
+            stops = Stops(validate, validate_every, callbacks, checkpointer.every_epochs)
+            bar = Progress(progress, run.steps_until(last_epoch))
+            interrupt = Interrupt(saves=checkpointer.path is not None)
+            with keeping_progress_in_errors(run, recorder, began), interrupt, bar:
+                train(run, recorder, saving, stops, bar=bar, interrupt=interrupt)
+
+        interrupt.report(recorder.steps, checkpointer.path)
+        interrupt.end_process()
+        state = run.state_until_next_chunk()
+        for callback in callbacks:
+            if hasattr(callback, "finish"):
+                state = callback.finish(state)
         return state, recorder.history(time.perf_counter() - began)
 
+    @short_traceback
     def evaluate(
         self,
         model_or_state: PyTree | TrainState,
@@ -243,17 +305,23 @@ class Trainer:
 
         The averages are over all examples, by their weights: exact whatever the batch size.
 
-        **Arguments:** as in `fit`; the model is put in inference mode.
+        Args:
+            model_or_state: A model, or a state with one; the model is put in inference mode.
+            data: As in `fit`.
+            batch_size: Examples at once. By default all of them.
 
-        **Returns:** a dict with `"loss"`, and each of the metrics.
+        Returns:
+            A dict with `"loss"`, and each of the metrics.
 
-        **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling.
+        Raises:
+            VernalError: `ArgumentError`, `DataError` or `ShapeError`, before compiling.
         """
-        learned = model_of(model_or_state)
-        _checks.check_stateful(self.loss, *learned)
-        source, _ = checked_source(self._objective, *learned, data, batch_size)
-        return evaluate(self._objective, *learned, source)
+        model, model_state = model_of(model_or_state)
+        checks.check_stateful(self.loss, model, model_state)
+        checked = checked_data(self._objective, model, model_state, data, batch_size=batch_size)
+        return evaluate(self._objective, model, model_state, checked.source, loops=checked.loops)
 
+    @short_traceback
     def predict(
         self,
         model_or_state: PyTree | TrainState,
@@ -263,26 +331,89 @@ class Trainer:
     ) -> Array:
         """Apply the model, in inference mode, to each example.
 
-        **Arguments:**
+        Args:
+            model_or_state: A model, or a state with one.
+            x: An array, or a PyTree of arrays, with the examples along the leading axis.
+            batch_size: Examples at once. By default all of them.
 
-        - `model_or_state`: a model, or a state with one.
-        - `x`: an array, or a PyTree of arrays, with the examples along the leading axis.
-        - `batch_size`: examples at once; `None` is all of them.
+        Returns:
+            The outputs, with the examples along the leading axis.
 
-        **Returns:** the outputs, with the examples along the leading axis.
-
-        **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling.
+        Raises:
+            VernalError: `ArgumentError`, `DataError` or `ShapeError`, before compiling.
         """
         model, model_state = model_of(model_or_state)
-        _checks.check_stateful(None, model, model_state)
-        inferring = eqx.nn.inference_mode(model), model_state
-        source, _ = checked_source(None, *inferring, x, batch_size, name="x")
-        return predict(model, model_state, source, self._objective.compute_dtype)
+        checks.check_stateful(None, model, model_state)
+        inferring = eqx.nn.inference_mode(model)
+        checked = checked_data(None, inferring, model_state, x, batch_size=batch_size, name="x")
+        return predict(
+            model,
+            model_state,
+            checked.source,
+            compute_dtype=self._objective.compute_dtype,
+            loops=checked.loops,
+        )
 
-    def _start(self, model_or_state, *data, **run) -> tuple[Loop, Callable | None]:
-        choices, rewinds = self._choices(*model_of(model_or_state)), self.on_nonfinite == "raise"
-        return start(choices, model_or_state, *data, rewinds=rewinds, **run)
+    def _choices(self, model: PyTree, model_state: PyTree) -> Choices:
+        checks.check_stateful(self.loss, model, model_state)
+        return choices_for(self.optimizer, self._objective.in_training, self.trainable, model)
 
-    def _state(self, model_or_state: PyTree | TrainState) -> TrainState:
-        is_state = isinstance(model_or_state, TrainState)
-        return model_or_state if is_state else self.init(model_of(model_or_state)[0])
+    def _state_of(self, model_or_state: PyTree | TrainState) -> TrainState:
+        """Return a given state, checked; or the one that training a model starts from."""
+        model, model_state = model_of(model_or_state)
+        if not isinstance(model_or_state, TrainState):
+            return self.init(model)
+
+        return with_checked_opt_state(self._choices(model, model_state), model_or_state)
+
+    def _checked(
+        self,
+        state: TrainState,
+        data: PyTree | Iterable,
+        validation_data: PyTree | Iterable | None,
+        *,
+        batch_size: int | None,
+        shuffle: bool,
+    ) -> tuple[CheckedData, CheckedData | None]:
+        """Check the data, and the validation data if there is any."""
+        objective = self._objective.in_training
+        checked = checked_data(
+            objective,
+            state.model,
+            state.model_state,
+            data,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            trains=True,
+        )
+        if validation_data is None:
+            return checked, None
+
+        held_out = checked_data(
+            objective,
+            state.model,
+            state.model_state,
+            validation_data,
+            batch_size=None if is_loader(validation_data) else batch_size,
+            name="validation_data",
+        )
+        return checked, held_out
+
+    def _run(
+        self,
+        state: TrainState,
+        checked: CheckedData,
+        *,
+        last_epoch: int = sys.maxsize,
+        every_steps: int | None = None,
+    ) -> TrainingRun:
+        return TrainingRun(
+            self._choices(state.model, state.model_state),
+            state,
+            checked.source,
+            loops=checked.loops,
+            rewinds=self.on_nonfinite == "raise",
+            last_epoch=last_epoch,
+            every_steps=every_steps,
+        )
+

@@ -1,7 +1,6 @@
 """Loss to gradients to new state: one step of training, pure."""
 
 import inspect
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -58,7 +57,9 @@ def trained_leaves(model: PyTree, trainable: PyTree) -> tuple[bool, ...]:
     return tuple(jax.tree.leaves(jax.tree.map(picks, trainable, model)))
 
 
-def update(choices: Choices, state: TrainState, batch: PyTree) -> tuple[TrainState, Measured]:
+def update(
+    choices: Choices, state: TrainState, batch: PyTree
+) -> tuple[TrainState, Measured, PyTree]:
     """Make one step of training.
 
     Args:
@@ -67,16 +68,21 @@ def update(choices: Choices, state: TrainState, batch: PyTree) -> tuple[TrainSta
         batch: One batch, as the loss takes it.
 
     Returns:
-        The state after the step; and what was measured of the model before the step, with the
-        learning rate in its `info` if the optimizer's state shows one.
+        The state after the step; what was measured of the model before the step, with the learning
+        rate in its `info` if the optimizer's state shows one; and the gradients.
     """
-    measured, grads, value_fn = gradients(choices, state, batch)
-    mask = choices.trained_mask(state.model)
-    params, frozen = eqx.partition(state.model, mask)
+    params, frozen = eqx.partition(state.model, choices.trained_mask(state.model))
+    key = jax.random.fold_in(state.key, state.step)
+
+    def objective(params: PyTree) -> tuple[Array, Measured]:
+        model = eqx.combine(params, frozen)
+        measured = measure(choices.objective, model, state.model_state, batch, key)
+        return measured.info["loss"], measured
+
+    (loss, measured), grads = eqx.filter_value_and_grad(objective, has_aux=True)(params)
 
     # For optimizers that look at the loss, or try several lengths of a step.
-    loss = measured.info["loss"]
-    known = {"value": loss, "grad": grads, "value_fn": value_fn}
+    known = {"value": loss, "grad": grads, "value_fn": lambda params: objective(params)[0]}
     extra = _accepted(choices.optimizer, known)
     updates, opt_state = choices.optimizer.update(grads, state.opt_state, params, **extra)
     params = optax.apply_updates(params, updates)
@@ -94,31 +100,7 @@ def update(choices: Choices, state: TrainState, batch: PyTree) -> tuple[TrainSta
     info = measured.info
     if (rate := learning_rate(opt_state)) is not None:
         info = {**info, "learning_rate": rate}
-    return new_state, measured._replace(info=info)
-
-
-def gradients(
-    choices: Choices, state: TrainState, batch: PyTree
-) -> tuple[Measured, PyTree, Callable[[PyTree], Array]]:
-    """Measure a batch, and differentiate its loss.
-
-    Returns:
-        What was measured; the gradients; and the loss as a function of the trained parameters.
-    """
-    mask = choices.trained_mask(state.model)
-    params, frozen = eqx.partition(state.model, mask)
-    key = jax.random.fold_in(state.key, state.step)
-
-    def objective(params: PyTree) -> tuple[Array, Measured]:
-        model = eqx.combine(params, frozen)
-        measured = measure(choices.objective, model, state.model_state, batch, key)
-        return measured.info["loss"], measured
-
-    def value_fn(params: PyTree) -> Array:
-        return objective(params)[0]
-
-    (_, measured), grads = eqx.filter_value_and_grad(objective, has_aux=True)(params)
-    return measured, grads, value_fn
+    return new_state, measured._replace(info=info), grads
 
 
 def strongly_typed(leaf: Any) -> Any:
