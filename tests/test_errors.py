@@ -1,8 +1,11 @@
 """What goes wrong is said before anything compiles, in a few lines, and breaks nothing."""
 
 import functools
+import pathlib
 import re
+import subprocess
 import sys
+import tempfile
 from types import SimpleNamespace
 from typing import Any
 
@@ -818,3 +821,127 @@ def test_a_missing_extra_names_the_command_that_installs_it(monkeypatch):
     assert type(caught.value) is vernal.MissingExtraError
     assert "pip install 'vernal[plot]'" in str(caught.value)
     assert_readable(caught.value)
+
+
+# ----- what a terminal shows
+
+PROGRAM = """
+import equinox as eqx, jax, jax.numpy as jnp, numpy as np, optax, vernal
+from vernal import losses, nn
+
+class Block(eqx.Module):
+    linear: eqx.nn.Linear
+
+    def __call__(self, x):
+        return self.linear(x)
+
+class Deep(eqx.Module):
+    blocks: list
+
+    def __call__(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+key = jax.random.key(0)
+x, y = np.ones((8, 3), np.float32), np.ones((8, 1), np.float32)
+blocks = [Block(eqx.nn.Linear(3, 3, key=key)), eqx.nn.MLP(5, 1, 4, 1, key=key)]
+deep, mlp = Deep(blocks), nn.MLP(3, 1, 4, 1, key=key)
+trainer = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError())
+state = trainer.init(mlp)
+
+def loss(model, batch, key):
+    return jnp.mean(batch["inputs"])
+
+def stop(epoch):
+    return trainer.evaluate(epoch.state, (x, y[:, 0]))
+
+def batches():
+    yield x, y
+    raise OSError("the disk is gone")
+
+@LINE@
+"""
+# A line, the message's first words, and what else has to be there.
+TERMINAL = {
+    "trainer.fit(mlp, (x, y[:, 0]), epochs=1)": "vernal.ShapeError: y has shape (8,)",
+    "trainer.fit(deep, (x, y), epochs=1)": "vernal.ShapeError: Deep.blocks[1].layers[0] (Linear)",
+    "trainer.step(state, (x[:, :2], y))": "vernal.ShapeError: x has shape (8, 2)",
+    "trainer.step(state, (x[:2], y))": "vernal.ExamplesError: data needs as many examples",
+    "trainer.predict(mlp, x[:, :2])": "vernal.ShapeError: x has shape (8, 2)",
+    "trainer.evaluate(mlp, (x, y[:, 0]))": "vernal.ShapeError: y has shape (8,)",
+    "trainer.epochs(mlp, (x, y[:, 0]))": "vernal.ShapeError: y has shape (8,)",
+    "list(trainer.epochs(mlp, [(x, y), (x, y[:, 0])]))": "vernal.ShapeError: y has shape (8,)",
+    "nn.Linear(4, 1, key=key)(x)": "vernal.ShapeError: x has shape (8, 3), but Linear needs (4,)",
+    "mlp(x[:, :2])": "vernal.ShapeError: x has shape (8, 2), but MLP.layers[0] (Linear)",
+    "jax.vmap(mlp)(x[:, :2])": "vernal.ShapeError: x has shape (2,), but MLP.layers[0] (Linear)",
+    "vernal.summary(mlp, x[:, :2])": "vernal.ShapeError: x has shape (8, 2)",
+    "vernal.update_cost(trainer, mlp, (x, y[:, 0]))": "vernal.ShapeError: y has shape (8,)",
+    "vernal.plot.predictions(mlp, (x[:, 0], y))": "vernal.ShapeError: x has shape (500,)",
+    "trainer.fit(mlp, (x, y), epochs=-1)": "vernal.ArgumentError: epochs needs to be",
+    "vernal.Trainer('adam', loss)": "vernal.ArgumentError: optimizer is 'adam'",
+}
+# The lines of the user's program that failed stay, wherever they are called from.
+THEIR_OWN = {
+    "vernal.Trainer(optax.sgd(0.1), loss).fit(mlp, (x, y), epochs=1)": (
+        'return jnp.mean(batch["inputs"])',
+        "vernal.ShapeError: the loss fails on a batch: TypeError",
+    ),
+    "trainer.fit(mlp, (x, y), epochs=1, callbacks=[stop], progress=False)": (
+        "return trainer.evaluate(epoch.state, (x, y[:, 0]))",
+        "vernal.ShapeError: y has shape (8,)",
+    ),
+}
+
+
+def printed(lines: list[str]) -> list[str]:
+    """What each line, at the end of the program, prints to standard error: in one process."""
+    program = PROGRAM.replace("@LINE@", "LINES = " + repr(lines))
+    program += """
+import pathlib, sys, tempfile, traceback
+for line in LINES:
+    path = pathlib.Path(tempfile.mkdtemp()) / "program.py"
+    path.write_text(line + "\\n")
+    try:
+        exec(compile(line, str(path), "exec"))
+    except Exception:
+        traceback.print_exc()
+    print("=== next", file=sys.stderr)
+"""
+    path = pathlib.Path(tempfile.mkdtemp()) / "main.py"
+    path.write_text(program)
+    run = [sys.executable, str(path)]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    return done.stderr.split("=== next\n")[:-1]
+
+
+@pytest.fixture(scope="module")
+def tracebacks():
+    """The traceback of every line."""
+    lines = [*TERMINAL, *THEIR_OWN]
+    return dict(zip(lines, printed(lines), strict=True))
+
+
+@pytest.mark.parametrize("line", TERMINAL)
+def test_a_traceback_is_short_and_ends_in_the_message(line, tracebacks):
+    shown = tracebacks[line].splitlines()
+    # One line is that of the test's own `exec`, which a user's program does not have.
+    assert len(shown) <= 15, tracebacks[line]
+    assert TERMINAL[line] in tracebacks[line]
+    _, _, after = tracebacks[line].partition(TERMINAL[line])
+    assert "File " not in after
+    assert f"    {line}" in shown
+
+
+@pytest.mark.parametrize("line", THEIR_OWN)
+def test_the_users_own_lines_stay_in_a_traceback(line, tracebacks):
+    own, message = THEIR_OWN[line]
+    assert own in tracebacks[line]
+    assert message in tracebacks[line]
+    assert "jax/_src" not in tracebacks[line]
+
+
+def test_a_loaders_own_error_keeps_its_traceback():
+    shown = printed(["trainer.fit(mlp, batches, epochs=1, progress=False)"])[0]
+    assert 'raise OSError("the disk is gone")' in shown
+    assert "\nOSError: the disk is gone" in shown

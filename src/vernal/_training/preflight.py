@@ -62,9 +62,7 @@ def preflight(
     except Exception as error:
         if isinstance(error, VernalError) and not isinstance(error, ShapeError):
             raise
-        explanation = explained(
-            error, objective, model, model_state, batch, name=name, given=given
-        )
+        explanation = explained(error, objective, model, model_state, batch, name=name, given=given)
         raise explanation from explanation.__cause__
 
 

@@ -25,7 +25,7 @@ from vernal._training.progress import kept_in_errors
 from vernal._training.setup import choices_for, start, with_checked_opt_state
 from vernal._training.state import TrainState, with_data_state
 from vernal._training.update import Choices, compiled_step, new_state
-from vernal.errors import ArgumentError, ExamplesError, kind
+from vernal.errors import ArgumentError, ExamplesError, kind, short_traceback
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Trainer:
     def _objective(self) -> Objective:
         return _checks.checked_objective(self.loss, self.metrics, self.compute_dtype)
 
+    @short_traceback
     def init(
         self, model: PyTree, *, model_state: PyTree = None, key: PRNGKeyArray | None = None
     ) -> TrainState:
@@ -89,6 +90,7 @@ class Trainer:
         _checks.check_stateful(self.loss, model, model_state)
         return choices_for(self.optimizer, self._objective.recorded, self.trainable, model)
 
+    @short_traceback
     def step(self, state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
         """Make one update: pure, and compiled once for each shape of batch.
 
@@ -125,6 +127,7 @@ class Trainer:
             raise
         return with_data_state(new.unpack(), state.data_state), info
 
+    @short_traceback
     def epochs(
         self,
         model_or_state: PyTree | TrainState,
@@ -145,6 +148,7 @@ class Trainer:
         loop, validate = self._start(model_or_state, data, batch_size, shuffle, validation_data)
         return self._epochs(loop, validate)
 
+    @short_traceback
     def _epochs(self, loop: Loop, validate: Callable | None) -> Iterator[Epoch]:
         recorder = Recorder(self._objective.recorded.metrics)
         begun = time.perf_counter()
@@ -158,6 +162,7 @@ class Trainer:
             seconds = time.perf_counter() - started
             yield Epoch(index, loop.state(), recorder.latest, seconds)
 
+    @short_traceback
     def fit(
         self,
         model_or_state: PyTree | TrainState,
@@ -232,6 +237,7 @@ class Trainer:
             state = finish(state)
         return state, recorder.history(time.perf_counter() - began)
 
+    @short_traceback
     def evaluate(
         self,
         model_or_state: PyTree | TrainState,
@@ -254,6 +260,7 @@ class Trainer:
         source, _ = checked_source(self._objective, *learned, data, batch_size)
         return evaluate(self._objective, *learned, source)
 
+    @short_traceback
     def predict(
         self,
         model_or_state: PyTree | TrainState,
