@@ -275,7 +275,7 @@ def test_a_second_evaluation_compiles_nothing(compiled):
         ({"loss": metrics.accuracy}, "'loss' is taken"),
         ({"val_loss": metrics.accuracy}, "'val_loss' is taken"),
         ({"learning_rate": metrics.accuracy}, "'learning_rate' is taken"),
-        ({0: metrics.accuracy}, "0 is taken, or no name"),
+        ({0: metrics.accuracy}, "metrics cannot be called 0"),
     ],
 )
 def test_what_is_no_metric_is_told_before_anything_runs(given, message):

@@ -101,7 +101,7 @@ def find_learning_rate(
     is_state = isinstance(model_or_state, TrainState)
     state = model_or_state if is_state else trainer.init(model_or_state)
     dtype = _rate_dtype(state.opt_state)
-    batches = _full_batches(_epochs(trainer, state, data, batch_size))
+    batches = _batches(trainer, state, data, batch_size)
 
     rates, losses, smoothed = [], [], []
     memory = 1 - _TENTH / updates
@@ -126,10 +126,10 @@ def find_learning_rate(
 
 
 def _check_bounds(lowest: Any, highest: Any) -> None:
-    are_numbers = all(
-        np.ndim(rate) == 0 and np.asarray(rate).dtype.kind in "iuf" for rate in (lowest, highest)
-    )
-    if not are_numbers or not 0 < lowest < highest < np.inf:
+    kinds = [
+        np.asarray(rate).dtype.kind if np.ndim(rate) == 0 else "" for rate in (lowest, highest)
+    ]
+    if not set(kinds) <= set("iuf") or not 0 < lowest < highest < np.inf:
         raise ArgumentError(
             "lowest and highest need to be positive numbers, highest the larger; they are "
             f"{lowest!r} and {highest!r}.\n  Try lowest=1e-7, highest=10.0."
@@ -169,42 +169,30 @@ def _with_rate(state: TrainState, rate: np.generic) -> TrainState:
     return replace(state, opt_state=opt_state)
 
 
-def _epochs(
-    trainer: Trainer, state: TrainState, data: PyTree | Iterable, batch_size: int | None
-) -> Iterator[Iterable[PyTree]]:
-    """Check the data as `fit` does; then give each epoch's batches, as a run would go on."""
-    source, _ = checked_source(
-        trainer._objective.recorded,
-        state.model,
-        state.model_state,
-        data,
-        batch_size,
-        endless=True,
-        shuffle=True,
-    )
-    if isinstance(source, ArraySource):
-        source.begin(state.key)
-        yield from map(source.batches, itertools.count(int(state.epoch)))
-    while True:
-        yield data() if is_function(data) else data
-
-
-def _full_batches(epochs: Iterable[Iterable[PyTree]]) -> Iterator[PyTree]:
-    """Give the batches of epoch after epoch that are as large as the first."""
-    full = 0
-    for batches in epochs:
+def _batches(
+    trainer: Trainer, state: TrainState, data: Any, batch_size: int | None
+) -> Iterator[PyTree]:
+    """Check the data as `fit` does; then give its full batches, epoch after epoch."""
+    order: Any = {"endless": True, "shuffle": True}
+    measured = (trainer._objective.recorded, state.model, state.model_state)
+    source, _ = checked_source(*measured, data, batch_size, **order)
+    source.begin(state.key)
+    full = len(jax.tree.leaves(source.example)[0]) if batch_size is None else batch_size
+    for epoch in itertools.count(int(state.epoch)):
+        if isinstance(source, ArraySource):
+            batches = source.batches(epoch)
+        else:
+            batches = data() if is_function(data) else data
+        # PyTorch's loaders give lists.
+        given = (tuple(batch) if isinstance(batch, list) else batch for batch in batches)
         number = 0
-        for batch in batches:
-            # PyTorch's loaders give lists.
-            batch = tuple(batch) if isinstance(batch, list) else batch
-            size = len(jax.tree.leaves(batch)[0])
-            full = full or size
-            if size >= full:
+        for batch in given:
+            if len(jax.tree.leaves(batch)[0]) >= full:
                 number += 1
                 yield batch
-        if not number:
+        if number == 0:
             raise DataError(
-                f"data has no batch of {full} examples or more when it is read again."
+                f"data has no batch of {full} examples when it is read again."
                 "\n  Pass a list, or an object whose __iter__ starts afresh."
             )
 

@@ -210,7 +210,7 @@ def _predicted(model: Any, x: np.ndarray) -> np.ndarray:
 
 
 @eqx.filter_jit
-def _apply(model: PyTree, model_state: PyTree, x: Array) -> Array:
+def _apply(model: PyTree, model_state: PyTree, x: ArrayLike) -> Array:
     return losses.predictions(model, x, model_state=model_state)
 
 
