@@ -131,7 +131,7 @@ def checked_metrics(metrics: Any, loss: Callable) -> dict[str, AbstractMetric]:
             )
         if isinstance(metric, AbstractMetric):
             checked[name] = metric
-        elif callable(metric) and not isinstance(metric, type) and _accepts(metric, 2):
+        elif _accepts(metric, 2):
             checked[name] = Mean(metric)
         else:
             hint = "\n  Try metrics.top_k(5)." if metric is top_k else ""
@@ -189,7 +189,10 @@ def checked_callbacks(callbacks, names: Iterable[str]) -> list[Callable]:
     return listed
 
 
-def _accepts(function: Callable, arguments: int) -> bool:
+def _accepts(function: Any, arguments: int) -> bool:
+    """Say whether this is a function, or another callable instance, of so many arguments."""
+    if isinstance(function, type) or not callable(function):
+        return False
     try:
         inspect.signature(function).bind(*range(arguments))
     except TypeError:
