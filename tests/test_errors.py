@@ -756,17 +756,17 @@ def test_a_suggested_line_does_it(name, world):
     assert suggestion, text
     shapes = re.search(r", which (?:has shape|have shapes) (.+)\.$", text)
     dtypes = re.search(r", which (?:is|are) (.+)\.$", text)
-    mended = {}
+    fixed = {}
     for code in suggestion[1].split(" and "):
         [name] = [name for name in data if re.search(rf"\b{name}\b", code)]
-        mended[name] = eval(code, {"np": np, **data})
+        fixed[name] = eval(code, {"np": np, **data})
     if shapes:
-        assert shapes[1] == " and ".join(str(array.shape) for array in mended.values())
+        assert shapes[1] == " and ".join(str(array.shape) for array in fixed.values())
     if dtypes:  # as JAX takes them
-        taken = [jax.dtypes.canonicalize_dtype(array.dtype) for array in mended.values()]
+        taken = [jax.dtypes.canonicalize_dtype(array.dtype) for array in fixed.values()]
         assert dtypes[1] == " and ".join(map(str, taken))
-    mended_data = tuple((data | mended).values())
-    _, history = trainer.fit(getattr(world, state), mended_data, epochs=2)
+    fixed_data = tuple((data | fixed).values())
+    _, history = trainer.fit(getattr(world, state), fixed_data, epochs=2)
     assert np.isfinite(history.steps["loss"]).all()
 
 
@@ -784,7 +784,7 @@ def test_a_suggested_line_does_it(name, world):
         (BINARY, "two", lambda w: put(signs(w), 2, 3), None, None),
     ],
 )
-def test_the_line_that_mends_labels_mends_them(trainer, state, bad, line, good, world):
+def test_the_line_that_fixes_labels_fixes_them(trainer, state, bad, line, good, world):
     """Out of range, JAX would take another label's logit, or none: the loss is NaN, or negative."""
     state, y = getattr(world, state), bad(world)
     with pytest.raises(ExamplesError) as caught:
@@ -794,11 +794,11 @@ def test_the_line_that_mends_labels_mends_them(trainer, state, bad, line, good, 
     found = re.search(r"Try (.+)\.$", text)
     assert (found and found[1]) == line
     if line is not None:
-        mended = eval(line, {"y": y})
-        np.testing.assert_array_equal(mended, good(world))
+        fixed = eval(line, {"y": y})
+        np.testing.assert_array_equal(fixed, good(world))
         losses_of = lambda y: trainer.fit(state, (world.x, y), epochs=3)[1].steps["loss"]
-        np.testing.assert_array_equal(losses_of(mended), losses_of(good(world)))
-        assert np.isfinite(losses_of(mended)).all()
+        np.testing.assert_array_equal(losses_of(fixed), losses_of(good(world)))
+        assert np.isfinite(losses_of(fixed)).all()
 
 
 @pytest.mark.parametrize(

@@ -476,7 +476,7 @@ def test_an_optimizer_whose_rate_cannot_be_set_is_refused(optimizer, problem, co
         assert compiled == []
 
 
-def test_the_line_that_mends_an_optimizer_mends_it():
+def test_the_line_that_fixes_an_optimizer_fixes_it():
     with pytest.raises(ArgumentError) as caught:
         find_learning_rate(trainer_of(optax.adam(1e-3)), mlp(), DATA)
     [code] = re.findall(r"Try (.+)\.$", str(caught.value))
@@ -518,12 +518,12 @@ def test_bounds_that_cannot_be_are_refused(options, message):
     assert str(caught.value) == message + line
 
 
-def test_the_line_that_mends_bounds_mends_them():
+def test_the_line_that_fixes_bounds_fixes_them():
     with pytest.raises(ArgumentError) as caught:
         find_learning_rate(TRAINER, mlp(), DATA, lowest=20.0)
     [code] = re.findall(r"Try (.+)\.$", str(caught.value))
-    mended = eval(f"dict({code})")
-    assert find_learning_rate(TRAINER, mlp(), DATA, **mended).suggestion is not None
+    fixed = eval(f"dict({code})")
+    assert find_learning_rate(TRAINER, mlp(), DATA, **fixed).suggestion is not None
 
 
 def test_bounds_may_be_any_numbers():

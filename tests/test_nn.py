@@ -444,7 +444,7 @@ def test_a_wrong_input_is_explained_under_transformations(transform):
         (4, (2, 2), None),
     ],
 )
-def test_the_line_that_mends_an_input_mends_it(size, shape, line):
+def test_the_line_that_fixes_an_input_fixes_it(size, shape, line):
     """Whatever a message suggests is run, and has to do."""
     layer, x = filled(nn.Linear, (size, 2)), np.ones(shape, F)
     with pytest.raises(vernal.ShapeError) as caught:
@@ -453,9 +453,9 @@ def test_the_line_that_mends_an_input_mends_it(size, shape, line):
     code, _, has = suggestion.partition(", which has shape ")
     assert code == (line or "")
     if code:
-        mended = eval(code, {"x": x})
-        assert has == f"{mended.shape}."
-        assert layer(mended).shape == (*mended.shape[:-1], 2)
+        fixed = eval(code, {"x": x})
+        assert has == f"{fixed.shape}."
+        assert layer(fixed).shape == (*fixed.shape[:-1], 2)
 
 
 def test_type_checks_can_be_switched_off():

@@ -131,7 +131,7 @@ def from_jaxtyping(error: BaseException) -> bool:
     return before is not None and error.__cause__ is None and error.__suppress_context__
 
 
-def mended(message: str, x, y) -> tuple[Any, Any] | None:
+def fixed(message: str, x, y) -> tuple[Any, Any] | None:
     """The data as a message's line of code has it; `None` if it suggests none."""
     found = re.search(r"\n  Try (.+?)(, which .+)?\.$", message)
     if found is None or found[1].startswith("Trainer("):
@@ -164,10 +164,10 @@ def test_it_trains_or_says_why_not(promotion, compiled):
             assert in_vernal(error)
             assert len(str(error).splitlines()) <= 6
             assert max(map(len, str(error).splitlines())) <= 100
-            data = mended(str(error), x, y)
+            data = fixed(str(error), x, y)
             if data is not None:
                 checks.preflight(Objective(trainer.loss, {}, None), model, None, data)
-            seen.append("mended" if data else "explained")
+            seen.append("fixed" if data else "explained")
         else:
             assert made_of_x is not None
             assert y.shape == (made_of_x[:-1] if loss == "CE" else made_of_x)
@@ -177,7 +177,7 @@ def test_it_trains_or_says_why_not(promotion, compiled):
         jax.random.key(0)
         ready.cache_clear()
         trains_or_explains()
-    assert min(map(seen.count, ("mended", "explained", "trained"))) >= 8, seen
+    assert min(map(seen.count, ("fixed", "explained", "trained"))) >= 8, seen
 
 
 # ----- no false alarm
