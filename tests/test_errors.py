@@ -1,8 +1,11 @@
 """What goes wrong is said before anything compiles, in a few lines, and breaks nothing."""
 
 import functools
+import pathlib
 import re
+import subprocess
 import sys
+import tempfile
 from types import SimpleNamespace
 from typing import Any
 
@@ -753,17 +756,17 @@ def test_a_suggested_line_does_it(name, world):
     assert suggestion, text
     shapes = re.search(r", which (?:has shape|have shapes) (.+)\.$", text)
     dtypes = re.search(r", which (?:is|are) (.+)\.$", text)
-    mended = {}
+    fixed = {}
     for code in suggestion[1].split(" and "):
         [name] = [name for name in data if re.search(rf"\b{name}\b", code)]
-        mended[name] = eval(code, {"np": np, **data})
+        fixed[name] = eval(code, {"np": np, **data})
     if shapes:
-        assert shapes[1] == " and ".join(str(array.shape) for array in mended.values())
+        assert shapes[1] == " and ".join(str(array.shape) for array in fixed.values())
     if dtypes:  # as JAX takes them
-        taken = [jax.dtypes.canonicalize_dtype(array.dtype) for array in mended.values()]
+        taken = [jax.dtypes.canonicalize_dtype(array.dtype) for array in fixed.values()]
         assert dtypes[1] == " and ".join(map(str, taken))
-    mended_data = tuple((data | mended).values())
-    _, history = trainer.fit(getattr(world, state), mended_data, epochs=2)
+    fixed_data = tuple((data | fixed).values())
+    _, history = trainer.fit(getattr(world, state), fixed_data, epochs=2)
     assert np.isfinite(history.steps["loss"]).all()
 
 
@@ -781,7 +784,7 @@ def test_a_suggested_line_does_it(name, world):
         (BINARY, "two", lambda w: put(signs(w), 2, 3), None, None),
     ],
 )
-def test_the_line_that_mends_labels_mends_them(trainer, state, bad, line, good, world):
+def test_the_line_that_fixes_labels_fixes_them(trainer, state, bad, line, good, world):
     """Out of range, JAX would take another label's logit, or none: the loss is NaN, or negative."""
     state, y = getattr(world, state), bad(world)
     with pytest.raises(ExamplesError) as caught:
@@ -791,11 +794,11 @@ def test_the_line_that_mends_labels_mends_them(trainer, state, bad, line, good, 
     found = re.search(r"Try (.+)\.$", text)
     assert (found and found[1]) == line
     if line is not None:
-        mended = eval(line, {"y": y})
-        np.testing.assert_array_equal(mended, good(world))
+        fixed = eval(line, {"y": y})
+        np.testing.assert_array_equal(fixed, good(world))
         losses_of = lambda y: trainer.fit(state, (world.x, y), epochs=3)[1].steps["loss"]
-        np.testing.assert_array_equal(losses_of(mended), losses_of(good(world)))
-        assert np.isfinite(losses_of(mended)).all()
+        np.testing.assert_array_equal(losses_of(fixed), losses_of(good(world)))
+        assert np.isfinite(losses_of(fixed)).all()
 
 
 @pytest.mark.parametrize(
@@ -818,3 +821,127 @@ def test_a_missing_extra_names_the_command_that_installs_it(monkeypatch):
     assert type(caught.value) is vernal.MissingExtraError
     assert "pip install 'vernal[plot]'" in str(caught.value)
     assert_readable(caught.value)
+
+
+# ----- what a terminal shows
+
+PROGRAM = """
+import equinox as eqx, jax, jax.numpy as jnp, numpy as np, optax, vernal
+from vernal import losses, nn
+
+class Block(eqx.Module):
+    linear: eqx.nn.Linear
+
+    def __call__(self, x):
+        return self.linear(x)
+
+class Deep(eqx.Module):
+    blocks: list
+
+    def __call__(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+key = jax.random.key(0)
+x, y = np.ones((8, 3), np.float32), np.ones((8, 1), np.float32)
+blocks = [Block(eqx.nn.Linear(3, 3, key=key)), eqx.nn.MLP(5, 1, 4, 1, key=key)]
+deep, mlp = Deep(blocks), nn.MLP(3, 1, 4, 1, key=key)
+trainer = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError())
+state = trainer.init(mlp)
+
+def loss(model, batch, key):
+    return jnp.mean(batch["inputs"])
+
+def stop(epoch):
+    return trainer.evaluate(epoch.state, (x, y[:, 0]))
+
+def batches():
+    yield x, y
+    raise OSError("the disk is gone")
+
+@LINE@
+"""
+# A line, the message's first words, and what else has to be there.
+TERMINAL = {
+    "trainer.fit(mlp, (x, y[:, 0]), epochs=1)": "vernal.ShapeError: y has shape (8,)",
+    "trainer.fit(deep, (x, y), epochs=1)": "vernal.ShapeError: Deep.blocks[1].layers[0] (Linear)",
+    "trainer.step(state, (x[:, :2], y))": "vernal.ShapeError: x has shape (8, 2)",
+    "trainer.step(state, (x[:2], y))": "vernal.ExamplesError: data needs as many examples",
+    "trainer.predict(mlp, x[:, :2])": "vernal.ShapeError: x has shape (8, 2)",
+    "trainer.evaluate(mlp, (x, y[:, 0]))": "vernal.ShapeError: y has shape (8,)",
+    "trainer.epochs(mlp, (x, y[:, 0]))": "vernal.ShapeError: y has shape (8,)",
+    "list(trainer.epochs(mlp, [(x, y), (x, y[:, 0])]))": "vernal.ShapeError: y has shape (8,)",
+    "nn.Linear(4, 1, key=key)(x)": "vernal.ShapeError: x has shape (8, 3), but Linear needs (4,)",
+    "mlp(x[:, :2])": "vernal.ShapeError: x has shape (8, 2), but MLP.layers[0] (Linear)",
+    "jax.vmap(mlp)(x[:, :2])": "vernal.ShapeError: x has shape (2,), but MLP.layers[0] (Linear)",
+    "vernal.summary(mlp, x[:, :2])": "vernal.ShapeError: x has shape (8, 2)",
+    "vernal.update_cost(trainer, mlp, (x, y[:, 0]))": "vernal.ShapeError: y has shape (8,)",
+    "vernal.plot.predictions(mlp, (x[:, 0], y))": "vernal.ShapeError: x has shape (500,)",
+    "trainer.fit(mlp, (x, y), epochs=-1)": "vernal.ArgumentError: epochs needs to be",
+    "vernal.Trainer('adam', loss)": "vernal.ArgumentError: optimizer is 'adam'",
+}
+# The lines of the user's program that failed stay, wherever they are called from.
+THEIR_OWN = {
+    "vernal.Trainer(optax.sgd(0.1), loss).fit(mlp, (x, y), epochs=1)": (
+        'return jnp.mean(batch["inputs"])',
+        "vernal.ShapeError: the loss fails on a batch: TypeError",
+    ),
+    "trainer.fit(mlp, (x, y), epochs=1, callbacks=[stop], progress=False)": (
+        "return trainer.evaluate(epoch.state, (x, y[:, 0]))",
+        "vernal.ShapeError: y has shape (8,)",
+    ),
+}
+
+
+def printed(lines: list[str]) -> list[str]:
+    """What each line, at the end of the program, prints to standard error: in one process."""
+    program = PROGRAM.replace("@LINE@", "LINES = " + repr(lines))
+    program += """
+import pathlib, sys, tempfile, traceback
+for line in LINES:
+    path = pathlib.Path(tempfile.mkdtemp()) / "program.py"
+    path.write_text(line + "\\n")
+    try:
+        exec(compile(line, str(path), "exec"))
+    except Exception:
+        traceback.print_exc()
+    print("=== next", file=sys.stderr)
+"""
+    path = pathlib.Path(tempfile.mkdtemp()) / "main.py"
+    path.write_text(program)
+    run = [sys.executable, str(path)]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    return done.stderr.split("=== next\n")[:-1]
+
+
+@pytest.fixture(scope="module")
+def tracebacks():
+    """The traceback of every line."""
+    lines = [*TERMINAL, *THEIR_OWN]
+    return dict(zip(lines, printed(lines), strict=True))
+
+
+@pytest.mark.parametrize("line", TERMINAL)
+def test_a_traceback_is_short_and_ends_in_the_message(line, tracebacks):
+    shown = tracebacks[line].splitlines()
+    # One line is that of the test's own `exec`, which a user's program does not have.
+    assert len(shown) <= 15, tracebacks[line]
+    assert TERMINAL[line] in tracebacks[line]
+    _, _, after = tracebacks[line].partition(TERMINAL[line])
+    assert "File " not in after
+    assert f"    {line}" in shown
+
+
+@pytest.mark.parametrize("line", THEIR_OWN)
+def test_the_users_own_lines_stay_in_a_traceback(line, tracebacks):
+    own, message = THEIR_OWN[line]
+    assert own in tracebacks[line]
+    assert message in tracebacks[line]
+    assert "jax/_src" not in tracebacks[line]
+
+
+def test_a_loaders_own_error_keeps_its_traceback():
+    shown = printed(["trainer.fit(mlp, batches, epochs=1, progress=False)"])[0]
+    assert 'raise OSError("the disk is gone")' in shown
+    assert "\nOSError: the disk is gone" in shown

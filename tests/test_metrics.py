@@ -272,10 +272,10 @@ def test_a_second_evaluation_compiles_nothing(compiled):
         ({"accuracy": "accuracy"}, "metrics['accuracy'] is 'accuracy'"),
         ({"top": metrics.top_k}, "Try metrics.top_k(5)"),
         ({"r2": metrics.R2}, "metrics['r2'] is the class R2"),
-        ({"loss": metrics.accuracy}, "'loss' is taken"),
-        ({"val_loss": metrics.accuracy}, "'val_loss' is taken"),
-        ({"learning_rate": metrics.accuracy}, "'learning_rate' is taken"),
-        ({0: metrics.accuracy}, "0 is taken, or no name"),
+        ({"loss": metrics.accuracy}, "metrics cannot be called 'loss'"),
+        ({"val_loss": metrics.accuracy}, "metrics cannot be called 'val_loss'"),
+        ({"learning_rate": metrics.accuracy}, "metrics cannot be called 'learning_rate'"),
+        ({0: metrics.accuracy}, "metrics cannot be called 0"),
     ],
 )
 def test_what_is_no_metric_is_told_before_anything_runs(given, message):
@@ -286,7 +286,7 @@ def test_what_is_no_metric_is_told_before_anything_runs(given, message):
 
 def test_a_loss_of_ones_own_returns_its_metrics_itself():
     own = lambda model, batch, key: jnp.mean(jax.vmap(model)(batch[0]) ** 2)
-    with pytest.raises(vernal.ArgumentError, match="Return them from the loss"):
+    with pytest.raises(vernal.ArgumentError, match="Return the metrics from the loss"):
         vernal.Trainer(optax.sgd(0.1), own, metrics={"accuracy": metrics.accuracy})
 
 

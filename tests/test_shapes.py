@@ -1,4 +1,4 @@
-"""Wrong programs: each is explained before anything compiles, and the line it suggests mends it.
+"""Wrong programs: each is explained before anything compiles, and the line it suggests fixes it.
 
 All of the messages are written to build/errors.txt, to be read from start to end as a user would.
 """
@@ -208,7 +208,7 @@ class Wrong(NamedTuple):
     model: Callable[[], Any]
     data: Any  # for `predict` the x alone
     says: str
-    mend: str | None = None  # the suggested line; None if nothing is to be suggested
+    fix: str | None = None  # the suggested line; None if nothing is to be suggested
     loss: Callable = MSE
     call: str = "fit"
     error: type = ShapeError
@@ -986,7 +986,7 @@ def suggested(message: str) -> tuple[str | None, str]:
     return code.partition(" in the loss: ")[0], gives
 
 
-def mended(code: str, gives: str, trainer: Trainer, data: Any) -> tuple[Trainer, Any]:
+def fixed(code: str, gives: str, trainer: Trainer, data: Any) -> tuple[Trainer, Any]:
     """Do what a line says: change the data, or the loss, or the trainer."""
     if code == "jax.vmap(model)":
         loss = trainer.loss
@@ -996,7 +996,7 @@ def mended(code: str, gives: str, trainer: Trainer, data: Any) -> tuple[Trainer,
     if code.startswith("Trainer("):
         return eval(code, NAMES | {"Trainer": Trainer, "optimizer": SGD}), data
     if isinstance(data, list) and isinstance(data[0], tuple):
-        return trainer, [mended(code, gives, trainer, batch)[1] for batch in data]
+        return trainer, [fixed(code, gives, trainer, batch)[1] for batch in data]
     alone = not isinstance(data, tuple)
     arrays = dict(zip(("x", "y", "sample_weight"), (data,) if alone else data, strict=False))
     changed = {}
@@ -1038,7 +1038,7 @@ def test_a_wrong_program_is_explained(name, explained, compiled):
     assert type(error) is wrong.error, message
     for part in wrong.says.split(" | "):
         assert part in re.sub(r"\s+", " ", message), f"{part!r} not in:\n{message}"
-    assert suggested(message)[0] == wrong.mend, message
+    assert suggested(message)[0] == wrong.fix, message
     assert compilations == 0
     assert_readable(message)
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
@@ -1056,14 +1056,14 @@ def assert_readable(message: str) -> None:
         assert word not in message, message
 
 
-@pytest.mark.parametrize("name", [name for name, wrong in TABLE.items() if wrong.mend])
-def test_the_suggested_line_mends_it(name, explained, compiled):
+@pytest.mark.parametrize("name", [name for name, wrong in TABLE.items() if wrong.fix])
+def test_the_suggested_line_fixes_it(name, explained, compiled):
     """The code is taken from the message and run; then the program trains."""
     wrong = TABLE[name]
     code, gives = suggested(str(explained(name, compiled)[0]))
     assert code is not None
     trainer, model = made(name)
-    trainer, data = mended(code, gives, trainer, wrong.data)
+    trainer, data = fixed(code, gives, trainer, wrong.data)
     assert np.isfinite(run(wrong, trainer, model, data)).all()
     if wrong.call in ("step", "epochs", "evaluate") and not wrong.validation:
         assert np.isfinite(trainer.fit(model, data, epochs=2)[1].steps["loss"]).all()

@@ -75,14 +75,14 @@ class ShapeError(VernalError, ValueError):
     """Model, data and loss disagree about a shape.
 
     Attributes:
-        misfit: The layer that the error is about, if a layer raised it.
+        at: The layer that the error is about, and what the layer needs, if a layer raised it.
     """
 
     __module__ = "vernal"
 
-    def __init__(self, message: str, misfit: Misfit | None = None):
+    def __init__(self, message: str, at: Misfit | None = None):
         super().__init__(message)
-        self.misfit = misfit
+        self.at = at
 
 
 class ExamplesError(ShapeError, DataError):

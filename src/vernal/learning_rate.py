@@ -1,34 +1,41 @@
-"""The learning-rate range test: what it is asked, and what it answers."""
+"""The learning-rate range test: a loop of `trainer.step` at a rate that grows."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import PyTree
 
-from vernal._data.loader_source import LoaderSource
-from vernal._range_test import TENTH, from_arrays, from_loader, range_test, rate_dtype, with_rate
-from vernal._training.checks import checked_source, model_of, whole_number
-from vernal._training.jit import pack
-from vernal._training.state import TrainState, with_data_state
+from vernal import plot
+from vernal._data.array_source import ArraySource
+from vernal._data.loader_source import is_function
+from vernal._training.checks import checked_source
+from vernal._training.state import TrainState
 from vernal._training.trainer import Trainer
-from vernal._training.update import new_state
-from vernal.errors import ArgumentError
+from vernal.errors import ArgumentError, DataError, short_traceback, whole_number
+
+# A tenth of the test is what the average remembers, what it takes to begin with, and the stretch
+# that a fall is measured over: in less, the noise of mini-batches is steeper than any fall.
+_TENTH = 10
+_WORST = 4  # the test ends where the smoothed loss is so many times its lowest
 
 
 @dataclass(frozen=True, eq=False)
 class LearningRates:
     """What a learning-rate range test measured.
 
-    **Attributes:**
-
-    - `rates`, `losses`: the learning rate of each update, and its batch's loss before it.
-    - `smoothed`: the exponential average of the losses so far, corrected for its start.
-    - `suggestion`: where `smoothed` falls most steeply: the rate in the middle of the tenth of the
-      test over which it falls most, on the way to its lowest; the first tenth, where it averages
-      few losses, does not count. `None` if it never falls.
+    Attributes:
+        rates: The learning rate of each step.
+        losses: Each step's batch's loss before the step.
+        smoothed: The exponential average of the losses so far, corrected for its start.
+        suggestion: The rate where `smoothed` falls most steeply: in the middle of the tenth of the
+            test over which it falls most, on the way to its lowest. The first tenth, where it
+            averages few losses, does not count. `None` if it never falls.
     """
 
     rates: np.ndarray
@@ -37,9 +44,11 @@ class LearningRates:
     suggestion: float | None
 
     def plot(self, ax=None):
-        """Draw the loss over the rate; see `vernal.plot.learning_rates`. **Returns:** the axes."""
-        from vernal import plot
+        """Draw the loss over the rate; see `vernal.plot.learning_rates`.
 
+        Returns:
+            matplotlib's axes.
+        """
         return plot.learning_rates(self, ax=ax)
 
     def __repr__(self) -> str:
@@ -52,6 +61,7 @@ class LearningRates:
         return f"LearningRates({many}, rates {self.rates[0]:.2g} → {self.rates[-1]:.2g}, {told})"
 
 
+@short_traceback
 def find_learning_rate(
     trainer: Trainer,
     model_or_state: PyTree | TrainState,
@@ -62,64 +72,139 @@ def find_learning_rate(
     highest: float = 10.0,
     updates: int = 100,
 ) -> LearningRates:
-    """Train for a moment, at a rate that grows with each update, to see where the loss falls.
+    """Train for a moment, at a rate that grows with each step, to see where the loss falls.
 
     This is the range test of Smith, "Cyclical Learning Rates for Training Neural Networks" (2017),
-    arXiv:1506.01186, with a rate that grows by the same factor each time. The updates are the
-    trainer's own, all in one compiled program. They end early where a loss is not finite, or the
-    smoothed loss more than 4 times its lowest (above a negative one by 3 times its size).
+    arXiv:1506.01186, with a rate that grows by the same factor each time. The steps are
+    `trainer.step`. They end early where a loss is not finite, or the smoothed loss more than 4
+    times its lowest (above a negative one by 3 times its size).
 
-    **Arguments:**
+    Args:
+        trainer: Its optimizer shows its learning rate, as
+            `optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)` does; that rate is not used.
+        model_or_state: As in `Trainer.fit`. It stays as it is.
+        data: As in `Trainer.fit`. Batches smaller than the first, such as the last of an epoch, are
+            left out.
+        batch_size: As in `Trainer.fit`.
+        lowest: The learning rate of the first step.
+        highest: The learning rate of the last step.
+        updates: How many steps, from 10. With fewer batches, epoch follows epoch.
 
-    - `trainer`: its optimizer shows its learning rate, as
-      `optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)` does; that rate is not used.
-    - `model_or_state`, `data`, `batch_size`: as in `Trainer.fit`, but smaller last batches are left
-      out. The model or state stays as it is. A loader's batches, and what is needed of arrays in
-      files, are in memory all at once.
-    - `lowest`, `highest`: the learning rates of the first and of the last update.
-    - `updates`: how many, from 10. With fewer batches than that, epoch follows epoch.
+    Returns:
+        The `LearningRates`.
 
-    **Returns:** the `LearningRates`.
-
-    **Raises:** `ArgumentError`, `DataError` or `ShapeError` before compiling.
+    Raises:
+        ArgumentError, DataError, ShapeError: Before the first step.
     """
-    updates = whole_number("updates", updates, at_least=TENTH)
-    is_number = lambda rate: np.ndim(rate) == 0 and np.asarray(rate).dtype.kind in "iuf"
-    if not (is_number(lowest) and is_number(highest) and 0 < lowest < highest < np.inf):
+    updates = whole_number("updates", updates, at_least=_TENTH)
+    _check_bounds(lowest, highest)
+    is_state = isinstance(model_or_state, TrainState)
+    state = model_or_state if is_state else trainer.init(model_or_state)
+    dtype = _rate_dtype(state.opt_state)
+    batches = _batches(trainer, state, data, batch_size)
+
+    rates, losses, smoothed = [], [], []
+    memory = 1 - _TENTH / updates
+    average = 0.0
+    for rate in np.geomspace(lowest, highest, updates).astype(dtype):
+        state, info = trainer.step(_with_rate(state, rate), next(batches))
+        loss = float(info["loss"])
+        if not np.isfinite(loss):
+            break
+        average = memory * average + (1 - memory) * loss
+        rates.append(rate)
+        losses.append(loss)
+        smoothed.append(average / (1 - memory ** len(rates)))
+        low = min(smoothed)
+        if smoothed[-1] > low + (_WORST - 1) * abs(low):
+            break
+
+    made = np.array(rates, jnp.promote_types(dtype, np.float32))
+    averages = np.array(smoothed, jnp.result_type(float))
+    suggestion = _suggestion(made, averages, updates // _TENTH)
+    return LearningRates(made, np.array(losses, averages.dtype), averages, suggestion)
+
+
+def _check_bounds(lowest: Any, highest: Any) -> None:
+    kinds = [
+        np.asarray(rate).dtype.kind if np.ndim(rate) == 0 else "" for rate in (lowest, highest)
+    ]
+    if not set(kinds) <= set("iuf") or not 0 < lowest < highest < np.inf:
         raise ArgumentError(
             "lowest and highest need to be positive numbers, highest the larger; they are "
             f"{lowest!r} and {highest!r}.\n  Try lowest=1e-7, highest=10.0."
         )
-    learned = model_of(model_or_state)
-    choices = trainer._choices(*learned)
-    fresh = not isinstance(model_or_state, TrainState)
-    initial = lambda: new_state(choices, *learned, None)
-    shown = jax.eval_shape(initial).unpack() if fresh else model_or_state
-    dtype = rate_dtype(shown.opt_state)
-    objective = choices.objective
-    source, _ = checked_source(objective, *learned, data, batch_size, endless=True, shuffle=True)
-    state = initial().unpack() if fresh else with_data_state(model_or_state, None)
-    if isinstance(source, LoaderSource):
-        examples, rows = from_loader(source, data, updates)
+
+
+def _is_in(keeper: str, path: tuple) -> bool:
+    return len(path) > 1 and getattr(path[-2], "name", None) == keeper
+
+
+def _rate_dtype(opt_state: Any) -> np.dtype:
+    """Return the dtype of an optimizer's learning rate; `ArgumentError` if it cannot be set."""
+    found = optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")
+    rates = [rate for path, rate in found if _is_in("hyperparams", path)]
+    if not rates:
+        problem = "does not show its learning rate, which a range test sets."
+    elif len(rates) > 1 or np.ndim(rates[0]) > 0:
+        number = sum(np.size(rate) for rate in rates)
+        problem = f"shows {number} learning rates; a range test sets one."
+    elif any(_is_in("hyperparams_states", path) for path, _ in found):
+        # The schedule sets the rate anew in each step, whatever it was before.
+        problem = "takes its learning rate from a schedule; a range test sets a number."
     else:
-        examples, rows = from_arrays(source, batch_size, state, updates)
-    rates = np.geomspace(lowest, highest, updates).astype(dtype)
-    # The optimizer's own rate may be of another type, such as a whole number.
-    state = pack(with_rate(state, np.asarray(rates[0])))
-    made, *measured = jax.device_get(range_test(pack(choices), state, examples, rows, rates))
-    finite = np.isfinite(measured[1][:made])  # all, or all but the last
-    rates = rates.astype(jnp.promote_types(dtype, np.float32))
-    rates, losses, smoothed = (values[:made][finite] for values in (rates, *measured))
-    return LearningRates(rates, losses, smoothed, _suggestion(rates, smoothed, updates // TENTH))
+        dtype = jnp.result_type(rates[0])
+        return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
+    line = "Try optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)."
+    raise ArgumentError(f"the optimizer {problem}\n  {line}")
+
+
+def _with_rate(state: TrainState, rate: np.generic) -> TrainState:
+    """Set the learning rate in the optimizer's state, an array as it was."""
+    opt_state = optax.tree_utils.tree_set(
+        state.opt_state,
+        lambda path, _: _is_in("hyperparams", path),
+        learning_rate=np.asarray(rate),
+    )
+    return replace(state, opt_state=opt_state)
+
+
+def _batches(
+    trainer: Trainer, state: TrainState, data: Any, batch_size: int | None
+) -> Iterator[PyTree]:
+    """Check the data as `fit` does; then give its full batches, epoch after epoch."""
+    order: Any = {"endless": True, "shuffle": True}
+    measured = (trainer._objective.recorded, state.model, state.model_state)
+    source, _ = checked_source(*measured, data, batch_size, **order)
+    source.begin(state.key)
+    full = len(jax.tree.leaves(source.example)[0]) if batch_size is None else batch_size
+    for epoch in itertools.count(int(state.epoch)):
+        if isinstance(source, ArraySource):
+            batches = source.batches(epoch)
+        else:
+            batches = data() if is_function(data) else data
+        # PyTorch's loaders give lists.
+        given = (tuple(batch) if isinstance(batch, list) else batch for batch in batches)
+        number = 0
+        for batch in given:
+            if len(jax.tree.leaves(batch)[0]) >= full:
+                number += 1
+                yield batch
+        if number == 0:
+            raise DataError(
+                f"data has no batch of {full} examples when it is read again."
+                "\n  Pass a list, or an object whose __iter__ starts afresh."
+            )
 
 
 def _suggestion(rates: np.ndarray, smoothed: np.ndarray, tenth: int) -> float | None:
+    """Find the rate in the middle of the steepest fall; `None` if the loss never falls."""
     after = smoothed[tenth:]
     # What comes after the lowest is no training, though it may fall steeply from a great height.
     falling = after[: np.argmin(after) + 1] if len(after) else after
     if len(falling) < 2:
         return None
     stretch = min(tenth, len(falling) - 1)
-    # The rate grows by the same factor each time. A loss is measured before its own update.
+    # The rate grows by the same factor each time. A loss is measured before its own step.
     steepest = np.argmin(falling[stretch:] - falling[:-stretch])
     return float(rates[tenth + steepest + stretch // 2])

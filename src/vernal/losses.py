@@ -1,13 +1,13 @@
-"""How bad is it: losses over one example, averaged over the examples.
+"""Losses over one example, averaged over the examples of a batch.
 
 A loss is any callable `loss(model, batch, key)` that returns a scalar, or a scalar and a dict of
-scalar metrics. Those below take a batch `(x, y)` or `(x, y, sample_weight)`.
+scalar metrics; see `Loss`. The losses below take a batch `(x, y)` or `(x, y, sample_weight)`.
 """
 
 import abc
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import equinox as eqx
 import jax
@@ -20,23 +20,38 @@ from vernal._data.files import blocks
 from vernal.errors import DataError, ExamplesError, ShapeError, joined, kind
 
 
+class Loss(Protocol):
+    """A loss: the extension point of a `Trainer`."""
+
+    def __call__(self, model: Any, batch: Any, key: Any, /) -> Any:
+        """Measure a model on a batch: a scalar, or `(scalar, dict of scalar metrics)`."""
+
+
+class StatefulLoss(Protocol):
+    """A loss for a model with a state."""
+
+    def __call__(self, model: Any, batch: Any, key: Any, model_state: Any, /) -> Any:
+        """Measure a model on a batch: `(scalar, dict of scalar metrics, new model_state)`."""
+
+
 def forward(
     model: Callable, x: PyTree[Array], key: PRNGKeyArray | None = None, model_state: PyTree = None
 ) -> tuple[Array, PyTree]:
     """Apply a model of one example to each of a batch, under `jax.vmap(..., axis_name="batch")`.
 
-    **Arguments:**
+    Args:
+        model: Called as `model(example)`, with `key=...` if it takes a `key`. If there is a
+            `model_state`, and the model takes a second argument, it is called as
+            `model(example, model_state)` and returns `(output, model_state)`.
+        x: An array, or PyTree of arrays, with the examples along the leading axis.
+        key: Split into one key an example; `None` gives the model no key, unless it needs one.
+        model_state: Such as the running statistics of `eqx.nn.BatchNorm`.
 
-    - `model`: called as `model(example)`, with `key=...` if it takes a `key`; or, if there is a
-      `model_state` and it takes a second argument, as `model(example, model_state)`, which returns
-      `(output, model_state)`.
-    - `x`: an array, or PyTree of arrays, with the examples along the leading axis.
-    - `key`: split into one key an example; `None` gives the model no key, unless it needs one.
-    - `model_state`: such as the running statistics of `eqx.nn.BatchNorm`.
+    Returns:
+        The outputs, with the examples along the leading axis, and the new model state.
 
-    **Returns:** the outputs, with the examples along the leading axis, and the new model state.
-
-    **Raises:** `ShapeError` if the new state is not the same for all examples, or not returned.
+    Raises:
+        ShapeError: If the new state is not the same for all examples, or not returned.
     """
     parameters = _parameters(model)
     parameter = parameters.get("key")
@@ -45,12 +60,11 @@ def forward(
     keys = None
     if key is not None and parameter is not None:
         keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
-
-    stateful = model_state is not None and _is_stateful(parameters)
+    is_stateful = model_state is not None and _takes_state(parameters)
 
     def of_example(example, key):
         named = {} if key is None else {"key": key}
-        if not stateful:
+        if not is_stateful:
             return model(example, **named), None
         # A copy: an `eqx.nn.State` serves once.
         result = model(example, jax.tree.map(lambda leaf: leaf, model_state), **named)
@@ -63,7 +77,6 @@ def forward(
 
     try:
         outputs, new = jax.vmap(of_example, out_axes=(0, None), axis_name="batch")(x, keys)
-        return outputs, new if stateful else model_state
     except ValueError as error:
         if "out_axes" not in str(error):
             raise
@@ -71,30 +84,33 @@ def forward(
             f"the model_state that {type(model).__name__} returns differs from example to example."
             '\n  Average it over the batch: jax.lax.pmean(value, "batch").'
         ) from error
+    return outputs, new if is_stateful else model_state
 
 
 def predictions(
     model: Callable, x: PyTree[Array], key: PRNGKeyArray | None = None, model_state: PyTree = None
 ) -> Array:
-    """The outputs of `forward`, without the new model state."""
-    return forward(model, x, key, model_state)[0]
+    """Apply a model to a batch, as `forward` does, and leave out the new model state."""
+    outputs, _ = forward(model, x, key, model_state)
+    return outputs
 
 
 def _parameters(model: Callable) -> Mapping[str, inspect.Parameter]:
-    call = model if inspect.isfunction(model) else type(model).__call__
-    parameters = inspect.signature(call).parameters
-    return parameters if inspect.isfunction(model) else dict(list(parameters.items())[1:])
+    if inspect.isfunction(model):
+        return inspect.signature(model).parameters
+    parameters = inspect.signature(type(model).__call__).parameters
+    return dict(list(parameters.items())[1:])  # without `self`
 
 
-def _is_stateful(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    """Whether there is a second positional argument, besides a key."""
+def _takes_state(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Say whether there is a second positional argument, besides a key."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = [name for name, p in parameters.items() if p.kind in positional and name != "key"]
     return len(names) > 1
 
 
 def weighted_mean(values: Array, weight: Array | None) -> Array:
-    """The average over examples, each first averaged itself; 0 if the weights are all zero."""
+    """Average over examples, each first averaged itself; 0 if the weights are all zero."""
     if weight is None:
         return jnp.mean(values)
     per_example = jnp.mean(values.reshape(len(values), -1), axis=1)
@@ -111,10 +127,10 @@ class AbstractSupervised(eqx.Module):
 
     @abc.abstractmethod
     def of_example(self, prediction: Array, target: Array) -> Array:
-        """The loss of one example: a scalar, or an array that is averaged."""
+        """Measure one example: a scalar, or an array that is averaged."""
 
     def target_shape(self, prediction_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that a batch's targets need, given its predictions'."""
+        """Return the shape that a batch's targets need, given its predictions' shape."""
         return prediction_shape
 
     def __call__(
@@ -126,17 +142,18 @@ class AbstractSupervised(eqx.Module):
     ) -> Any:
         """Average the loss over a batch.
 
-        **Arguments:**
+        Args:
+            model: A model of one example.
+            batch: `(x, y)` or `(x, y, sample_weight)`, with the examples along the leading axes.
+            key: For models that take one, such as those with dropout.
+            model_state: For models that have one.
 
-        - `model`: a model of one example.
-        - `batch`: `(x, y)` or `(x, y, sample_weight)`, with the examples along the leading axes.
-        - `key`: for models that take one, such as those with dropout.
-        - `model_state`: for models that have one.
+        Returns:
+            A scalar; with a `model_state`, `(scalar, {}, model_state)`.
 
-        **Returns:** a scalar; with a `model_state`, `(scalar, {}, model_state)`.
-
-        **Raises:** `ShapeError` if predictions and targets differ in shape; `DataError` if the
-        batch is not such a tuple.
+        Raises:
+            ShapeError: If predictions and targets differ in shape.
+            DataError: If the batch is not such a tuple.
         """
         x, y, weight = self.parts_of(batch)
         prediction, new_state = forward(model, x, key, model_state)
@@ -149,8 +166,17 @@ class AbstractSupervised(eqx.Module):
         return weighted_mean(jax.vmap(self.of_example)(prediction, y), weight)
 
     def parts_of(self, batch: PyTree) -> tuple[PyTree, Array, Array | None]:
-        """A batch's x, y and sample weights, or `None`; `DataError` if it is no such tuple."""
-        return _unpack(batch, type(self).__name__)
+        """Split a batch in x, y and sample weights, or `None`; `DataError` if it has not these."""
+        name = type(self).__name__
+        if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+            raise DataError(
+                f"{name} needs batches (x, y) or (x, y, sample_weight); it is given "
+                f"{kind(batch)}.\n  For other batches write a function loss(model, batch, key)."
+            )
+        x, y = batch[:2]
+        if y is None:
+            raise DataError(f"{name} needs targets; y is None.")
+        return x, y, batch[2] if len(batch) == 3 else None
 
     def _check(self, prediction, y, weight):
         # Never a broadcast: (N,) against (N, 1) would train on N x N differences, in silence.
@@ -173,18 +199,6 @@ class AbstractSupervised(eqx.Module):
                     f"but {name} needs {y.shape[:1]}, one weight an example.",
                 )
             )
-
-
-def _unpack(batch, name: str):
-    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-        raise DataError(
-            f"{name} needs batches (x, y) or (x, y, sample_weight); it is given "
-            f"{kind(batch)}.\n  For other batches write a function loss(model, batch, key)."
-        )
-    x, y, weight = (*batch, None)[:3]
-    if y is None:
-        raise DataError(f"{name} needs targets; y is None.")
-    return x, y, weight
 
 
 class Supervised(AbstractSupervised):
@@ -230,7 +244,7 @@ class BinaryCrossEntropy(AbstractSupervised):
 
     def check_labels(self, y: Array, prediction_shape: tuple[int, ...]) -> None:
         """Raise `ExamplesError` if not all labels are from 0 to 1."""
-        _check_range("BinaryCrossEntropy", y, 1, "", two="(y + 1) / 2")
+        _check_range(y, 1, "BinaryCrossEntropy needs 0 to 1", for_signs="(y + 1) / 2")
 
     def of_example(self, prediction, target):
         label = jnp.asarray(target, prediction.dtype)
@@ -251,8 +265,9 @@ class CrossEntropy(AbstractSupervised):
 
     def check_labels(self, y: Array, prediction_shape: tuple[int, ...]) -> None:
         """Raise `ExamplesError` if there is a label without a logit."""
-        why = f" for predictions of shape {prediction_shape}"
-        _check_range("CrossEntropy", y, prediction_shape[-1] - 1, why, two="(y + 1) // 2")
+        most = prediction_shape[-1] - 1
+        needed = f"CrossEntropy needs 0 to {most} for predictions of shape {prediction_shape}"
+        _check_range(y, most, needed, for_signs="(y + 1) // 2")
 
     def of_example(self, prediction, target):
         if not jnp.issubdtype(target.dtype, jnp.integer):
@@ -260,24 +275,31 @@ class CrossEntropy(AbstractSupervised):
         return optax.losses.softmax_cross_entropy_with_integer_labels(prediction, target)
 
 
-def _check_range(name: str, y: Array, most: int, why: str, two: str) -> None:
-    """Raise `ExamplesError` if labels are not from 0 to `most`; `two` mends those of -1 and 1."""
-    for start, labels in blocks(y):
-        if len(bad := np.argwhere((labels < 0) | (labels > most))):
-            where = ", ".join(map(str, [start + bad[0][0], *bad[0][1:]]))
-            given = f"y[{where}] is {labels[tuple(bad[0])]},"
-            break
-    else:
+def _check_range(y: Array, most: int, needed: str, *, for_signs: str) -> None:
+    """Raise `ExamplesError` if labels are not from 0 to `most`; `for_signs` fixes -1 and 1."""
+    wrong = _first_out_of_range(y, most)
+    if wrong is None:
         return
     low = float(min(part.min() for _, part in blocks(y)))
     high = float(max(part.max() for _, part in blocks(y)))
-    signs = (low, high) == (-1, 1) and all(np.all(np.abs(part) == 1) for _, part in blocks(y))
-    fits = {
-        "y - 1": low == 1 and high <= most + 1,
-        two: signs,
-        "y + 1": low == -1 and high <= most - 1,
-    }
-    hint = next((f"\n  Try {line}." for line, does in fits.items() if does), "")
+    hint = ""
     if most == 0:
         hint = "\n  Two classes and one logit are for losses.BinaryCrossEntropy()."
-    raise ExamplesError(joined(given, f"but {name} needs 0 to {most}{why}.") + hint)
+    elif low == 1 and high <= most + 1:
+        hint = "\n  Try y - 1."
+    elif (low, high) == (-1, 1) and all(np.all(np.abs(part) == 1) for _, part in blocks(y)):
+        hint = f"\n  Try {for_signs}."
+    elif low == -1 and high <= most - 1:
+        hint = "\n  Try y + 1."
+    raise ExamplesError(joined(f"{wrong},", f"but {needed}.") + hint)
+
+
+def _first_out_of_range(y: Array, most: int) -> str | None:
+    """Say where the first label out of range is: `y[3] is 4`."""
+    for start, labels in blocks(y):
+        wrong = np.argwhere((labels < 0) | (labels > most))
+        if len(wrong):
+            row, *rest = wrong[0]
+            place = ", ".join(map(str, [start + row, *rest]))
+            return f"y[{place}] is {labels[tuple(wrong[0])]}"
+    return None

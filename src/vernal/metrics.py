@@ -1,8 +1,8 @@
-"""What else to measure: functions of one example's prediction and target.
+"""Metrics: functions of one example's prediction and target.
 
 `Trainer(..., metrics={"accuracy": metrics.accuracy})` takes any `fn(prediction, target)` of one
-example, and averages it over the examples, by their weights. What is no such average is an
-`AbstractMetric`.
+example, and averages it over the examples, by their weights. A metric that is not such an average
+is an `AbstractMetric`.
 """
 
 import abc
@@ -20,34 +20,36 @@ from vernal.losses import weighted_mean
 
 
 class AbstractMetric(eqx.Module):
-    """A quantity that is made from averages over examples, but is not one itself.
+    """A quantity that is made from averages over examples, but is not an average itself.
 
-    The averages are taken batch by batch. Put together by the batches' weights they are those over
-    all examples, however these were divided.
+    The averages are taken batch by batch. Weighted by the batches' weights, they give the averages
+    over all examples, however the examples were divided into batches.
+
+    Attributes:
+        recorded: Whether `fit` records it, one number a step; otherwise only `evaluate` measures
+            it.
     """
 
-    # Whether `fit` records it, a number an update; otherwise only `evaluate` measures it.
     recorded: ClassVar[bool] = True
 
     @abc.abstractmethod
     def of_batch(self, prediction: Array, target: Array, weight: Array | None) -> PyTree[Array]:
-        """Averages over one batch.
+        """Average over one batch.
 
-        **Arguments:**
-
-        - `prediction`, `target`: with the examples along the leading axis.
-        - `weight`: one weight an example, or `None`.
+        Args:
+            prediction: With the examples along the leading axis.
+            target: With the examples along the leading axis.
+            weight: One weight per example, or `None`.
         """
 
     @abc.abstractmethod
     def value(self, mean: PyTree, spread: PyTree, total) -> Any:
-        """The quantity itself. Uses arithmetic only, which JAX's and NumPy's arrays share.
+        """Compute the quantity, with arithmetic that JAX's and NumPy's arrays share.
 
-        **Arguments:**
-
-        - `mean`: the averages of `of_batch` over all batches.
-        - `spread`: their variances from batch to batch; 0 for a single one.
-        - `total`: the sum of the examples' weights.
+        Args:
+            mean: The averages of `of_batch` over all batches.
+            spread: Their variances from batch to batch; 0 for a single batch.
+            total: The sum of the examples' weights.
         """
 
 
@@ -64,16 +66,19 @@ class Mean(AbstractMetric):
 
 
 def accuracy(prediction: Array, target: Array) -> Array:
-    """Whether the largest logit is the target's; of a single logit, whether its sign is right.
+    """Say whether the largest logit is the target's; of a single logit, whether its sign is right.
 
-    **Arguments:**
+    Args:
+        prediction: Logits or probabilities of shape `(..., classes)`; or single logits.
+        target: Labels, without the last axis, or one-hot, with it; for single logits 0 or 1.
 
-    - `prediction`: logits or probabilities of shape `(..., classes)`; or single logits.
-    - `target`: labels, without the last axis, or one-hot, with it; for single logits 0 or 1.
+    Returns:
+        1.0 or 0.0, of shape `(...)`.
 
-    **Raises:** `ShapeError` for any other shapes.
+    Raises:
+        ShapeError: For any other shapes.
     """
-    chosen, label = _classes("accuracy", prediction, target)[1:]
+    _, chosen, label = _classes("accuracy", prediction, target)
     return jnp.asarray(chosen == label, jnp.float32)
 
 
@@ -83,20 +88,25 @@ class _TopK(eqx.Module):
     def __call__(self, prediction: Array, target: Array) -> Array:
         logits, _, label = _classes("top_k", prediction, target)
         own = jnp.take_along_axis(logits, label[..., None], axis=-1)
-        # Counted like this, a nan is above every logit.
+        # Counted like this, NaN is above every logit.
         above = jnp.sum(~(logits <= own), axis=-1)
         return jnp.asarray(above < self.k, jnp.float32)
 
 
 def top_k(k: int) -> Callable[[Array, Array], Array]:
-    """Whether the target's logit is among the `k` largest: a metric, as in `accuracy`."""
+    """Make the metric that says whether the target's logit is among the `k` largest.
+
+    Args:
+        k: From 1. The shapes are as in `accuracy`.
+    """
     return _TopK(k)
 
 
 def mean_absolute_error(prediction: Array, target: Array) -> Array:
-    """|prediction - target|.
+    """Compute |prediction - target|.
 
-    **Raises:** `ShapeError` if they differ in shape.
+    Raises:
+        ShapeError: If the two differ in shape.
     """
     _same_shape("mean_absolute_error", prediction, target)
     return jnp.abs(prediction - target)
@@ -105,22 +115,20 @@ def mean_absolute_error(prediction: Array, target: Array) -> Array:
 class R2(AbstractMetric):
     """The coefficient of determination R² = 1 - Σ(target - prediction)² / Σ(target - mean)².
 
-    The mean is that of all targets, so R² is no average over examples or batches. By the law of
-    total variance the variance of all targets is the average of the batches' variances and the
-    variance of their means. The average over outputs if an example has several. Where the targets
-    do not vary it is 1 for perfect predictions, else 0, as in scikit-learn's `r2_score`.
+    The mean is the mean of all targets, so R² is not an average over examples or batches. By the
+    law of total variance, the variance of all targets is the average of the batches' variances plus
+    the variance of their means. If an example has several outputs, R² is averaged over them. Where
+    the targets do not vary, it is 1 for perfect predictions, else 0, as in scikit-learn's
+    `r2_score`.
     """
 
     def of_batch(self, prediction, target, weight):
         _same_shape("r2", prediction, target)
         target = jnp.asarray(target, prediction.dtype)
-        average = lambda values: _average(values, weight)
-        mean = average(target)
-        return {
-            "residual": average((target - prediction) ** 2),
-            "mean": mean,
-            "variance": average((target - mean[None]) ** 2),
-        }
+        mean = _average(target, weight)
+        residual = _average((target - prediction) ** 2, weight)
+        variance = _average((target - mean[None]) ** 2, weight)
+        return {"residual": residual, "mean": mean, "variance": variance}
 
     def value(self, mean, spread, total):
         variance = mean["variance"] + spread["mean"]
@@ -132,20 +140,22 @@ class R2(AbstractMetric):
 
 
 class ConfusionMatrix(AbstractMetric):
-    """How many examples of each class, a row, were taken for which, a column.
+    """Counts of examples: rows are true classes, columns are predicted classes.
 
-    With sample weights the sums of these. Measured by `evaluate`, and not recorded by `fit`.
+    With sample weights, sums of weights. `evaluate` measures it; `fit` does not record it.
     """
 
     recorded = False
 
     def of_batch(self, prediction, target, weight):
-        logits, chosen, label = jax.vmap(lambda p, t: _classes("confusion_matrix", p, t))(
-            prediction, target
-        )
-        one_hot = lambda classes: jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
-        taken = lambda label, chosen: jnp.einsum("...i,...j->ij", one_hot(label), one_hot(chosen))
-        return _average(jax.vmap(taken)(label, chosen), weight)
+        def of_example(prediction, target):
+            logits, chosen, label = _classes("confusion_matrix", prediction, target)
+            classes = logits.shape[-1]
+            row = jax.nn.one_hot(label, classes, dtype=logits.dtype)
+            column = jax.nn.one_hot(chosen, classes, dtype=logits.dtype)
+            return jnp.einsum("...i,...j->ij", row, column)
+
+        return _average(jax.vmap(of_example)(prediction, target), weight)
 
     def value(self, mean, spread, total):
         counts = mean * total
@@ -158,7 +168,7 @@ confusion_matrix = ConfusionMatrix()
 
 
 def _average(values: Array, weight: Array | None) -> Array:
-    """The average over the examples alone."""
+    """Average over the examples alone."""
     if weight is None:
         return jnp.mean(values, axis=0)
     total = jnp.sum(weight)
@@ -166,11 +176,11 @@ def _average(values: Array, weight: Array | None) -> Array:
 
 
 def _classes(name: str, prediction: Array, target: Array) -> tuple[Array, Array, Array]:
-    """Logits of shape `(..., classes)`, the chosen classes, the labels: each of shape `(...)`."""
+    """Return logits of shape `(..., classes)`; the chosen classes and labels of shape `(...)`."""
     shape = jnp.shape(prediction)
     if shape == jnp.shape(target) and shape[-1:] in ((), (1,)):
         logits = jnp.stack([jnp.zeros_like(prediction), prediction], axis=-1)
-        # A nan is in neither class.
+        # NaN is in neither class.
         chosen = jnp.where(jnp.isnan(prediction), -1, prediction > 0)
         return logits, chosen, jnp.asarray(target > 0.5, jnp.int32)
     if shape == jnp.shape(target):

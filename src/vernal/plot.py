@@ -2,26 +2,59 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any, Protocol
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import ArrayLike, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
+from vernal import losses
 from vernal._data.arrays import as_arrays
-from vernal._training.checks import model_of
-from vernal._training.evaluate import compiled_apply
-from vernal._training.history import History
-from vernal._training.jit import pack
-from vernal._training.preflight import preflight
-from vernal._training.state import TrainState
-from vernal.errors import MissingExtraError, ShapeError
-from vernal.learning_rate import LearningRates
+from vernal.errors import MissingExtraError, ShapeError, short_traceback
 
 # Where predictions are drawn: enough that a curve is smooth at any size of picture.
 _POINTS = 500
 # A loss curve is drawn in so many stretches, at up to four points each: more than a picture has
 # columns.
 _STRETCHES = 1000
+
+
+class Record(Protocol):
+    """What `history` draws: a `vernal.History`, or anything with its `steps` and `epochs`."""
+
+    @property
+    def steps(self) -> Mapping[str, np.ndarray]:
+        """Name -> one value a step."""
+        ...
+
+    @property
+    def epochs(self) -> Mapping[str, np.ndarray]:
+        """Name -> one value an epoch."""
+        ...
+
+
+class RangeTest(Protocol):
+    """What `learning_rates` draws: a `vernal.LearningRates`."""
+
+    @property
+    def rates(self) -> np.ndarray:
+        """The learning rate of each step."""
+        ...
+
+    @property
+    def losses(self) -> np.ndarray:
+        """The loss of each step."""
+        ...
+
+    @property
+    def smoothed(self) -> np.ndarray:
+        """The average of the losses so far."""
+        ...
+
+    @property
+    def suggestion(self) -> float | None:
+        """The learning rate to mark, if there is one."""
+        ...
 
 
 def _axes(ax):
@@ -35,27 +68,27 @@ def _axes(ax):
     return plt.subplots()[1] if ax is None else ax
 
 
-def history(record: History, *, ax=None, label: str | None = None):
+def history(record: Record, *, ax=None, label: str | None = None):
     """Draw the loss curve: an epoch's average each, validation's too.
 
     Of very many epochs only some are drawn, the extremes among them: the picture is the same.
 
-    **Arguments:**
+    Args:
+        record: A `vernal.History`.
+        ax: matplotlib's axes to draw on; `None` makes new ones.
+        label: A name for the run, where one picture shows several.
 
-    - `ax`: matplotlib's axes to draw on; `None` makes new ones.
-    - `label`: what to call the run, where one picture shows several.
-
-    **Returns:** the axes.
+    Returns:
+        The axes.
     """
     ax = _axes(ax)
-    curves = {n: v for n, v in record.epochs.items() if n in ("loss", "val_loss")}
+    curves = {name: record.epochs[name] for name in record.epochs if name in ("loss", "val_loss")}
     drawn = curves or {"loss": record.steps.get("loss", np.empty(0))}
     positive = True
     for name, values in drawn.items():
         places = _places(values)
-        named = name if label is None else label if name == "loss" else f"{label}: {name}"
-        ax.plot(places + 1, values[places], label=named)
-        positive &= bool(np.all(values[places] > 0))
+        ax.plot(places + 1, values[places], label=_curve_name(name, label))
+        positive = positive and bool(np.all(values[places] > 0))
     if positive:
         ax.set_yscale("log")
     ax.set_xlabel("epoch" if curves else "update")
@@ -65,10 +98,16 @@ def history(record: History, *, ax=None, label: str | None = None):
     return ax
 
 
-def _places(values: np.ndarray) -> np.ndarray:
-    """Where to draw a curve: at each finite value; or, of very many, as few as look the same.
+def _curve_name(name: str, label: str | None) -> str:
+    if label is None:
+        return name
+    return label if name == "loss" else f"{label}: {name}"
 
-    Those are the first, last, lowest and highest of each stretch: the M4 of Jugel et al., *M4: a
+
+def _places(values: np.ndarray) -> np.ndarray:
+    """Choose where to draw a curve: at each finite value; of very many, at as few as look the same.
+
+    These are the first, last, lowest and highest of each stretch: the M4 of Jugel et al., *M4: a
     visualization-oriented time series data aggregation*, 2014.
     """
     if len(values) <= 4 * _STRETCHES:
@@ -77,20 +116,21 @@ def _places(values: np.ndarray) -> np.ndarray:
     for start, stop in pairwise(np.linspace(0, len(values), _STRETCHES + 1).astype(int)):
         known = start + np.flatnonzero(np.isfinite(values[start:stop]))
         if len(known):
-            low, high = known[values[known].argmin()], known[values[known].argmax()]
+            low = known[values[known].argmin()]
+            high = known[values[known].argmax()]
             places += sorted({known[0], low, high, known[-1]})
     return np.array(places, int)
 
 
-def learning_rates(found: LearningRates, *, ax=None):
+def learning_rates(found: RangeTest, *, ax=None):
     """Draw what a learning-rate range test measured: the loss over the rate, and the suggestion.
 
-    **Arguments:**
+    Args:
+        found: What `vernal.find_learning_rate` returns.
+        ax: matplotlib's axes to draw on; `None` makes new ones.
 
-    - `found`: what `vernal.find_learning_rate` returns.
-    - `ax`: matplotlib's axes to draw on; `None` makes new ones.
-
-    **Returns:** the axes.
+    Returns:
+        The axes.
     """
     ax = _axes(ax)
     ax.plot(found.rates, found.losses, color="0.75", label="loss")
@@ -107,31 +147,34 @@ def learning_rates(found: LearningRates, *, ax=None):
     return ax
 
 
+@short_traceback
 def predictions(
-    models: PyTree | TrainState | Mapping[str, PyTree | TrainState],
+    models: PyTree | Mapping[str, PyTree],
     data: tuple[ArrayLike, ArrayLike],
     *,
     ax=None,
 ):
-    """Draw data as points, and what models of one number make of it as lines.
+    """Draw data as points, and the predictions of models of one number as lines.
 
-    **Arguments:**
+    Args:
+        models: A model, or a `TrainState`; or a dict of several, by the names to show.
+        data: `(x, y)`, each of shape `(n,)` or `(n, 1)`: as the models are trained on.
+        ax: matplotlib's axes to draw on; `None` makes new ones.
 
-    - `models`: a model or state, or a dict of several, by the names to show.
-    - `data`: `(x, y)`, each of shape `(n,)` or `(n, 1)`: as the models are trained on.
-    - `ax`: matplotlib's axes to draw on; `None` makes new ones.
+    Returns:
+        The axes.
 
-    **Returns:** the axes.
-
-    **Raises:** `ShapeError` if an example's x, y or prediction is more than one number.
+    Raises:
+        ShapeError: If an example's x, y or prediction is more than one number.
     """
-    x, y = map(np.asarray, as_arrays(tuple(data)))
+    arrays = as_arrays(tuple(data))
+    x, y = (np.asarray(array) for array in arrays)
     _check_one_number("x", x)
     _check_one_number("y", y)
     named = models if isinstance(models, Mapping) else {"model": models}
     dtype = x.dtype if np.issubdtype(x.dtype, np.inexact) else float
     grid = np.linspace(x.min(), x.max(), _POINTS, dtype=dtype).reshape(-1, *x.shape[1:])
-    curves = {name: _predict(model, grid) for name, model in named.items()}
+    curves = {name: _predicted(model, grid) for name, model in named.items()}
     for curve in curves.values():
         _check_one_number("predictions", curve)
 
@@ -145,10 +188,30 @@ def predictions(
     return ax
 
 
-def _predict(model: PyTree | TrainState, x: np.ndarray) -> np.ndarray:
-    model, model_state = model_of(model)
-    preflight(None, eqx.nn.inference_mode(model), model_state, x)
-    return np.asarray(compiled_apply(pack((model, model_state, None)), x))
+def _predicted(model: Any, x: np.ndarray) -> np.ndarray:
+    """Apply a model to x, in inference mode; `ShapeError` if the model does not take x."""
+    model_state = None
+    if hasattr(model, "model") and hasattr(model, "model_state"):
+        model_state = model.model_state
+        model = model.model
+    model = eqx.nn.inference_mode(model)
+    try:
+        eqx.filter_eval_shape(_apply, model, model_state, x)
+    except Exception as error:
+        from vernal._explain.messages import Attempt, shape_error  # only where something failed
+
+        def measured(loss, model, x):
+            return losses.predictions(model, x, model_state=model_state)
+
+        attempt = Attempt(None, model, model_state, measured)
+        explanation = shape_error(attempt, x, error, name="x")
+        raise explanation from explanation.__cause__
+    return np.asarray(_apply(model, model_state, x))
+
+
+@eqx.filter_jit
+def _apply(model: PyTree, model_state: PyTree, x: ArrayLike) -> Array:
+    return losses.predictions(model, x, model_state=model_state)
 
 
 def _check_one_number(name: str, array: np.ndarray) -> None:

@@ -112,7 +112,7 @@ def suggestion(attempt: Attempt, batch: PyTree, given: PyTree, calls: Calls | No
 
 def _names(given: PyTree) -> list[str]:
     """Name x, y and sample_weight so that the user's own can be indexed as arrays are."""
-    names = list(PARTS)
+    names: list[str] = list(PARTS)
     indexed = (np.ndarray, np.generic, jax.Array, dict)
     parts = given if isinstance(given, tuple) else (given,)
     for i, part in enumerate(parts[: len(names)]):

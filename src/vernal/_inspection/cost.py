@@ -17,6 +17,7 @@ from vernal._training.jit import pack
 from vernal._training.state import TrainState
 from vernal._training.trainer import Trainer
 from vernal._training.update import compiled_step, new_state
+from vernal.errors import short_traceback
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Cost:
         )
 
 
+@short_traceback
 def update_jaxpr(
     trainer: Trainer,
     model_or_state: PyTree | TrainState,
@@ -73,6 +75,7 @@ def update_jaxpr(
     return traced.jaxpr
 
 
+@short_traceback
 def update_cost(
     trainer: Trainer,
     model_or_state: PyTree | TrainState,

@@ -17,6 +17,7 @@ from vernal._inspection.flops import counted_calls
 from vernal._inspection.parts import first_path, parts_of
 from vernal._training.checks import model_of
 from vernal._training.preflight import preflight
+from vernal.errors import short_traceback
 
 _HEADER = ("path", "layer", "input", "output", "trainable", "frozen", "bytes", "FLOPs")
 
@@ -124,6 +125,7 @@ def _flops(row: Row) -> _table.Cell:
     return "–" if row.flops is None else _table.number(row.flops)
 
 
+@short_traceback
 def summary(model: PyTree, x: PyTree, *, trainable: PyTree = eqx.is_inexact_array) -> Summary:
     """Make a table of a model's layers, without running or compiling it.
 

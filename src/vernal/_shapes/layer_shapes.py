@@ -111,7 +111,8 @@ def unmet(call: Call) -> Unmet | None:
         value: Any = call.arguments.get(name)
         is_lstm = isinstance(call.module, eqx.nn.LSTMCell)
         is_pair = is_lstm and name == "hidden" and isinstance(value, tuple)
-        for array in value if is_pair else (value,):
+        arrays: Any = value if is_pair else (value,)
+        for array in arrays:
             if not hasattr(array, "shape"):
                 return Unmet(call, name, kind(array), str(need), alone)
             if not need.takes_shape(array.shape):

@@ -1,7 +1,8 @@
-"""Whether choices, a model and data can be used, before anything is made of them."""
+"""Arguments of `Trainer` and its methods are checked before anything is made of them."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -51,22 +52,21 @@ def check_loss(loss) -> None:
 
 
 def check_on_nonfinite(choice) -> None:
-    """Raise `ArgumentError` if this is none of the choices there are."""
+    """Raise `ArgumentError` if this is neither "raise" nor "ignore"."""
     if choice not in ("raise", "ignore"):
         raise ArgumentError(f'on_nonfinite is {choice!r}; "raise" or "ignore" is needed.')
 
 
 def checked_objective(loss, metrics, compute_dtype) -> Objective:
-    """What to measure; `ArgumentError` if one of the choices cannot be used."""
+    """Put together what to measure; `ArgumentError` if one of the choices cannot be used."""
     check_loss(loss)
-    return Objective(loss, _checked_metrics(metrics, loss), _checked_dtype(compute_dtype))
+    return Objective(loss, checked_metrics(metrics, loss), checked_dtype(compute_dtype))
 
 
 def check_stateful(loss: Callable | None, model: PyTree, model_state: PyTree) -> None:
     """Raise `ArgumentError` if loss, model and model state do not go together."""
-    is_index = lambda node: isinstance(node, eqx.nn.StateIndex)
     name = type(model).__name__
-    if model_state is None and any(map(is_index, jax.tree.leaves(model, is_leaf=is_index))):
+    if model_state is None and _needs_state(model):
         raise ArgumentError(
             f"{name} has layers with a state, such as BatchNorm, and is given without it."
             f"\n  Make both: model, model_state = eqx.nn.make_with_state({name})(...),"
@@ -89,8 +89,19 @@ def check_stateful(loss: Callable | None, model: PyTree, model_state: PyTree) ->
     )
 
 
-def _checked_metrics(metrics, loss: Callable) -> dict[str, AbstractMetric]:
-    """Metrics by name, each as an `AbstractMetric`; `ArgumentError` if they cannot be measured."""
+def _needs_state(model: PyTree) -> bool:
+    def is_index(node):
+        return isinstance(node, eqx.nn.StateIndex)
+
+    return any(is_index(leaf) for leaf in jax.tree.leaves(model, is_leaf=is_index))
+
+
+def checked_metrics(metrics: Any, loss: Callable) -> dict[str, AbstractMetric]:
+    """Return metrics by name, each as an `AbstractMetric`.
+
+    Raises:
+        ArgumentError: If they cannot be measured.
+    """
     if metrics is None:
         return {}
     if not isinstance(metrics, Mapping):
@@ -100,27 +111,32 @@ def _checked_metrics(metrics, loss: Callable) -> dict[str, AbstractMetric]:
         )
     if metrics and not isinstance(loss, AbstractSupervised):
         raise ArgumentError(
-            "metrics are functions of predictions and targets, which a loss of one's own keeps to "
-            'itself.\n  Return them from the loss: (scalar, {"name": value}).'
+            "metrics are functions of predictions and targets, but a loss of your own measures "
+            'both.\n  Return the metrics from the loss: (scalar, {"name": value}).'
         )
+    checked: dict[str, AbstractMetric] = {}
     for name, metric in metrics.items():
-        if not isinstance(name, str) or name in ("loss", "learning_rate") or name[:4] == "val_":
-            raise ArgumentError(f"{name!r} is taken, or no name; call the metric something else.")
-        is_metric = isinstance(metric, AbstractMetric) or (
-            callable(metric) and not isinstance(metric, type) and _accepts(metric, 2)
-        )
-        if not is_metric:
+        is_taken = name in ("loss", "learning_rate")
+        if not isinstance(name, str) or is_taken or name.startswith("val_"):
+            raise ArgumentError(
+                f"metrics cannot be called {name!r}; a string is needed that is not "
+                '"loss" or "learning_rate" and does not begin with "val_".'
+            )
+        if isinstance(metric, AbstractMetric):
+            checked[name] = metric
+        elif _accepts(metric, 2):
+            checked[name] = Mean(metric)
+        else:
             hint = "\n  Try metrics.top_k(5)." if metric is top_k else ""
             raise ArgumentError(
                 f"metrics[{name!r}] is {kind(metric)}; a function fn(prediction, target) of one "
                 f"example is needed, or an AbstractMetric.{hint}"
             )
-    made = lambda metric: metric if isinstance(metric, AbstractMetric) else Mean(metric)
-    return {name: made(metric) for name, metric in metrics.items()}
+    return checked
 
 
-def _checked_dtype(dtype) -> np.dtype | None:
-    """A dtype to compute in; `ArgumentError` if it is none of floating-point numbers."""
+def checked_dtype(dtype) -> np.dtype | None:
+    """Return a dtype to compute in; `ArgumentError` if it is not a floating-point dtype."""
     if dtype is None:
         return None
     try:
@@ -135,13 +151,22 @@ def _checked_dtype(dtype) -> np.dtype | None:
 
 
 def checked_callbacks(callbacks, names: Iterable[str]) -> list[Callable]:
-    """Callbacks as a list; `ArgumentError` if one is none, or waits for what is not measured."""
+    """Return callbacks as a list.
+
+    Args:
+        callbacks: Any iterable.
+        names: Everything that an epoch measures.
+
+    Raises:
+        ArgumentError: If one is not a callback, or monitors something else.
+    """
     if callable(callbacks) or not isinstance(callbacks, Iterable):
         raise ArgumentError(
             f"callbacks is {kind(callbacks)}; a list of callables is needed."
             "\n  Try callbacks=[callback]."
         )
-    listed, known = list(callbacks), list(names)
+    listed = list(callbacks)
+    known = list(names)
     for callback in listed:
         if not callable(callback) or isinstance(callback, type):
             raise ArgumentError(
@@ -149,19 +174,22 @@ def checked_callbacks(callbacks, names: Iterable[str]) -> list[Callable]:
             )
         monitor = getattr(callback, "monitor", None)
         if monitor is not None and monitor not in known:
-            hint = "\n  Pass validation_data." if monitor[:4] == "val_" else ""
+            hint = "\n  Pass validation_data." if monitor.startswith("val_") else ""
             raise ArgumentError(
-                f"{type(callback).__name__} watches {monitor!r}, which is not measured; "
+                f"{type(callback).__name__} monitors {monitor!r}, which is not measured; "
                 f"there are {', '.join(known)}.{hint}"
             )
     return listed
 
 
-def _accepts(function: Callable, arguments: int) -> bool:
+def _accepts(function: Any, arguments: int) -> bool:
+    """Say whether this is a function, or another callable instance, of so many arguments."""
+    if isinstance(function, type) or not callable(function):
+        return False
     try:
         inspect.signature(function).bind(*range(arguments))
     except TypeError:
         return False
-    except ValueError:  # no signature to be had, as for some built-in callables
+    except ValueError:  # some built-in callables have no signature
         return True
     return True

@@ -65,7 +65,7 @@ def locating(layer: Any, path: str) -> Iterator[None]:
     try:
         yield
     except ShapeError as error:
-        if error.misfit is None or error.misfit.layer is not layer:
+        if error.at is None or error.at.layer is not layer:
             raise
-        misfit = replace(error.misfit, where=f"{path} ({type(layer).__name__})")
+        misfit = replace(error.at, where=f"{path} ({type(layer).__name__})")
         raise ShapeError(str(misfit), misfit) from None
