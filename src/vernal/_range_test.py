@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from vernal._data.array_source import ArraySource
 from vernal._data.files import in_files, in_memory
 from vernal._data.loader_source import LoaderSource
-from vernal._inspection.recompilation import compiles
+from vernal._training.compilation import compiles
 from vernal._training.jit import Packed, jit_updates, pack
 from vernal._training.state import TrainState
 from vernal._training.update import parts, update

@@ -11,6 +11,11 @@ import jax
 from jaxtyping import PyTree
 
 from vernal._data.files import as_shapes
+from vernal._shapes.modules import module_paths
+
+
+# Every operation that a call makes has this and the call's number among its `jax.named_scope`s.
+SCOPE = "vernal-call-"
 
 
 @dataclass
@@ -22,22 +27,6 @@ class Call:
     arguments: dict[str, Any]  # by parameter, as they were when the call began
     result: Any = None  # None, too, if the call did not end well
     outer: "Call | None" = field(default=None, repr=False)  # the call that it was made from
-
-
-def module_paths(model: PyTree) -> dict[int, tuple[str, eqx.Module]]:
-    """Every module in a model, the model itself first: `id` -> its (first) path, and itself."""
-    found: dict[int, tuple[str, eqx.Module]] = {}
-
-    def visit(node: PyTree, path: str) -> None:
-        if isinstance(node, eqx.Module):
-            found.setdefault(id(node), (path, node))
-        inside = lambda part: part is not node and isinstance(part, eqx.Module)
-        for keys, part in jax.tree_util.tree_flatten_with_path(node, is_leaf=inside)[0]:
-            if inside(part) and id(part) not in found:
-                visit(part, path + jax.tree_util.keystr(keys))
-
-    visit(model, "")
-    return found
 
 
 def located(root: PyTree, path: str, module: eqx.Module) -> str:
@@ -61,6 +50,7 @@ class Calls:
         self.failed: Call | None = None
         self._modules = module_paths(model)
         self._frames: dict[FrameType, Call] = {}
+        self._scopes: dict[FrameType, Any] = {}
         self._open: list[Call] = []
 
     def __enter__(self) -> "Calls":
@@ -96,6 +86,10 @@ class Calls:
             if (call := self._frames.get(frame)) is not None:
                 call.result = _shapes(result)
                 self._open.remove(call)
+                self._scopes.pop(frame).__exit__(None, None, None)
+                if isinstance(call.module, eqx.nn.Shared):  # it returns copies, to be called
+                    for path, module in module_paths(result).values():
+                        self._modules[id(module)] = f"{call.path}.pytree{path}", module
         elif code.co_argcount:
             values = frame.f_locals
             module = values.get(code.co_varnames[0])
@@ -106,6 +100,8 @@ class Calls:
                 path, module = self._modules[id(module)]
                 arguments = {name: _shapes(values[name]) for name in _parameters(code)[1:]}
                 call = Call(module, path, arguments, outer=outer)
+                self._scopes[frame] = jax.named_scope(f"{SCOPE}{len(self.made)}")
+                self._scopes[frame].__enter__()
                 self.made.append(call)
                 self._open.append(call)
                 self._frames[frame] = call

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vernal._inspection.recompilation import compiles
+from vernal._training.compilation import compiles
 from vernal._training.jit import Packed, jit_updates, merge, pack, select
 from vernal._training.update import parts, update
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from vernal._data.array_source import Source
 from vernal._data.loader_source import LoaderSource
-from vernal._inspection.recompilation import compiles
+from vernal._training.compilation import compiles
 from vernal._training.averages import combined, mean
 from vernal._training.jit import Packed, pack
 from vernal._training.objective import Measured, Objective, measure, outputs

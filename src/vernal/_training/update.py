@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal._data.arrays import PARTS
-from vernal._inspection.recompilation import compiles
+from vernal._training.compilation import compiles
 from vernal._training.jit import Packed, jit_updates, pack
 from vernal._training.objective import Measured, Objective, measure, strong
 from vernal._training.state import TrainState, put_counts
