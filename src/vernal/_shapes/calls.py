@@ -13,7 +13,6 @@ from jaxtyping import PyTree
 from vernal._data.files import as_shapes
 from vernal._shapes.modules import module_paths
 
-
 # Every operation that a call makes has this and the call's number among its `jax.named_scope`s.
 SCOPE = "vernal-call-"
 

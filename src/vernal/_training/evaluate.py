@@ -13,8 +13,8 @@ from jaxtyping import Array, PyTree
 
 from vernal._data.array_source import Source
 from vernal._data.loader_source import LoaderSource
-from vernal._training.compilation import compiles
 from vernal._training.averages import combined, mean
+from vernal._training.compilation import compiles
 from vernal._training.jit import Packed, pack
 from vernal._training.objective import Measured, Objective, measure, outputs
 from vernal._training.update import named
