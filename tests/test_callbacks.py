@@ -159,7 +159,7 @@ def test_without_a_best_state_it_is_the_given_one(values):
         (lambda: callbacks.EarlyStopping(min_delta=NAN), "min_delta is nan"),
         (lambda: callbacks.EarlyStopping(min_delta=math.inf), "min_delta is inf"),
         (lambda: callbacks.EarlyStopping(min_delta="1"), "min_delta is '1'"),  # pyright: ignore
-        (lambda: callbacks.EarlyStopping(mode="most"), 'mode is \'most\'; "min", "max" or "auto"'),
+        (lambda: callbacks.EarlyStopping(mode="most"), r"mode is .most.; .*auto"),  # pyright: ignore
         (lambda: callbacks.BestState(mode=max), "mode is the function max"),  # pyright: ignore
         (lambda: callbacks.CSVLog(3), "path is 3; a path is needed"),  # pyright: ignore
         (lambda: callbacks.TensorBoard(None), "directory is None"),  # pyright: ignore
@@ -335,9 +335,9 @@ def test_csv_keeps_a_link_a_link(tmp_path):
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        (".", "itisthere,andisnofile"),
+        (".", "itexists,andisnotafile"),
         ("file/log.csv", "(Notadirectory|Fileexists)"),
-        ("pipe", "itisthere,andisnofile"),
+        ("pipe", "itexists,andisnotafile"),
         ("x" * 300, "Filenametoolong"),
     ],
 )

@@ -1,37 +1,37 @@
-"""What one update is made of, and what it costs: to be read, not run."""
+"""What one step computes, and what it costs; nothing here runs a step."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import equinox as eqx
 import jax
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import PyTree
 
 from vernal._inspection import table as _table
-from vernal._inspection.flops import cost_of, count
-from vernal._training.checks import checked_source, model_of
+from vernal._inspection.flops import count
 from vernal._training.jaxprs import LOOPS, holds
-from vernal._training.jit import pack
-from vernal._training.state import TrainState
+from vernal._training.preparation import checked_data
+from vernal._training.state import TrainState, model_of
 from vernal._training.trainer import Trainer
-from vernal._training.update import compiled_step, new_state
+from vernal._training.update import update
 from vernal.errors import short_traceback
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What XLA says that one compiled update takes. Sizes are in bytes; `None` is not known.
+    """What one compiled step costs, as XLA says. Sizes are in bytes; `None` means unknown.
 
-    **Attributes:**
-
-    - `batch_size`: how many examples the update is made on.
-    - `flops`: floating-point operations, as XLA counts them.
-    - `bytes_accessed`: read and written, by all operations together.
-    - `peak_memory`: what XLA sets aside for the update: all of the following together.
-    - `arguments`, `outputs`, `temporaries`: the state and the batch; the new state and metrics;
-      what is needed in between.
+    Attributes:
+        batch_size: Examples in the step's batch.
+        flops: Floating-point operations, as XLA counts them.
+        bytes_accessed: Bytes read and written, by all operations together.
+        peak_memory: Memory that XLA sets aside for the step, the following three together.
+        arguments: Size of the state and the batch.
+        outputs: Size of the new state and the metrics.
+        temporaries: Size of all intermediate results that exist at one time.
     """
 
     batch_size: int
@@ -43,13 +43,12 @@ class Cost:
     temporaries: int | None
 
     def __str__(self) -> str:
-        size = lambda value: "–" if value is None else _table.size(value).text
         flops = "–" if self.flops is None else _table.scaled(self.flops, "FLOP")
         return (
-            f"1 update on a batch of {self.batch_size:,}: {flops}, "
-            f"{size(self.bytes_accessed)} read and written\n"
-            f"  memory {size(self.peak_memory)}: arguments {size(self.arguments)}, "
-            f"outputs {size(self.outputs)}, in between {size(self.temporaries)}"
+            f"1 step on a batch of {self.batch_size:,}: {flops}, "
+            f"{_size(self.bytes_accessed)} read and written\n"
+            f"  memory {_size(self.peak_memory)}: arguments {_size(self.arguments)}, "
+            f"outputs {_size(self.outputs)}, temporaries {_size(self.temporaries)}"
         )
 
 
@@ -61,17 +60,25 @@ def update_jaxpr(
     *,
     batch_size: int | None = None,
 ) -> ClosedJaxpr:
-    """Trace one update to a jaxpr, JAX's own listing of a program; nothing compiles or runs.
+    """Trace one step to a jaxpr, JAX's own listing of a program; nothing compiles or runs.
 
-    Printed it shows the whole update: the model and the loss, their gradient, the optimizer.
+    A printed jaxpr shows the whole step: the model and the loss, their gradient, the optimizer.
 
-    **Arguments:** as in `Trainer.fit`; a loader's first batch is taken.
+    Args:
+        trainer: The choices.
+        model_or_state: A model, or a state to go on from.
+        data: The data as in `Trainer.fit`. Only the shapes of one batch count, of a loader's first.
+        batch_size: Examples in a batch; `None`, the default, takes all of them.
 
-    **Returns:** a `jax.extend.core.ClosedJaxpr`, as from `jax.make_jaxpr`.
+    Returns:
+        A `jax.extend.core.ClosedJaxpr`, as from `jax.make_jaxpr`.
 
-    **Raises:** `ArgumentError`, `DataError` or `ShapeError`.
+    Raises:
+        ArgumentError: An argument cannot be used.
+        DataError: The data cannot be trained on.
+        ShapeError: Model, data and loss disagree about a shape.
     """
-    traced, _ = _traced(trainer, model_or_state, data, batch_size)
+    traced, _ = _traced_step(trainer, model_or_state, data, batch_size)
     return traced.jaxpr
 
 
@@ -83,51 +90,98 @@ def update_cost(
     *,
     batch_size: int | None = None,
 ) -> Cost:
-    """Compile one update, as in `Trainer.step`, and ask XLA what it costs; nothing runs.
+    """Compile one step, and ask XLA for its cost; nothing runs.
 
-    XLA counts a loop's body once. If there is a loop in the update its FLOPs are instead counted
-    before XLA optimises, as often as the loop goes round, and `bytes_accessed` is `None`. They are
-    counted so on a GPU, too, where XLA leaves out what its libraries compute.
-    `Trainer.fit` needs less memory, as there the new state takes the old one's place.
+    XLA counts a loop's body once. The FLOPs of a step with a loop are instead counted before XLA
+    optimizes, once for each round, and `bytes_accessed` is `None`. On a GPU, too, FLOPs are counted
+    before XLA optimizes: afterwards XLA leaves out what its libraries compute.
+    `Trainer.fit` needs less memory: its new state takes the place of the old one.
 
-    **Arguments:** as in `Trainer.fit`; a loader's first batch is taken.
+    Args:
+        trainer: The choices.
+        model_or_state: A model, or a state to go on from.
+        data: The data as in `Trainer.fit`. Only the shapes of one batch count, of a loader's first.
+        batch_size: Examples in a batch; `None`, the default, takes all of them.
 
-    **Returns:** a `Cost`, to print or to read.
+    Returns:
+        A `Cost`, to print or to read.
 
-    **Raises:** `ArgumentError`, `DataError` or `ShapeError`.
+    Raises:
+        ArgumentError: An argument cannot be used.
+        DataError: The data cannot be trained on.
+        ShapeError: Model, data and loss disagree about a shape.
     """
-    traced, size = _traced(trainer, model_or_state, data, batch_size)
+    traced, examples = _traced_step(trainer, model_or_state, data, batch_size)
     compiled = traced.lower().compile()
-    costs = cost_of(compiled.cost_analysis) or {}
-    flops, accessed = costs.get("flops", math.nan), costs.get("bytes accessed", math.nan)
-    if (loops := holds(traced.jaxpr.jaxpr, *LOOPS)) or jax.default_backend() != "cpu":
-        flops, accessed = count(traced.jaxpr).total, math.nan if loops else accessed
+
+    has_loop = holds(traced.jaxpr.jaxpr, *LOOPS)
+    costs = {"flops": 0.0, **(compiled.cost_analysis() or {"flops": math.nan})}
+    flops = costs["flops"]
+    if has_loop or jax.default_backend() != "cpu":
+        flops = count(traced.jaxpr).total
+    accessed = math.nan if has_loop else costs.get("bytes accessed", math.nan)
+
     memory = compiled.memory_analysis()
     if memory is None:
-        return Cost(size, _known(flops), _known(accessed), None, None, None, None)
-    arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
+        return Cost(examples, _known(flops), _known(accessed), None, None, None, None)
+    arguments = memory.argument_size_in_bytes
+    outputs = memory.output_size_in_bytes
     temporaries = memory.temp_size_in_bytes
-    # Not XLA's own peak, which JAX has under that name: on a CPU it leaves the temporaries out.
-    peak = arguments + outputs + temporaries - memory.alias_size_in_bytes
-    return Cost(size, _known(flops), _known(accessed), peak, arguments, outputs, temporaries)
+    return Cost(
+        batch_size=examples,
+        flops=_known(flops),
+        bytes_accessed=_known(accessed),
+        # Not JAX's `peak_memory_in_bytes`, which leaves out the temporaries on a CPU.
+        peak_memory=arguments + outputs + temporaries - memory.alias_size_in_bytes,
+        arguments=arguments,
+        outputs=outputs,
+        temporaries=temporaries,
+    )
 
 
-def _traced(trainer: Trainer, model_or_state, data, batch_size) -> tuple[Any, int]:
-    """One update, traced on shapes, and the number of its examples."""
-    learned = model_of(model_or_state)
-    choices = trainer._choices(*learned)
-    source, _ = checked_source(choices.objective, *learned, data, batch_size, endless=True)
-    if isinstance(model_or_state, TrainState):
-        state = pack(model_or_state)
-    else:
-        state = jax.eval_shape(lambda: new_state(choices, *learned, None))
-    rows = jax.tree.leaves(source.example)[0].shape[0]
-    size = rows if batch_size is None else min(batch_size, rows)
-    shape = lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype)
-    batch = jax.tree.map(shape, source.example)
-    return compiled_step.jitted.trace(pack(choices), state, batch), size
+def _traced_step(
+    trainer: Trainer, model_or_state: Any, data: Any, batch_size: int | None
+) -> tuple[jax.stages.Traced, int]:
+    """Trace one step, without the loop around it, on shapes.
+
+    Returns:
+        The traced step, and how many examples are in its batch.
+    """
+    model, model_state = model_of(model_or_state)
+    choices = trainer._choices(model, model_state)
+    checked = checked_data(
+        choices.objective, model, model_state, data, batch_size=batch_size, trains=True
+    )
+    example = checked.source.example
+    state = model_or_state
+    if not isinstance(state, TrainState):
+        state = eqx.filter_eval_shape(lambda: trainer.init(model))
+
+    rows = jax.tree.leaves(example)[0].shape[0]
+    examples = rows if batch_size is None else min(batch_size, rows)
+
+    def shape(leaf):
+        return jax.ShapeDtypeStruct((examples, *leaf.shape[1:]), leaf.dtype)
+
+    def is_traced(leaf):
+        return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+
+    batch = jax.tree.map(shape, example)
+    arrays, static = eqx.partition((choices, state, batch), is_traced)
+
+    # Not `eqx.filter_jit`, which traces arrays alone: here, most are shapes.
+    def step(arrays):
+        choices, state, batch = eqx.combine(arrays, static)
+        new_state, measured, _ = update(choices, state, batch)
+        return eqx.filter(new_state, eqx.is_array), measured.info
+
+    return jax.jit(step).trace(arrays), examples
+
+
+def _size(value: int | None) -> str:
+    return "–" if value is None else _table.size(value)
 
 
 def _known(value: float) -> int | None:
-    # XLA's sign for what it does not know is a negative number.
+    """Return a whole number, or `None` for NaN and for XLA's sign for unknown, below zero."""
     return round(value) if value >= 0 else None

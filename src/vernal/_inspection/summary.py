@@ -1,8 +1,9 @@
 """A model's table: its modules, what goes through them, what they hold, and what they cost."""
 
-import dataclasses
+import html
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,187 +14,164 @@ from jaxtyping import PyTree
 
 from vernal._data.arrays import as_arrays
 from vernal._inspection import table as _table
-from vernal._inspection.flops import counted_calls
-from vernal._inspection.parts import first_path, parts_of
+from vernal._inspection.flops import OUTSIDE, counted_calls
+from vernal._inspection.rows import Row, counting_path, held_rows
 from vernal._training.checks import model_of
 from vernal._training.preflight import preflight
 from vernal.errors import short_traceback
 
-_HEADER = ("path", "layer", "input", "output", "trainable", "frozen", "bytes", "FLOPs")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One module of a model, by itself: without what its own modules hold and do.
-
-    **Attributes:**
-
-    - `path`: where it is, such as `MLP.layers[0]`.
-    - `layer`: its type's name; "array" for a shared array.
-    - `inputs`, `outputs`: the arrays of its first call, without a batch's axis.
-    - `trainable`, `frozen`: numbers in the arrays that it holds.
-    - `bytes`: what these take.
-    - `calls`: how often it is called for one example; `None` if that is not known beforehand.
-    - `flops`: of all these calls, for one example; `None` if XLA cannot say.
-    - `shared_with`: the path where this is counted, if it is the same thing as there.
-    """
-
-    path: str
-    layer: str
-    trainable: int = 0
-    frozen: int = 0
-    bytes: int = 0
-    shared_with: str | None = None
-    inputs: tuple[jax.ShapeDtypeStruct, ...] = ()
-    outputs: tuple[jax.ShapeDtypeStruct, ...] = ()
-    calls: int | None = 0
-    flops: int | None = 0
-
 
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """What `summary` found: a table when printed, `rows` for programs.
+    """The result of `vernal.summary`: a table when printed, `rows` for programs.
 
     The totals are the sums of the columns.
+
+    Attributes:
+        rows: A row for each module, in the order of the model's fields.
     """
 
     rows: tuple[Row, ...]
 
     @property
     def trainable(self) -> int:
-        """Numbers that training changes."""
+        """How many numbers training changes."""
         return sum(row.trainable for row in self.rows)
 
     @property
     def frozen(self) -> int:
-        """Numbers that training leaves alone."""
+        """How many numbers training leaves alone."""
         return sum(row.frozen for row in self.rows)
 
     @property
     def bytes(self) -> int:
-        """What all arrays take, each counted once."""
+        """The size of all arrays, each counted once."""
         return sum(row.bytes for row in self.rows)
 
     @property
     def flops(self) -> int | None:
-        """Floating-point operations of the forward pass of one example; `None` if not known."""
+        """Floating-point operations of the forward pass of one example; `None` if unknown."""
         flops = [row.flops for row in self.rows if row.flops is not None]
         return sum(flops) if len(flops) == len(self.rows) else None
 
     def __str__(self) -> str:
-        return f"{_table.as_text(_HEADER, self._cells())}\n{self._caption()}"
+        labels = _labels([row.path for row in self.rows])
+        # Nothing is lost without these: the total is in the caption, an input is another's output.
+        optional = ["input"] if self.frozen else ["frozen", "input"]
+        table = _table.as_text(self._columns(labels), optional=optional)
+        return "\n".join([table, *self._notes()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return _table.as_html(_HEADER, self._cells(), self._caption())
+        table = _table.as_html(self._columns([row.path for row in self.rows]))
+        return table + "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
 
-    def _caption(self) -> str:
-        count = self.trainable + self.frozen
-        size = _table.size(self.bytes).text.replace(" B", " bytes")
-        return (
-            f"{count:,} parameter{'s' * (count != 1)}, {size}. "
-            "Shapes and FLOPs are those of one example."
-        )
-
-    def _cells(self) -> list[list[_table.Cell]]:
+    def _columns(self, paths: list[str]) -> dict[str, list[str]]:
         total = Row("total", "", self.trainable, self.frozen, self.bytes, calls=1, flops=self.flops)
-        held = lambda count, cell, row: cell(count) if count or row is total else ""
-        return [
-            [
-                row.path,
-                row.layer + {0: "", 1: "", None: " ×?"}.get(row.calls, f" ×{row.calls}"),
-                *_arrays(row),
-                held(row.trainable, _table.number, row),
-                held(row.frozen, _table.number, row),
-                held(row.bytes, _table.size, row),
-                _flops(row),
-            ]
-            for row in (*self.rows, total)
+        rows = [*self.rows, total]
+        return {
+            "path": [*paths, "total"],
+            "layer": [_times(row.calls) + row.layer for row in rows],
+            "input": [_table.shapes(row.inputs) for row in rows],
+            "output": ["shared" if row.shared_with else _table.shapes(row.outputs) for row in rows],
+            "trainable": [_held(_table.count, row.trainable, row is total) for row in rows],
+            "frozen": [_held(_table.count, row.frozen, row is total) for row in rows],
+            "bytes": [_held(_table.size, row.bytes, row is total) for row in rows],
+            "FLOPs": [_flops(row) for row in rows],
+        }
+
+    def _notes(self) -> list[str]:
+        shared = [
+            f"{row.path} is shared with {row.shared_with}, and counted there."
+            for row in self.rows
+            if row.shared_with is not None
         ]
-
-
-def _arrays(row: Row) -> tuple[_table.Cell, _table.Cell]:
-    if row.shared_with:
-        return f"shared with {row.shared_with}", None
-    return _table.shapes(row.inputs), _table.shapes(row.outputs)
-
-
-def _flops(row: Row) -> _table.Cell:
-    if row.calls == 0:
-        return ""
-    return "–" if row.flops is None else _table.number(row.flops)
+        count = self.trainable + self.frozen
+        plural = "" if count == 1 else "s"
+        size = _table.size(self.bytes).replace(" B", " bytes")
+        caption = f"{count:,} parameter{plural}, {size}."
+        return [*shared, f"{caption} Shapes and FLOPs are those of one example."]
 
 
 @short_traceback
 def summary(model: PyTree, x: PyTree, *, trainable: PyTree = eqx.is_inexact_array) -> Summary:
-    """Make a table of a model's layers, without running or compiling it.
+    """Make a table of a model's layers, without running or compiling the model.
 
-    A row has what a module holds and does by itself, without what stands in other rows, so that
-    each column adds up to its total. Modules that do neither are left out. What stands at two
-    places, as the same object or in `eqx.nn.Shared`, is counted at the first. (Only the latter
-    stays shared when it is trained.)
+    A row counts what a module holds and does itself, without the modules in it: so each column
+    adds up to its total. A module that holds nothing and is not called has no row. An object at
+    two places, or in an `eqx.nn.Shared`, is counted at the first place. (Only `eqx.nn.Shared` keeps
+    it shared in training.)
 
     The model is taken in inference mode, without dropout. FLOPs are floating-point operations as
-    XLA's cost analysis counts them, before it optimises: a product and a sum are two, an
-    exponential or `tanh` is none. A loop counts as often as it goes round. "–" means that they
-    cannot be counted beforehand, as in a loop that ends on a condition.
+    XLA's cost analysis counts them before it optimizes: a product and a sum are two, an exponential
+    or `tanh` is none. Operations in a loop count once for each round. "–" means that XLA cannot
+    count them, as in a loop that ends on a condition.
 
-    **Arguments:**
+    Args:
+        model: A model of one example, or a `TrainState` with one.
+        x: The inputs as in `Trainer.fit`: an array, or a PyTree of arrays, with the examples along
+            the leading axis. A `jax.ShapeDtypeStruct` may stand for an array.
+        trainable: The arrays that are trained, as in `Trainer`; all others are frozen.
 
-    - `model`: a model of one example, or a `TrainState` with one.
-    - `x`: as in `Trainer.fit`, an array or a PyTree of arrays with the examples along the leading
-      axis; a `jax.ShapeDtypeStruct` will do for an array.
-    - `trainable`: as in `Trainer`. Every other array is frozen.
+    Returns:
+        A `Summary`: print it, or read its `rows`.
 
-    **Returns:** a `Summary`: print it, or read its `rows`.
-
-    **Raises:** `ArgumentError`, `DataError` or `ShapeError`.
+    Raises:
+        ArgumentError: The model is a class, or has layers with a state that is not given.
+        DataError: `x` does not hold examples.
+        ShapeError: The model cannot be called with an example of `x`.
     """
     model, model_state = model_of(model)
     x = as_arrays(jax.tree.map(_stand_in, x), name="x", finite=False)
     inferring = eqx.nn.inference_mode(model)
     preflight(None, inferring, model_state, x, name="x")
-    example = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], x), x)
-    states = () if model_state is None else (model_state,)
-    outputs, calls, tally = counted_calls(inferring, example, *states)
-    outputs = outputs if model_state is None else outputs[0]
 
-    parts, aliases = parts_of(model, trainable)
-    made: dict[str, list[int]] = defaultdict(list)
+    example = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], x), x)
+    inputs = (example,) if model_state is None else (example, model_state)
+    result, calls, counts = counted_calls(inferring, *inputs)
+    outputs = result if model_state is None else result[0]
+
+    rows = held_rows(model, trainable)
+    calls_by_path: dict[str, list[int]] = defaultdict(list)
     for i, call in enumerate(calls):
-        path = first_path(call.path, aliases)
-        # Expanding an `eqx.nn.Shared` is no layer's work, but the model's.
-        made["" if isinstance(call.module, eqx.nn.Shared) else path].append(i)
-    rows = []
-    for path, part in parts.items():
-        row = Row(type(model).__name__ + path, **dataclasses.asdict(part))
-        if path == "":
-            arrays = {"inputs": _shapes(example), "outputs": _shapes(outputs)}
-            row = replace(row, **arrays, calls=1, flops=_sum(tally.flops, [-1, *made[path]]))
-        elif path in made:
-            first = calls[made[path][0]]
-            inputs = [value for name, value in first.arguments.items() if name != "key"]
-            # A call without operations is in no loop that is known.
-            known = any(i in tally.runs for i in made[path])
-            times = _sum(tally.runs, made[path]) if known else len(made[path])
-            row = replace(row, inputs=_shapes(inputs), outputs=_shapes(first.result), calls=times)
-            row = replace(row, flops=_sum(tally.flops, made[path]))
-        if row.calls != 0 or row.bytes or row.shared_with:
-            rows.append(row)
-    return Summary(tuple(rows))
+        # The model itself does the work of an `eqx.nn.Shared`, which puts layers in their places.
+        is_layer = not isinstance(call.module, eqx.nn.Shared)
+        calls_by_path[counting_path(call.path, rows) if is_layer else ""].append(i)
+
+    for path, numbers in calls_by_path.items():
+        first = calls[numbers[0]]
+        taken = [value for name, value in first.arguments.items() if name != "key"]
+        # A call without operations has no runs: nothing tells which loop the call is in.
+        has_runs = any(i in counts.runs for i in numbers)
+        rows[path] = replace(
+            rows[path],
+            inputs=_shapes(taken),
+            outputs=_shapes(first.result),
+            calls=_sum(counts.runs, numbers) if has_runs else len(numbers),
+            flops=_sum(counts.flops, numbers),
+        )
+    rows[""] = replace(
+        rows[""],
+        inputs=_shapes(example),
+        outputs=_shapes(outputs),
+        calls=1,
+        flops=_sum(counts.flops, [OUTSIDE, *calls_by_path[""]]),
+    )
+    shown = [row for row in rows.values() if row.calls != 0 or row.bytes or row.shared_with]
+    return Summary(tuple(shown))
 
 
 def _stand_in(leaf: Any) -> Any:
-    """For a shape an array that takes no memory."""
+    """Replace a shape by an array that takes no memory."""
     if not isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
     return np.broadcast_to(np.zeros((), jax.dtypes.canonicalize_dtype(leaf.dtype)), leaf.shape)
 
 
 def _shapes(tree: PyTree) -> tuple[jax.ShapeDtypeStruct, ...]:
-    is_state = lambda node: isinstance(node, eqx.nn.State)
-    leaves = jax.tree.leaves(tree, is_leaf=is_state)
+    """Return the shapes of the arrays in a PyTree, without a model's state."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, eqx.nn.State))
     arrays = [leaf for leaf in leaves if hasattr(leaf, "dtype")]
     return tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays)
 
@@ -201,3 +179,33 @@ def _shapes(tree: PyTree) -> tuple[jax.ShapeDtypeStruct, ...]:
 def _sum(counts: dict[int, float], calls: list[int]) -> int | None:
     total = sum(counts.get(i, 0) for i in calls)
     return None if math.isnan(total) else round(total)
+
+
+def _labels(paths: list[str]) -> list[str]:
+    """Shorten each path to its part in the module around it, indented below that module."""
+    labels = []
+    around: list[str] = []
+    for path in paths:
+        while around and not path.startswith((f"{around[-1]}.", f"{around[-1]}[")):
+            around.pop()
+        inside = path[len(around[-1]) :] if around else path
+        indent = "  " * len(around)
+        labels.append(_table.shortened(indent + inside))
+        around.append(path)
+    return labels
+
+
+def _times(calls: int | None) -> str:
+    if calls is None:
+        return "? × "
+    return f"{calls} × " if calls > 1 else ""
+
+
+def _held(written: Callable[[int], str], value: int, is_total: bool) -> str:
+    return written(value) if value or is_total else ""
+
+
+def _flops(row: Row) -> str:
+    if row.calls == 0:
+        return ""
+    return "–" if row.flops is None else _table.count(row.flops)

@@ -1,38 +1,106 @@
-"""A table of text or of HTML, and how numbers and shapes stand in it."""
+"""A model's table as text or as HTML, and how numbers and shapes are written in it."""
 
 import html
+import io
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
 
 import jax
 
-WIDTH = 100  # of a table of text, at most
-_GAP = "  "
-# The first columns hold text, which is shortened where it has to be: to these widths if that will
-# do, or to the least, which fits whatever the others hold: numbers, rounded to nine characters.
-_TEXT = (28, 10, 14, 14)
-_LEAST = (16, 8, 13, 13)
+WIDTH = 100  # columns of a table that is not printed to a terminal
+
+# The columns of text, each with the width that it can do with; the other columns hold numbers.
+_TEXT = {"path": 32, "layer": 12, "input": 14, "output": 14}
+
+# A table: for each title the cells below it. The last of them are the totals.
+Columns = Mapping[str, Sequence[str]]
 
 
-class Number(NamedTuple):
-    """A number's cell: as it should be, and where there is no room for that."""
+def as_text(columns: Columns, *, optional: Sequence[str]) -> str:
+    """Lay out a table in the width of the terminal, or else in 100 columns.
 
-    text: str
-    short: str
+    Args:
+        columns: The table.
+        optional: The titles of columns to leave out, one by one, until the others have room.
+    """
+    # Imported here, because rich takes a while to import.
+    import rich.box
+    import rich.console
+    import rich.table
+    import rich.text
+
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if is_terminal else WIDTH
+    shown = dict(columns)
+    for title in optional:
+        if _least_width(shown) > width:
+            del shown[title]
+
+    table = rich.table.Table(
+        box=rich.box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), show_footer=True
+    )
+    for title, cells in shown.items():
+        table.add_column(
+            title,
+            footer=cells[-1],
+            justify="left" if title in _TEXT else "right",
+            no_wrap=title not in ("layer", "input", "output"),
+            overflow="ellipsis" if title == "layer" else "fold",
+        )
+    for cells in list(zip(*shown.values(), strict=True))[:-1]:
+        # A `Text` is shown as it is: in a string, rich takes "[0]" for markup.
+        table.add_row(*(rich.text.Text(cell) for cell in cells))
+
+    file = io.StringIO()
+    rich.console.Console(file=file, width=width, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
-def number(value: int) -> Number:
-    """A count, as in `1,234,567`, else `1.23 M`."""
-    return Number(f"{value:,}", scaled(value, ""))
+def _least_width(columns: Columns) -> int:
+    """Return the width that a table needs if text is shortened or wrapped."""
+    gap = 2
+    widths = []
+    for title, cells in columns.items():
+        longest = max(len(cell) for cell in (title, *cells))
+        widths.append(min(longest, _TEXT.get(title, longest)) + gap)
+    return sum(widths) - gap
 
 
-def size(value: int) -> Number:
-    """A size in bytes, exact below 10,000 B."""
-    return Number(text := scaled(value, "B"), text)
+def as_html(columns: Columns) -> str:
+    """Lay out a table for a notebook."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        parts = []
+        for title, cell in zip(columns, cells, strict=True):
+            align = "left" if title in _TEXT else "right"
+            parts.append(f'<{tag} style="text-align: {align}">{html.escape(cell)}</{tag}>')
+        return f"<tr>{''.join(parts)}</tr>"
+
+    lines = [line("th", list(columns))]
+    lines += [line("td", cells) for cells in zip(*columns.values(), strict=True)]
+    return f"<table>{''.join(lines)}</table>"
+
+
+def shortened(path: str) -> str:
+    """Shorten a path that is too long for its column: its end says more than its beginning."""
+    most = _TEXT["path"]
+    return path if len(path) <= most else "…" + path[len(path) - most + 1 :]
+
+
+def count(value: int) -> str:
+    """Write a count: exact below a million, as in `12,345`, and else as in `1.23 M`."""
+    return f"{value:,}" if value < 1_000_000 else scaled(value, "")
+
+
+def size(value: int) -> str:
+    """Write a size in bytes, exact below 10,000 B, and else as in `4.50 MB`."""
+    return scaled(value, "B")
 
 
 def scaled(value: float, unit: str) -> str:
+    """Write a number with a prefix for its unit, and three digits from 10,000 on."""
     if value < 10_000:
         return f"{value:,} {unit}".rstrip()
     power = 1
@@ -44,7 +112,7 @@ def scaled(value: float, unit: str) -> str:
 
 
 def shapes(arrays: Sequence[jax.ShapeDtypeStruct]) -> str:
-    """Shapes and dtypes as in `(3,) f32`; a dtype that several have in a row is named once."""
+    """Write shapes and dtypes, as in `3 × (10, 64) f32`: equal neighbours once."""
     parts = []
     for dtype, group in itertools.groupby(arrays, lambda array: array.dtype):
         for shape, same in itertools.groupby(tuple(array.shape) for array in group):
@@ -55,86 +123,8 @@ def shapes(arrays: Sequence[jax.ShapeDtypeStruct]) -> str:
 
 
 def _short(dtype) -> str:
-    """A dtype's name as JAX writes it in a jaxpr: f32, bf16, i32, u8, bool."""
+    """Return a dtype's name as JAX writes it in a jaxpr: f32, bf16, i32, u8, bool."""
     name = str(dtype)
     for long in ("float", "uint", "int", "complex"):
         name = name.replace(long, long[0])
     return name
-
-
-Cell = str | Number | None  # None: the cell before goes on into this one
-
-
-def as_text(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Lay out a table, its last row the totals, in at most `WIDTH` columns."""
-    full = [[cell.text if isinstance(cell, Number) else cell for cell in row] for row in rows]
-    widths = _widths(header, full)
-    if _total(widths) > WIDTH:
-        short = lambda cell: cell.short if len(cell.text) > 9 else cell.text
-        full = [[short(cell) if isinstance(cell, Number) else cell for cell in row] for row in rows]
-        widths = _widths(header, full)
-    for least in (_TEXT, _LEAST):
-        spare = lambda i, least=least: widths[i] - least[i]
-        while _total(widths) > WIDTH and spare(widest := max(range(len(least)), key=spare)) > 0:
-            widths[widest] -= 1
-    *lines, totals = [_line(row, widths) for row in (header, *full)]
-    rule = "-" * _total(widths)
-    return "\n".join(line.rstrip() for line in (lines[0], rule, *lines[1:], rule, totals))
-
-
-def _widths(header: Sequence[str], rows: Sequence[Sequence[str | None]]) -> list[int]:
-    widths = [len(title) for title in header]
-    spanning = []
-    for row in rows:
-        for i, cell in enumerate(row):
-            if cell is not None and row[i + 1 : i + 2] != [None]:
-                widths[i] = max(widths[i], len(cell))
-            elif cell is not None:
-                spanning.append((i, len(cell)))
-    for i, width in spanning:
-        widths[i + 1] = max(widths[i + 1], width - len(_GAP) - widths[i])
-    return widths
-
-
-def _total(widths: Sequence[int]) -> int:
-    return sum(widths) + len(_GAP) * (len(widths) - 1)
-
-
-def _line(row: Sequence[str | None], widths: Sequence[int]) -> str:
-    parts = []
-    for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
-        if cell is None:
-            continue
-        if row[i + 1 : i + 2] == [None]:
-            width += len(_GAP) + widths[i + 1]
-        text = len(_LEAST) > i
-        cell = shortened(cell, width, middle=i == 0 or cell.startswith("shared"))
-        parts.append(cell.ljust(width) if text else cell.rjust(width))
-    return _GAP.join(parts)
-
-
-def shortened(text: str, width: int, *, middle: bool) -> str:
-    """At most `width` characters of a text: without its middle, or without its end."""
-    if len(text) <= width:
-        return text
-    end = (width - 1) // 2 if middle else 0
-    return text[: width - 1 - end] + "…" + text[len(text) - end :]
-
-
-def as_html(header: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str) -> str:
-    """The table for a notebook, with nothing shortened."""
-    lines = [_html_line("th", header), *(_html_line("td", row) for row in rows)]
-    table = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<table>{table}</table><p>{html.escape(caption)}</p>"
-
-
-def _html_line(tag: str, row: Sequence[Cell]) -> str:
-    parts = []
-    for i, cell in enumerate(row):
-        if cell is None:
-            continue
-        text = html.escape(cell.text if isinstance(cell, Number) else cell)
-        span = ' colspan="2"' if row[i + 1 : i + 2] == [None] else ""
-        align = "left" if i < len(_LEAST) else "right"
-        parts.append(f'<{tag}{span} style="text-align: {align}">{text}</{tag}>')
-    return "".join(parts)

@@ -10,7 +10,11 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
+from vernal._shapes.modules import module_paths
 from vernal._shapes.structs import shapes_of
+
+# Every operation that a call makes has this and the call's number among its `jax.named_scope`s.
+SCOPE = "vernal-call-"
 
 
 @dataclass
@@ -30,24 +34,6 @@ class Call:
     arguments: dict[str, Any]
     result: Any = None
     outer: "Call | None" = field(default=None, repr=False)
-
-
-def module_paths(model: PyTree) -> dict[int, tuple[str, eqx.Module]]:
-    """List every module in a model, the model itself first: `id` -> its first path, and itself."""
-    found: dict[int, tuple[str, eqx.Module]] = {}
-
-    def visit(node: PyTree, path: str) -> None:
-        def is_inside(part):
-            return part is not node and isinstance(part, eqx.Module)
-
-        if isinstance(node, eqx.Module):
-            found.setdefault(id(node), (path, node))
-        for keys, part in jax.tree_util.tree_flatten_with_path(node, is_leaf=is_inside)[0]:
-            if is_inside(part) and id(part) not in found:
-                visit(part, path + jax.tree_util.keystr(keys))
-
-    visit(model, "")
-    return found
 
 
 def located(root: PyTree, path: str, module: eqx.Module) -> str:
@@ -72,6 +58,7 @@ class Calls:
         self.failed: Call | None = None
         self._modules = module_paths(model)
         self._frames: dict[FrameType, Call] = {}
+        self._scopes: dict[FrameType, Any] = {}
         self._open: list[Call] = []
 
     def __enter__(self) -> "Calls":
@@ -97,9 +84,7 @@ class Calls:
         if event == "call":
             self._begin(frame)
         elif event == "return" and frame in self._frames:
-            call = self._frames[frame]
-            call.result = shapes_of(result)
-            self._open.remove(call)
+            self._end(frame, result)
 
     def _begin(self, frame: FrameType) -> None:
         if not frame.f_code.co_argcount:
@@ -114,9 +99,20 @@ class Calls:
         path, module = self._modules[id(module)]
         arguments = {name: shapes_of(frame.f_locals[name]) for name in names}
         call = Call(module, path, arguments, outer=outer)
+        self._scopes[frame] = jax.named_scope(f"{SCOPE}{len(self.made)}")
+        self._scopes[frame].__enter__()
         self.made.append(call)
         self._open.append(call)
         self._frames[frame] = call
+
+    def _end(self, frame: FrameType, result: Any) -> None:
+        call = self._frames[frame]
+        call.result = shapes_of(result)
+        self._open.remove(call)
+        self._scopes.pop(frame).__exit__(None, None, None)
+        if isinstance(call.module, eqx.nn.Shared):  # it returns copies, to be called
+            for path, module in module_paths(result).values():
+                self._modules[id(module)] = f"{call.path}.pytree{path}", module
 
 
 def _frames_left(error: BaseException | None) -> Iterator[FrameType]:

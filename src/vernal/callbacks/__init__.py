@@ -1,14 +1,28 @@
-"""What happens between epochs: stopping early, keeping the best state, logging.
+"""Calls between epochs: stop early, keep the best state, write logs."""
 
-A callback is any callable that takes an `Epoch`; `True` from it ends the run. A few things more are
-used where a callback has them: `fit` calls `start()` before the first epoch, and `finish(state)` at
-the end, also after Ctrl-C, and returns the state that comes back from it. `monitor` is the name of
-a metric that the callback cannot do without: `fit` checks it before it trains. Where a run is
-saved, so is what a callback's `state_dict()` returns; when the run goes on, `load_state_dict` gets
-it back, in place of `start()`.
-"""
+from typing import Protocol
 
-from vernal.callbacks.logs import CSVLog, TensorBoard
+from vernal._training.history import Epoch
+from vernal.callbacks.csv_log import CSVLog
 from vernal.callbacks.stopping import BestState, EarlyStopping
+from vernal.callbacks.tensorboard import TensorBoard
 
-__all__ = ["BestState", "CSVLog", "EarlyStopping", "TensorBoard"]
+
+class Callback(Protocol):
+    """Anything that `fit` calls with each `Epoch`: a function, or an object with these methods.
+
+    Only `__call__` is needed. `fit` uses the others where an object has them:
+
+    - `start()`: called before the first epoch.
+    - `finish(state)`: called at the end, also after Ctrl-C. It returns the state that `fit` returns.
+    - `monitor`: the name of a metric that the callback needs. `fit` checks it before training.
+    - `state_dict()`: returns what a checkpoint saves of the callback.
+    - `load_state_dict(saved)`: called in place of `start()` when a saved run resumes.
+    """
+
+    def __call__(self, epoch: Epoch, /) -> bool | None:
+        """Look at an epoch; return `True` to end the run."""
+        ...
+
+
+__all__ = ["BestState", "CSVLog", "Callback", "EarlyStopping", "TensorBoard"]

@@ -1,0 +1,101 @@
+"""A table of what each epoch measured, as a CSV file."""
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from vernal._training.history import Epoch
+from vernal.callbacks._paths import checked_path, unwritable
+from vernal.errors import ArgumentError
+
+_FIRST_COLUMNS = ["epoch", "seconds"]
+
+
+class CSVLog:
+    """Writes a table with one row for each epoch: its index, its seconds and its metrics.
+
+    A row is in the file as soon as its epoch is over, so that a killed run leaves all it measured.
+    Numbers read back exactly. A cell is empty if its epoch did not measure the metric.
+
+    Args:
+        path: The file. Missing directories are made.
+        append: Whether to add rows to an existing file; by default, it is overwritten.
+
+    Raises:
+        ArgumentError: `path` is not a path; or, raised before training, the file cannot be written,
+            or `append` is given and the file is not a log of this kind.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, append: bool = False):
+        self.path = Path(checked_path("path", path))
+        self.append = append
+        self._columns: list[str] = []  # empty before the file is open
+
+    def start(self) -> None:
+        """Make the file, or read its columns to append to it."""
+        self._open(rows=None if self.append else 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many rows of the file belong to the run so far, its header included."""
+        return {"rows": len(self._read()) if self._columns else 0}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue the file, without the rows of epochs that will be trained again."""
+        self._open(rows=saved["rows"])
+
+    def _open(self, *, rows: int | None) -> None:
+        """Make the file with the first `rows` rows that it has; `None` keeps them all."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists() and not self.path.is_file():
+                raise FileExistsError(0, "it exists, and is not a file")
+            self.path.open("a").close()  # fails where a file may not be written
+            kept = [] if rows == 0 else self._read()[:rows]
+            kept = kept or [_FIRST_COLUMNS]
+            if kept[0][:2] != _FIRST_COLUMNS:
+                raise ArgumentError(
+                    f"{self.path} has the columns {', '.join(kept[0])}; CSVLog appends only to a "
+                    "file whose first columns are epoch, seconds."
+                    "\n  Pass another path, or append=False, which overwrites the file."
+                )
+            self._replace(kept)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        self._columns = list(kept[0])
+
+    def __call__(self, epoch: Epoch) -> None:
+        """Write an epoch's row."""
+        if not self._columns:
+            self.start()
+        new = [name for name in epoch.metrics if name not in self._columns]
+        if new:
+            self._columns += new
+            self._replace([self._columns, *self._read()[1:]])
+
+        values = {name: float(value) for name, value in epoch.metrics.items()}
+        values |= {"epoch": epoch.index, "seconds": float(epoch.seconds)}
+        row = [repr(values[name]) if name in values else "" for name in self._columns]
+        # Opened for each row: so a killed run leaves no row unwritten.
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow(row)
+
+    def _read(self) -> list[list[str]]:
+        text = self.path.read_bytes().decode("utf-8", errors="replace")
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+        # A last line without an end was being written when the machine stopped.
+        return rows if text.endswith("\n") else rows[:-1]
+
+    def _replace(self, rows: list[list[str]]) -> None:
+        """Replace the file at once: at any moment it is the old one or the new one."""
+        target = self.path.resolve()  # a link stays a link
+        temporary = target.with_name(f"{target.name}.tmp")
+        width = len(rows[0])
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows(row + [""] * (width - len(row)) for row in rows)
+        os.replace(temporary, target)
+
+    def __repr__(self) -> str:
+        return f"CSVLog({str(self.path)!r}, append={self.append})"
