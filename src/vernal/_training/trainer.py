@@ -1,3 +1,5 @@
+import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -9,10 +11,14 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from vernal._checkpointing.config import Checkpoints, checked_checkpoints
-from vernal._checkpointing.manager import saver_for
 from vernal._data.arrays import as_arrays
 from vernal._training import checks as _checks
+from vernal._training.checkpointer import (
+    Checkpointing,
+    NoCheckpoints,
+    RunState,
+    check_checkpoints,
+)
 from vernal._training.checks import checked_source, model_of, whole_number
 from vernal._training.chunks import Loop
 from vernal._training.evaluate import evaluate, predict
@@ -167,7 +173,7 @@ class Trainer:
         validation_data: PyTree | Iterable | None = None,
         validate_every: int = 1,
         callbacks: Iterable[Callable[[Epoch], bool | None]] = (),
-        checkpoints: Checkpoints | None = None,
+        checkpoints: Checkpointing | None = None,
         progress: bool = True,
     ) -> tuple[TrainState, History]:
         """Train for some epochs.
@@ -204,26 +210,41 @@ class Trainer:
         """
         epochs = whole_number("epochs", epochs, at_least=0)
         validate_every = whole_number("validate_every", validate_every, at_least=1)
-        checkpoints, began = checked_checkpoints(checkpoints), time.perf_counter()
-        cut = {"batch_size": batch_size, "shuffle": shuffle}
-        with saver_for(checkpoints, lambda: self._state(model_or_state), cut) as saver:
-            start_from, epochs = saver.left(model_or_state, epochs)
+        check_checkpoints(checkpoints)
+        began = time.perf_counter()
+        checkpointer = checkpoints.open() if checkpoints else NoCheckpoints()
+        with contextlib.closing(checkpointer):
+            start_from, resumed, counted = model_or_state, None, (0, 0, 0)
+            if checkpoints:
+                first_state = self._state(model_or_state)
+                resumed = checkpointer.restore(first_state)
+                counted = (int(first_state.step), int(first_state.epoch), int(first_state.batch))
+            if resumed:
+                start_from = resumed.state
+                left = max(0, resumed.began[1] + epochs - int(resumed.state.epoch))
+                epochs = 0 if resumed.stopped else left
             loop, validate = self._start(
                 *(start_from, data, batch_size, shuffle, validation_data),
                 epochs=epochs,
                 saves=checkpoints is not None,
-                every=saver.every_steps,
+                every=checkpointer.every_steps or sys.maxsize,
             )
+            batching = {
+                "batch_size": batch_size,
+                "shuffle": shuffle,
+                "batches an epoch": loop.length,
+            }
+            first = RunState(loop.finish(), counted, batching, {}, [], False, False)
             callbacks = _checks.checked_callbacks(callbacks, loop.measures(validate is not None))
             recorder = Recorder(self._objective.recorded.metrics)
             interrupt = run(
-                *(loop, recorder, saver, callbacks, began),
+                *(loop, recorder, checkpointer, resumed, first, callbacks, began),
                 epochs=epochs,
                 validate=validate,
                 validate_every=validate_every,
                 progress=progress,
             )
-        interrupt.tell(recorder.updates, saver.path)
+        interrupt.tell(recorder.updates, checkpointer.path)
         interrupt.leave()
         state = loop.finish()
         for finish in hooks(callbacks, "finish"):
