@@ -1,8 +1,10 @@
 """Checkpoints as users meet them: when they are written, what they refuse, what they say."""
 
 import builtins
+import contextlib
 import json
 import os
+import shutil
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -49,13 +51,19 @@ def numbers(directory):
     return sorted(int(path.name) for path in directory.iterdir())
 
 
+def step_of(directory, number):
+    """The step after which one of the checkpoints in a directory was written."""
+    alone = directory.with_name(f"{directory.name}-{number}")
+    shutil.copytree(directory / str(number), alone / str(number))
+    with contextlib.closing(vernal.Checkpoints(alone).open()) as checkpointer:
+        restored = checkpointer.restore(TRAINER.init(model()))
+    assert restored is not None
+    return int(restored.state.step)
+
+
 def steps_of(directory):
-    """The updates after which the checkpoints in a directory were written."""
-    texts = [
-        json.loads((directory / str(number) / "description" / "metadata").read_text())["text"]
-        for number in numbers(directory)
-    ]
-    return [json.loads(text)["run"]["counts"][0] for text in texts]
+    """The steps after which the checkpoints in a directory were written."""
+    return [step_of(directory, number) for number in numbers(directory)]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +89,8 @@ def test_the_latest_are_kept(tmp_path):
 def test_seconds_do_not_stop_training(tmp_path):
     """With an interval of 0, they come as fast as they can be written, and training goes on."""
     state, history = fit(vernal.Checkpoints(tmp_path, every_seconds=0, keep=999), epochs=300)
-    assert steps_of(tmp_path)[0] == 0 and steps_of(tmp_path)[-1] == 1200
+    written = numbers(tmp_path)
+    assert step_of(tmp_path, written[0]) == 0 and step_of(tmp_path, written[-1]) == 1200
     assert_same_bits(state, fit(None, epochs=300)[0])
     assert len(history.steps["loss"]) == 1200
 
@@ -223,7 +232,7 @@ def test_a_damaged_checkpoint_is_named_put_aside_and_passed_over(tmp_path):
     checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None, every_steps=8)
     state, history = fit(checkpoints)
     (tmp_path / "run" / "3" / "description" / "metadata").write_text("{}")
-    with pytest.warns(RuntimeWarning, match=r"run/3 is damaged .*: it is damaged-3 now"):
+    with pytest.warns(RuntimeWarning, match=r"run/3 is damaged .*damaged-3"):
         again, record = fit(checkpoints)
     assert_same_bits(again, state)
     np.testing.assert_array_equal(record.steps["loss"], history.steps["loss"])
@@ -235,9 +244,21 @@ def test_if_all_are_damaged_nothing_is_touched(tmp_path):
     fit(checkpoints)
     for number in (2, 3):
         (tmp_path / "run" / str(number) / "description" / "metadata").write_text("{}")
-    with pytest.raises(vernal.CheckpointError, match=r"none is\s+whole: 3 is damaged"):
+    with pytest.raises(vernal.CheckpointError, match=r"3 is damaged"):
         fit(checkpoints)
     assert numbers(tmp_path / "run") == [2, 3]
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_name(tmp_path):
+    """The first format had its description as a text within JSON."""
+    checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None)
+    fit(checkpoints)
+    text = json.dumps({"format": 1, "versions": {"vernal": "0.0.7"}})
+    described = tmp_path / "run" / "2" / "description" / "metadata"
+    described.write_text(json.dumps({"sha256": "", "text": text}))
+    assert "run/2 was written by vernal 0.0.7" in refused(checkpoints)
+    with pytest.raises(vernal.CheckpointError, match=r"vernal 0\.0\.7"):
+        vernal.load(tmp_path / "run", model())
 
 
 def test_a_run_goes_on_only_where_there_is_room(tmp_path, monkeypatch):

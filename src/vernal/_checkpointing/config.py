@@ -5,34 +5,39 @@ import os
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any
 
+from vernal._training.checkpointer import Checkpointer
 from vernal._training.checks import whole_number
 from vernal.errors import ArgumentError, MissingExtraError, kind
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Saves a run while it goes on; the same script, started again, finishes the same run.
+    """Saves a run while it goes on. The same script, started again, resumes the run.
 
-    `Trainer.fit(..., checkpoints=...)` begins with what it finds in the directory: the state, the
-    place in the data, the history and the callbacks are as they were, and what is left of the run
-    comes out as it would have, bit for bit. A run that was finished is returned as it is. A
-    checkpoint is written by Orbax, in the background, and is there as a whole or not at all.
+    `Trainer.fit(..., checkpoints=...)` begins with what it finds in the directory. The state, the
+    place in the data, the history and the callbacks are as they were, so the rest of the run gives
+    the same bits as without the break. A finished run is returned as it is. Orbax writes each
+    checkpoint in the background, and writes it whole or not at all.
 
-    An interval of `None` does not count; whichever comes first saves. In any case a run is saved
-    before its first update, and at its end.
+    Whichever interval passes first saves; `None` switches an interval off. In any case `fit` saves
+    before the first step and at the end.
 
-    **Arguments:**
+    Args:
+        directory: The directory of this run alone; made if it is missing.
+        every_seconds: Save after so many seconds, default 60. Training does not wait: if the last
+            checkpoint is still being written, the next one waits for its end.
+        every_steps: Save after each step whose number is a multiple of this. Training waits for
+            the checkpoint before.
+        every_epochs: Save after each epoch whose number is a multiple of this, once it is
+            validated and seen by the callbacks. Training waits for the checkpoint before.
+        keep: How many checkpoints to keep, default 2. The older ones are deleted. With one alone,
+            a damaged disk may cost the run.
 
-    - `directory`: of this run alone; made if it is missing.
-    - `every_seconds`: training does not wait: one that is still being written is not overtaken.
-    - `every_steps`: save after each update whose number is a multiple of this. Training waits for
-      the checkpoint before.
-    - `every_epochs`: the same, for epochs, with validation and callbacks done.
-    - `keep`: how many checkpoints to keep, the latest; one alone is not safe from a damaged disk.
-
-    **Raises:** `MissingExtraError` without Orbax; `ArgumentError` if an argument is none of these.
+    Raises:
+        MissingExtraError: If Orbax is not installed.
+        ArgumentError: If `directory` is not a path, an interval is not a number in its range, or
+            `keep` is below 1.
     """
 
     directory: str | os.PathLike[str]
@@ -52,31 +57,31 @@ class Checkpoints:
             raise ArgumentError(
                 f"every_seconds is {kind(seconds)}; a finite number from 0 is needed, or None."
             )
-        for name in ("every_steps", "every_epochs"):
-            if (interval := getattr(self, name)) is not None:
-                whole_number(name, interval, at_least=1)
+        if self.every_steps is not None:
+            whole_number("every_steps", self.every_steps, at_least=1)
+        if self.every_epochs is not None:
+            whole_number("every_epochs", self.every_epochs, at_least=1)
         whole_number("keep", self.keep, at_least=1)
         orbax()
 
     @property
     def path(self) -> Path:
-        """Where the checkpoints are."""
+        """The directory of the checkpoints."""
         return Path(self.directory).expanduser()
 
+    def open(self) -> Checkpointer:
+        """Open the directory, to restore a run and to save it. `fit` calls this.
 
-def checked_checkpoints(checkpoints: Any) -> Checkpoints | None:
-    """What `fit` was given as its checkpoints; `ArgumentError` if it is none."""
-    if checkpoints is None or isinstance(checkpoints, Checkpoints):
-        return checkpoints
-    path = checkpoints if isinstance(checkpoints, str) else "runs/1"
-    raise ArgumentError(
-        f"checkpoints is {kind(checkpoints)}; a vernal.Checkpoints is needed."
-        f"\n  Try checkpoints=vernal.Checkpoints({path!r})."
-    )
+        Raises:
+            CheckpointError: If the directory cannot be used.
+        """
+        from vernal._checkpointing.manager import Manager  # it imports this module
+
+        return Manager(self)
 
 
 def orbax():
-    """Orbax's module; `MissingExtraError` if it is not installed."""
+    """Import Orbax; `MissingExtraError` if it is not installed."""
     try:
         import orbax.checkpoint
     except ImportError as error:

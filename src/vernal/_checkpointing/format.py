@@ -1,127 +1,217 @@
-"""One checkpoint on disk: arrays, and a description by which to tell whether they are whole."""
+"""A checkpoint on disk: arrays by name, and a JSON description with a digest of each."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Array
 
 from vernal._checkpointing.config import orbax
-from vernal._checkpointing.leaves import (
-    Leaf,
-    as_like,
-    described,
+from vernal._checkpointing.encoding import decode, encode
+from vernal._checkpointing.named_arrays import (
+    Spec,
+    check_alike,
     digest,
-    is_placed,
-    numbers_of,
-    on_host,
+    named_arrays,
+    spec,
+    stored,
+    within,
 )
-from vernal.errors import CheckpointError
+from vernal._training.checkpointer import RunState
+from vernal._training.state import TrainState
+from vernal.errors import CheckpointError, first_line
 
-_FORMAT = 1  # of the description
+_FORMAT = 2
+_STATE = "0"  # the part of the arrays that is the run's state, which is encoded first
 
 
 class Damaged(Exception):
     """What was read is not what was written."""
 
 
-class Description(NamedTuple):
-    """What is said of a checkpoint."""
+def newest_good(
+    directory: Path, read: Callable[[Path], Any], *, rename_damaged: bool
+) -> tuple[Path, Any] | None:
+    """Read the newest checkpoint of a directory that is not damaged.
 
-    leaves: list[Leaf]  # what arrays there are
-    digests: list[str]  # of each
-    run: Any  # whatever else is to be known, as JSON takes it
+    A warning names each newer one, which is damaged.
 
+    Args:
+        directory: Has a subdirectory for each checkpoint, whose name is a number.
+        read: Reads one checkpoint. It raises `CheckpointError` if the checkpoint is whole but
+            cannot be used, and anything else if it is damaged.
+        rename_damaged: Whether damaged ones are renamed, so that they are not read again.
 
-def parts(arrays: Mapping[str, Array | np.ndarray], run: Any) -> Any:
-    """What Orbax is to write: arrays by name, and their description with `run` in it.
+    Returns:
+        The checkpoint's path and what `read` returned; `None` if there is no checkpoint yet.
 
-    **Arguments:**
-
-    - `arrays`: JAX's must not be given away before they are written; NumPy's must not be changed.
+    Raises:
+        CheckpointError: If `read` raised it, or all checkpoints are damaged.
     """
-    leaves = described(arrays)
-    text = json.dumps(
-        {
-            "format": _FORMAT,
-            "versions": {name: version(name) for name in ("vernal", "jax", "equinox", "optax")},
-            "leaves": [
-                [leaf.name, leaf.shape, leaf.dtype, digest(on_host(array))]
-                for leaf, array in zip(leaves, arrays.values(), strict=True)
-            ],
-            "run": run,
-        }
+    checkpoints = [path for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()]
+    damaged: dict[Path, str] = {}
+    for good in sorted(checkpoints, key=lambda path: int(path.name), reverse=True):
+        try:
+            content = read(good)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            damaged[good] = first_line(error)
+            continue
+        for path, reason in damaged.items():
+            _report_damaged(path, reason, good, rename=rename_damaged)
+        return good, content
+    if not damaged:
+        return None
+    newest, reason = next(iter(damaged.items()))
+    raise CheckpointError(
+        f"none of the checkpoints in {directory} is whole: {newest.name} is damaged ({reason})."
+        "\n  Pass another directory to begin anew."
     )
+
+
+def _report_damaged(path: Path, reason: str, good: Path, *, rename: bool) -> None:
+    now = ""
+    if rename:
+        renamed = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(renamed, ignore_errors=True)
+        path.rename(renamed)
+        now = f"; it is {renamed.name} now"
+    warnings.warn(
+        f"the checkpoint {path} is damaged ({reason}){now}. Vernal takes {good.name}, the one "
+        "before.",
+        RuntimeWarning,
+        stacklevel=5,  # the caller of `Trainer.fit` or `vernal.load`
+    )
+
+
+def orbax_args(run: RunState) -> Any:
+    """Return what Orbax is to write of a run.
+
+    The state's arrays must not be donated, nor changed, before they are written.
+
+    Raises:
+        CheckpointError: If a callback or a data loader holds something that cannot be stored.
+    """
+    arrays: dict[str, Any] = {}
+    # Besides the callbacks, only the state of a data loader can hold something unknown.
+    fields = encode(vars(replace(run, callbacks=[])), arrays, owner="the data loader's state")
+    fields["callbacks"] = [encode(pair, arrays, owner=pair[0]) for pair in run.callbacks]
+    content = {
+        "format": _FORMAT,
+        "versions": {name: version(name) for name in ("vernal", "jax", "equinox", "optax")},
+        "arrays": {name: [*spec(array), digest(array)] for name, array in arrays.items()},
+        "run": fields,
+    }
+    # Orbax takes no empty arrays. Their description says all that there is to know.
+    not_empty = {name: array for name, array in arrays.items() if array.size}
     args = orbax().args
-    # Orbax takes no empty arrays: their description says all that there is to know.
-    stored = {name: numbers_of(array) for name, array in arrays.items() if array.size}
-    said = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "text": text}
-    return args.Composite(arrays=args.StandardSave(stored), description=args.JsonSave(said))
+    return args.Composite(
+        arrays=args.StandardSave(not_empty),
+        description=args.JsonSave({"sha256": _digest_of_json(content), "content": content}),
+    )
 
 
-def checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints in a directory, the newest first."""
-    found = [path for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name), reverse=True)
+def read_run(path: Path, start: TrainState) -> RunState:
+    """Read a run from one checkpoint.
 
+    Args:
+        path: The directory of the checkpoint.
+        start: The state that this run begins with. The saved state has its structure, its kinds of
+            arrays and their devices.
 
-def description(path: Path) -> Description:
-    """Read what a checkpoint says of itself.
-
-    **Raises:** `Damaged`, or whatever reading raises, if it is not whole; `CheckpointError` if it
-    is of another version of Vernal.
+    Raises:
+        CheckpointError: If the checkpoint is of another run: with other arrays, another key, or
+            another place in the data to begin with; or if another version of Vernal wrote it.
+        Exception: If the checkpoint is damaged: `Damaged`, or whatever reading raises.
     """
-    said = _read(path, description=orbax().args.JsonRestore()).description
-    text = said["text"]
-    if hashlib.sha256(text.encode()).hexdigest() != said["sha256"]:
-        raise Damaged("its description is not the one that was written")
-    told = json.loads(text)
-    if told["format"] != _FORMAT:
+    content = _read_content(path)
+    check_alike(
+        within(_specs(content), _STATE),
+        named_arrays(start),
+        where=f"the checkpoint {path}",
+        fix=(
+            "Pass the model and the optimizer of that run, or another directory for this one. To "
+            f"take over that model alone: vernal.load({str(path.parent)!r}, model)."
+        ),
+    )
+    run = RunState(**decode(content["run"], _read_arrays(path, content), start))
+    began = (int(start.step), int(start.epoch), int(start.batch))
+    if run.began != began:
         raise CheckpointError(
-            f"{path} was written by vernal {told['versions']['vernal']}, which this version cannot "
-            "read.\n  Go on with that version, or pass another directory to begin anew."
+            f"the checkpoint {path} is of a run that began with step {run.began[0]}, and this one "
+            f"begins with step {began[0]}.\n  Pass another directory for another run."
         )
-    leaves = [Leaf(name, tuple(shape), dtype) for name, shape, dtype, _ in told["leaves"]]
-    return Description(leaves, [leaf[-1] for leaf in told["leaves"]], told["run"])
+    if not np.array_equal(stored(run.state.key), stored(start.key)):
+        raise CheckpointError(
+            f"the checkpoint {path} is of a run with another key."
+            "\n  Pass its key, or another directory for another run."
+        )
+    return run
 
 
-def arrays(
-    path: Path, said: Description, like: Mapping[str, Array | np.ndarray]
-) -> dict[str, Array | np.ndarray]:
-    """Read a checkpoint's arrays: those in `like` as what they are there, others as NumPy's.
+def read_model(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of the model from one checkpoint, by name.
 
-    **Raises:** `Damaged`, or whatever reading raises, if they are not those that were written.
+    Raises:
+        CheckpointError: If another version of Vernal wrote the checkpoint.
+        Exception: If the checkpoint is damaged: `Damaged`, or whatever reading raises.
     """
-    target = {}
-    for leaf in said.leaves:
-        if 0 not in leaf.shape:
-            target[leaf.name] = _target(leaf, like.get(leaf.name))
-    read = _read(path, arrays=orbax().args.StandardRestore(target)).arrays
-    made = {}
-    for leaf, expected in zip(said.leaves, said.digests, strict=True):
-        numbers = read[leaf.name] if leaf.name in target else np.zeros(leaf.shape, leaf.dtype)
-        if digest(np.asarray(numbers)) != expected:
-            raise Damaged(f"{leaf.name} is not what was written")
-        made[leaf.name] = as_like(numbers, like[leaf.name]) if leaf.name in like else numbers
-    return made
+    return within(_read_arrays(path, _read_content(path)), f"{_STATE}.model")
 
 
-def _target(leaf: Leaf, like: Array | np.ndarray | None) -> jax.ShapeDtypeStruct | np.ndarray:
-    """What Orbax is to make of what it reads."""
-    if isinstance(like, jax.Array) and is_placed(like):
-        numbers = numbers_of(like)
-        assert isinstance(numbers, jax.Array)
-        return jax.ShapeDtypeStruct(numbers.shape, numbers.dtype, sharding=numbers.sharding)
-    # Of no size: Orbax looks at its shape and dtype.
-    return np.broadcast_to(np.zeros((), np.dtype(leaf.dtype)), leaf.shape)
+def _read_content(path: Path) -> dict[str, Any]:
+    """Read the description of a checkpoint, without its digest."""
+    described = _read(path, description=orbax().args.JsonRestore()).description
+    if "text" in described:  # the first format
+        content = json.loads(described["text"])
+    else:
+        content = described["content"]
+        if _digest_of_json(content) != described["sha256"]:
+            raise Damaged("its description is not the one that was written")
+    if content["format"] != _FORMAT:
+        raise CheckpointError(
+            f"{path} was written by vernal {content['versions']['vernal']}, which this version "
+            "cannot read.\n  Resume the run with that version, or pass another directory to begin "
+            "anew."
+        )
+    return content
+
+
+def _read_arrays(path: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Read all arrays of a checkpoint, as they are stored."""
+    specs = _specs(content)
+    # Orbax looks at shape and dtype alone. These arrays take no memory, whatever their shape.
+    targets = {
+        name: np.broadcast_to(np.zeros((), dtype), shape)
+        for name, (shape, dtype) in specs.items()
+        if 0 not in shape
+    }
+    read = _read(path, arrays=orbax().args.StandardRestore(targets)).arrays
+    empty = {name: np.zeros(*specs[name]) for name in specs if name not in targets}
+    arrays = {name: (read | empty)[name] for name in specs}
+    for name, array in arrays.items():
+        if digest(array) != content["arrays"][name][-1]:
+            raise Damaged(f"{name} is not what was written")
+    return arrays
+
+
+def _specs(content: dict[str, Any]) -> dict[str, Spec]:
+    arrays = content["arrays"].items()
+    return {name: Spec(tuple(shape), dtype) for name, (shape, dtype, _) in arrays}
 
 
 def _read(path: Path, **items: Any) -> Any:
     ocp = orbax()
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
         return reader.restore(path.absolute(), args=ocp.args.Composite(**items))
+
+
+def _digest_of_json(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

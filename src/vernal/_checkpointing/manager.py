@@ -1,272 +1,163 @@
-"""A run's checkpoints: what was saved before, and what is saved while it goes on."""
+"""The checkpoints of one run: restored at its beginning, written while it goes on."""
 
 import contextlib
 import os
 import shutil
-import sys
 import time
-import warnings
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from vernal._checkpointing import format as _stored
 from vernal._checkpointing.config import Checkpoints, orbax
-from vernal._checkpointing.run_state import Saved, read_run, written
-from vernal._training.chunks import Loop
-from vernal._training.history import Recorder
-from vernal._training.jit import pack
-from vernal._training.state import TrainState, counts, with_data_state
+from vernal._checkpointing.format import newest_good, orbax_args, read_run
+from vernal._training.checkpointer import RunState
+from vernal._training.state import TrainState
 from vernal.errors import CheckpointError, first_line
 
 
-class Unsaved:
-    """A run without checkpoints: there is nothing to go on from, and nothing is written."""
+class _Progress(NamedTuple):
+    """How far a run was when it was saved."""
 
-    path: Path | None = None  # where checkpoints are
-    pending = False  # an epoch was saved before it was validated, and seen by the callbacks
-    stopped = False  # a callback had ended the run that was saved
-    every_steps: int = sys.maxsize  # a chunk ends where a checkpoint is due
-    every_epochs: int | None = None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_) -> None:
-        pass
-
-    def left(self, start: Any, epochs: int) -> tuple[Any, int]:
-        """Of a run of so many epochs what to train, and how many are left."""
-        return start, epochs
-
-    def go_on(self, loop: Loop, recorder: Recorder, callbacks: list) -> list:
-        """Give back what was saved. **Returns:** the callbacks that begin."""
-        return callbacks
-
-    def due(self, state: TrainState) -> bool:
-        """Whether it is time to save; `CheckpointError` if what was begun has failed."""
-        return False
-
-    def save(
-        self,
-        loop: Loop,
-        recorder: Recorder,
-        callbacks: list,
-        began: float,
-        *,
-        pending: bool = False,
-        stopped: bool = False,
-    ) -> None:
-        """Begin to write a checkpoint, in the background, if there is anything new.
-
-        **Raises:** `CheckpointError` if it cannot be written, or the one before could not.
-        """
-
-    def wait(self) -> None:
-        """Wait for what is being written; `CheckpointError` if it cannot be."""
+    step: int
+    epoch: int
+    pending: bool
+    stopped: bool
 
 
-class Saver(Unsaved):
-    """Reads a run's checkpoints, and writes them.
+class Manager:
+    """Restores and saves a run; the `Checkpointer` that `Checkpoints.open` makes.
 
-    **Arguments:**
+    Args:
+        choices: The directory, which is made if it is missing, and when to save.
 
-    - `choices`: how often, and where.
-    - `state`: what the run begins with where there is no checkpoint.
-    - `cut`: how the data is cut into batches, by the names that users know.
-
-    **Raises:** `CheckpointError` if the directory cannot be used, holds checkpoints of another run,
-    or only damaged ones.
+    Raises:
+        CheckpointError: If the directory cannot be used.
     """
 
-    def __init__(self, choices: Checkpoints, state: TrainState, cut: dict[str, Any]):
-        self.path = self._directory = choices.path
-        self._every_seconds = choices.every_seconds
-        self.every_steps = choices.every_steps or sys.maxsize
+    def __init__(self, choices: Checkpoints):
+        self.path = choices.path
+        self.every_seconds = choices.every_seconds
+        self.every_steps = choices.every_steps
         self.every_epochs = choices.every_epochs
-        self._cut = cut
-        self._template = pack(with_data_state(state, None))
-        self._began = list(counts(self._template.arrays))
+        # The last checkpoint, and when it was begun. Before the first one, a checkpoint is due.
+        self._last = _Progress(step=-1, epoch=-1, pending=False, stopped=False)
+        self._time = time.monotonic()
         ocp = orbax()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=choices.keep,
+            cleanup_tmp_directories=True,
+            # If a directory cannot be made, threads would wait for it for minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(
-                self._directory.absolute(),
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=choices.keep,
-                    cleanup_tmp_directories=True,
-                    # If one could not be made, threads would wait for it for minutes.
-                    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-                ),
-            )
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._orbax = ocp.CheckpointManager(self.path.absolute(), options=options)
         except Exception as error:
             raise CheckpointError(
                 f"{self.path} cannot hold checkpoints: {first_line(error)}."
                 "\n  Pass a directory that you may write to."
             ) from error
-        self._saved = saved = self._restored()
-        latest = saved.state if saved else state
-        # When, at which step and epoch, the latest was begun; and what it is a checkpoint of.
-        self._latest = time.monotonic(), int(latest.step), int(latest.epoch)
-        self._mark = saved and (int(latest.step), saved.pending, saved.stopped)
-        if saved:
-            self.pending, self.stopped = saved.pending, saved.stopped
-            self._check_room()
 
-    def __exit__(self, kind, *_) -> None:
-        # An error on its way is not hidden by one of a checkpoint.
-        with contextlib.suppress(*([Exception] if kind else [])):
-            self.wait()
-        with contextlib.suppress(Exception):
-            self._manager.close()
+    def restore(self, start: TrainState) -> RunState | None:
+        """Read the newest good checkpoint, and rename newer ones, which are damaged.
 
-    def left(self, start: Any, epochs: int) -> tuple[Any, int]:
-        """Of a run of so many epochs what to train, and how many are left."""
-        if self._saved is None:
-            return start, epochs
-        state = self._saved.state
-        left = max(0, self._saved.began[1] + epochs - int(state.epoch))
-        return state, 0 if self.stopped else left
+        Args:
+            start: The state that the run begins with if there is no checkpoint. A restored state
+                has its structure, its kinds of arrays and their devices.
 
-    def go_on(self, loop: Loop, recorder: Recorder, callbacks: list) -> list:
-        """Give back what was saved. **Returns:** the callbacks that begin.
+        Returns:
+            The run as it was saved; `None` if there is no checkpoint.
 
-        **Raises:** `CheckpointError` if the callbacks, or the data, are others.
+        Raises:
+            CheckpointError: If the checkpoint belongs to another run, if all checkpoints are
+                damaged, or if there is no room for another one.
         """
-        self._cut = {**self._cut, "batches an epoch": loop.length}
-        if self._saved is None:
-            return callbacks
-        now = {**self._cut, "callbacks": [type(c).__name__ for c in keeping(callbacks)]}
-        kept = {**self._saved.cut, "callbacks": [name for name, _ in self._saved.callbacks]}
-        for what, before in kept.items():
-            if before != now[what]:
-                raise CheckpointError(
-                    f"the run in {self.path} was trained with {what} = {before!r}; now it is "
-                    f"{now[what]!r}.\n  Go on as it was, or pass another directory for another run."
-                )
-        for callback, (_, its) in zip(keeping(callbacks), self._saved.callbacks, strict=True):
-            callback.load_state_dict(its)
-        recorder.restore(self._saved.recorder, loop.averages)
-        return [callback for callback in callbacks if not hasattr(callback, "state_dict")]
+        template = replace(start, data_state=None)
+        found = newest_good(self.path, lambda path: read_run(path, template), rename_damaged=True)
+        if found is None:
+            return None
+        newest, run = found
+        self._orbax.reload()  # damaged ones have other names now
+        self._check_room(newest)
+        self._last, self._time = _progress(run), time.monotonic()
+        return run
 
-    def due(self, state: TrainState) -> bool:
-        """Whether it is time to save; `CheckpointError` if what was begun has failed."""
-        if not self._manager.is_saving_in_progress():
-            self.wait()
-        when, step, epoch = self._latest
-        passed = lambda every, last, now: every is not None and int(now) // every > last // every
-        return (
-            passed(self.every_steps, step, state.step)
-            or passed(self.every_epochs, epoch, state.epoch)
-            or (
-                self._every_seconds is not None
-                and time.monotonic() - when >= self._every_seconds
-                and not self._manager.is_saving_in_progress()
-            )
-        )
+    def due(self, *, step: int, epoch: int) -> bool:
+        """Return whether it is time to save.
 
-    def save(
-        self,
-        loop: Loop,
-        recorder: Recorder,
-        callbacks: list,
-        began: float,
-        *,
-        pending: bool = False,
-        stopped: bool = False,
-    ) -> None:
-        """Begin to write a checkpoint, in the background, if there is anything new.
-
-        **Raises:** `CheckpointError` if it cannot be written, or the one before could not.
+        Raises:
+            CheckpointError: If the last checkpoint could not be written.
         """
-        state = loop.saved()
-        step, epoch = int(state.step), int(state.epoch)
-        mark = step, bool(pending), stopped
-        if mark == self._mark:
+        writing = self._orbax.is_saving_in_progress()
+        if not writing:
+            self.wait()
+        if _passed(self.every_steps, self._last.step, step):
+            return True
+        if _passed(self.every_epochs, self._last.epoch, epoch):
+            return True
+        if self.every_seconds is None or writing:
+            return False
+        return time.monotonic() - self._time >= self.every_seconds
+
+    def save(self, run: RunState) -> None:
+        """Begin to write a checkpoint in the background, if there is anything new.
+
+        Raises:
+            CheckpointError: If this checkpoint, or the one before, cannot be written.
+        """
+        if _progress(run) == self._last:
             return
-        self.wait()  # an error is of the checkpoint before, and names its step
-        self._latest, self._mark = (time.monotonic(), step, epoch), mark
-        run = Saved(
-            *(state, self._began, self._cut, recorder.kept(time.perf_counter() - began)),
-            [(type(callback).__name__, callback.state_dict()) for callback in keeping(callbacks)],
-            *(bool(pending), stopped),
-        )
-        parts = written(run)
+        self.wait()  # an error names the step of the checkpoint before
+        self._last, self._time = _progress(run), time.monotonic()
+        args = orbax_args(run)
         try:
-            number = max(self._manager.all_steps(), default=0) + 1
-            self._manager.save(number, args=parts, force=True)
+            number = max(self._orbax.all_steps(), default=0) + 1
+            self._orbax.save(number, args=args, force=True)
         except Exception as error:
-            raise self._unwritten(error) from error
+            raise self._not_written(error) from error
 
     def wait(self) -> None:
-        """Wait for what is being written; `CheckpointError` if it cannot be."""
-        try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
-        except Exception as error:
-            raise self._unwritten(error) from error
+        """Wait until the last checkpoint is written.
 
-    def _unwritten(self, error: Exception) -> CheckpointError:
+        Raises:
+            CheckpointError: If it could not be written.
+        """
+        try:
+            self._orbax.wait_until_finished()
+            self._orbax.check_for_errors()
+        except Exception as error:
+            raise self._not_written(error) from error
+
+    def close(self) -> None:
+        """Wait for what is being written, and end Orbax's threads. Never raises."""
+        with contextlib.suppress(Exception):
+            self.wait()
+        with contextlib.suppress(Exception):
+            self._orbax.close()
+
+    def _not_written(self, error: Exception) -> CheckpointError:
         return CheckpointError(
-            f"the checkpoint of step {self._latest[1]:,} could not be written to {self.path}: "
-            f"{first_line(error)}.\n  Those before it are as they were. Make room, or see to the "
-            "directory, and start the script again: it goes on from the last one."
+            f"the checkpoint of step {self._last.step:,} could not be written to {self.path}: "
+            f"{first_line(error)}.\n  Earlier checkpoints are whole. Free some space, or make the "
+            "directory writable, and start the script again: it resumes from the last checkpoint."
         )
 
-    def _check_room(self) -> None:
-        """See whether another checkpoint can be written; a run's first one is, before it trains."""
-        newest = _stored.checkpoints(self._directory)[0]
+    def _check_room(self, newest: Path) -> None:
+        """Check that another checkpoint fits; without one to resume, saving the first one does."""
         size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
-        free = shutil.disk_usage(self._directory).free
-        if free < size or not os.access(self._directory, os.W_OK):
+        free = shutil.disk_usage(self.path).free
+        if free < size or not os.access(self.path, os.W_OK):
             raise CheckpointError(
-                f"{self.path} has no room for another checkpoint of {size:,} bytes: {free:,} are "
-                "free, or it cannot be written to.\n  Make room, and start the script again."
+                f"{self.path} has no room for another checkpoint of {size:,} bytes: {free:,} "
+                "bytes are free, or the directory cannot be written to.\n  Free some space, or "
+                "make the directory writable, and start the script again."
             )
 
-    def _restored(self) -> Saved | None:
-        """The run as its newest good checkpoint has it. Newer ones are put aside."""
-        damaged: list[tuple[Path, str]] = []
-        for number in sorted(self._manager.all_steps(), reverse=True):
-            checkpoint = self._directory / str(number)
-            try:
-                saved = read_run(checkpoint, self._template, self._began)
-            except CheckpointError:
-                raise
-            except Exception as error:
-                damaged.append((checkpoint, first_line(error)))
-                continue
-            self._put_aside(damaged, checkpoint)
-            return saved
-        if damaged:
-            raise CheckpointError(
-                f"of the checkpoints in {self.path} none is whole: {damaged[0][0].name} is damaged "
-                f"({damaged[0][1]}).\n  Pass another directory, to begin anew."
-            )
-        return None
 
-    def _put_aside(self, damaged: list[tuple[Path, str]], used: Path) -> None:
-        for path, why in damaged:
-            aside = path.with_name(f"damaged-{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            warnings.warn(
-                f"the checkpoint {path} is damaged ({why}): it is {aside.name} now, and training "
-                f"goes on from {used.name}, the one before.",
-                RuntimeWarning,
-                stacklevel=6,
-            )
-        if damaged:
-            self._manager.reload()
+def _progress(run: RunState) -> _Progress:
+    return _Progress(int(run.state.step), int(run.state.epoch), run.pending, run.stopped)
 
 
-def keeping(callbacks: list) -> list:
-    """The callbacks that keep something of a run."""
-    return [callback for callback in callbacks if hasattr(callback, "state_dict")]
-
-
-def saver_for(
-    checkpoints: Checkpoints | None, begin: Callable[[], TrainState], cut: dict[str, Any]
-) -> Unsaved:
-    """What saves a run that begins with a state, if it is to be saved."""
-    return Unsaved() if checkpoints is None else Saver(checkpoints, begin(), cut)
+def _passed(every: int | None, before: int, now: int) -> bool:
+    """Return whether there is a multiple of `every` after `before`, up to `now`."""
+    return every is not None and now // every > before // every

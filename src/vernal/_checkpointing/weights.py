@@ -1,24 +1,21 @@
-"""One model by itself: in a file that others can read, safetensors, and back."""
+"""One model in one file, in the format safetensors, which other programs read."""
 
 import contextlib
 import json
 import os
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import PyTree
 
-from vernal._checkpointing import format as _stored
-from vernal._checkpointing.leaves import (
-    as_like,
+from vernal._checkpointing.format import Damaged, newest_good, read_model
+from vernal._checkpointing.named_arrays import (
     check_alike,
-    described,
     digest,
     named_arrays,
-    numbers_of,
+    stored,
     with_arrays,
 )
 from vernal.errors import ArgumentError, CheckpointError, MissingExtraError, first_line, kind
@@ -26,124 +23,122 @@ from vernal.errors import ArgumentError, CheckpointError, MissingExtraError, fir
 Model = TypeVar("Model", bound=PyTree)
 
 _DIGESTS = "vernal.sha256"  # the name of the digests, by name of array, in a file's metadata
-_MODEL = "model."  # begins the names of a model's arrays in a checkpoint
 
 
 def save(path: str | os.PathLike[str], model: PyTree) -> None:
     """Write a model's arrays to one file, in the format safetensors.
 
-    Each has the name of its path, such as `layers.0.weight`. What is no array, such as a function
-    or a size, is not in the file: it comes from the model that `load` is given. A file that is
-    there already is replaced once the new one is whole.
+    Each array has the name of its path, such as `layers.0.weight`. Other leaves, such as functions
+    and sizes, are not in the file: they come from the model that `load` is given. An existing
+    file is replaced once the new one is whole.
 
-    **Arguments:**
+    Args:
+        path: The file, such as `"model.safetensors"`. Its directory is made if it is missing.
+        model: Any PyTree of arrays, such as an `eqx.Module`. Of a key, its numbers are saved.
 
-    - `path`: of the file, such as `"model.safetensors"`; its directory is made if it is missing.
-    - `model`: any PyTree of arrays, such as an `eqx.Module`; of a key, its numbers are saved.
-
-    **Raises:** `CheckpointError` if the file cannot be written; `MissingExtraError` without
-    safetensors.
+    Raises:
+        ArgumentError: If `path` is not a path, or `model` has no arrays.
+        CheckpointError: If the file cannot be written, or two arrays have the same name.
+        MissingExtraError: If safetensors is not installed.
     """
-    path, (_, save_file) = _checked(path), _safetensors()
-    numbers = {
-        name: np.asarray(numbers_of(array), order="C")
-        for name, array in named_arrays(model).items()
-    }
-    if not numbers:
+    path = _checked_path(path)
+    safetensors = _safetensors()
+    arrays = named_arrays(model)
+    if not arrays:
         raise ArgumentError(f"model is {kind(model)}, without an array to save.")
-    digests = {name: digest(array) for name, array in numbers.items()}
+
+    # In the order that the file has: others would be written transposed.
+    values = {name: np.asarray(stored(array), order="C") for name, array in arrays.items()}
+    digests = {name: digest(value) for name, value in values.items()}
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(numbers, temporary, {_DIGESTS: json.dumps(digests)})
+        safetensors.numpy.save_file(values, temporary, {_DIGESTS: json.dumps(digests)})
         os.replace(temporary, path)
     except Exception as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"the model could not be written to {path}: {first_line(error)}."
-            "\n  Make room, or pass a path that can be written to."
+            "\n  Free some space, or pass a path that can be written to."
         ) from error
 
 
 def load(path: str | os.PathLike[str], like: Model, *, keep: str | Iterable[str] = ()) -> Model:
-    """Read a model that `save` wrote, or that of the newest good checkpoint of a run.
+    """Read a model that `save` wrote, or the model in the newest good checkpoint of a run.
 
-    **Arguments:**
+    Args:
+        path: A file, or the directory of a `vernal.Checkpoints`.
+        like: A model of the same structure, such as a new one. It stays as it is; the returned
+            model has other arrays. Of an array, its shape and dtype are enough: what
+            `eqx.filter_eval_shape` returns will do.
+        keep: Names of parts that stay as they are in `like`, such as `"head"` or `"layers.3"`: for
+            example a new head on a trained body.
 
-    - `path`: of a file, or of the directory of a `vernal.Checkpoints`.
-    - `like`: a model of the same structure, such as a new one: its arrays are replaced, the rest of
-      it is kept. Of an array that `jax.eval_shape` stands for, only shape and dtype are needed.
-    - `keep`: names of parts that stay as they are in `like`, such as `"head"` or `"layers.3"`:
-      for another head, say, on what was trained before.
+    Returns:
+        The model, with its arrays on the devices of those in `like`.
 
-    **Returns:** the model.
-
-    **Raises:** `CheckpointError` if the file is missing or damaged, or if an array has another
-    shape or dtype there, or is not there, or is not here; it is named. `MissingExtraError` without
-    safetensors, or Orbax.
+    Raises:
+        ArgumentError: If `path` is not a path, or `keep` names a part without arrays.
+        CheckpointError: If the file is missing or damaged, or an array is missing, not needed, or
+            has another shape or dtype. The message names it.
+        MissingExtraError: If safetensors, or Orbax for a directory, is not installed.
     """
-    path = _checked(path)
-    here = named_arrays(like)
-    kept = [keep] if isinstance(keep, str) else list(keep)
-    is_kept = lambda name: any(name == part or name.startswith(f"{part}.") for part in kept)
-    for part in kept:
-        if not any(name == part or name.startswith(f"{part}.") for name in here):
+    path = _checked_path(path)
+    arrays = named_arrays(like)
+    parts = (keep,) if isinstance(keep, str) else tuple(keep)
+    for part in parts:
+        if not any(_is_within(name, (part,)) for name in arrays):
             raise ArgumentError(
                 f"keep names {part!r}, and the model has no arrays there; it has "
-                f"{', '.join(list(here)[:5])}."
+                f"{', '.join(list(arrays)[:5])}."
             )
-    wanted = {name: array for name, array in here.items() if not is_kept(name)}
-    read = _of_run if path.is_dir() else _of_file
-    mend = 'Pass a model as the one that was saved, or name what is to stay: keep="...".'
+
     try:
-        numbers = read(path, is_kept)
-        check_alike(described(numbers), described(wanted), str(path), mend)
+        read = _read_directory(path) if path.is_dir() else _read_file(path)
     except (CheckpointError, MissingExtraError):
         raise
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {path}.") from error
     except Exception as error:
         raise CheckpointError(
-            f"{path} is no model that vernal.save wrote, or is damaged: {first_line(error)}."
+            f"{path} is damaged, or vernal.save did not write it: {first_line(error)}."
         ) from error
-    return with_arrays(like, {name: as_like(numbers[name], wanted[name]) for name in wanted})
+
+    values = {name: value for name, value in read.items() if not _is_within(name, parts)}
+    check_alike(
+        values,
+        {name: array for name, array in arrays.items() if not _is_within(name, parts)},
+        where=str(path),
+        fix='Pass a model with the structure of the saved one, or keep parts of it: keep="...".',
+    )
+    return with_arrays(like, values)
 
 
-def _of_file(path: Path, is_kept: Callable[[str], bool]) -> dict[str, np.ndarray]:
-    """The arrays of a file, by name, but for those that are not wanted."""
-    safe_open, _ = _safetensors()
-    with safe_open(path, framework="numpy") as file:
+def _read_file(path: Path) -> dict[str, np.ndarray]:
+    with _safetensors().safe_open(path, framework="numpy") as file:
         digests = json.loads((file.metadata() or {})[_DIGESTS])
-        names = list(file.keys())
-        numbers = {name: file.get_tensor(name) for name in names if not is_kept(name)}
-    for name, array in numbers.items():
-        if digest(array) != digests[name]:
-            raise _stored.Damaged(f"{name} is not what was written")
-    return numbers
+        values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    for name, value in values.items():
+        if digest(value) != digests[name]:
+            raise Damaged(f"{name} is not what was written")
+    return values
 
 
-def _of_run(path: Path, is_kept: Callable[[str], bool]) -> dict[str, np.ndarray]:
-    """The arrays of the model in the newest good checkpoint of a directory."""
-    failure: Exception = CheckpointError(f"there is no checkpoint in {path}.")
-    for checkpoint in _stored.checkpoints(path):
-        try:
-            arrays = _stored.arrays(checkpoint, _stored.description(checkpoint), {})
-        except Exception as error:
-            failure = error
-            warnings.warn(
-                f"the checkpoint {checkpoint} is damaged ({first_line(error)}): the one before is "
-                "looked at.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-            continue
-        model = {name.removeprefix(_MODEL): a for name, a in arrays.items() if name[:6] == _MODEL}
-        return {name: np.asarray(array) for name, array in model.items() if not is_kept(name)}
-    raise failure
+def _read_directory(path: Path) -> dict[str, np.ndarray]:
+    found = newest_good(path, read_model, rename_damaged=False)
+    if found is None:
+        raise CheckpointError(f"there is no checkpoint in {path}.")
+    _, model = found
+    return model
 
 
-def _checked(path: Any) -> Path:
+def _is_within(name: str, parts: tuple[str, ...]) -> bool:
+    """Return whether an array belongs to one of some parts of a model."""
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
+def _checked_path(path: Any) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise ArgumentError(f"path is {kind(path)}; a path is needed, as a str or a Path.")
     return Path(path)
@@ -151,11 +146,10 @@ def _checked(path: Any) -> Path:
 
 def _safetensors():
     try:
-        from safetensors import safe_open
-        from safetensors.numpy import save_file
+        import safetensors.numpy
     except ImportError as error:
         raise MissingExtraError(
             "vernal.save and vernal.load need safetensors, which is not installed."
             "\n  Run: pip install 'vernal[checkpoint]'"
         ) from error
-    return safe_open, save_file
+    return safetensors

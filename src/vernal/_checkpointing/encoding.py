@@ -1,0 +1,117 @@
+"""The states of a run, of callbacks and of data loaders as JSON, with their arrays aside.
+
+Nothing that is read is executed.
+"""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from vernal._checkpointing.named_arrays import is_key, named_arrays, stored, with_arrays, within
+from vernal._training.state import TrainState
+from vernal.errors import CheckpointError, kind
+
+# An object with one name that begins with this mark is a value that JSON does not have.
+_MARK = "@"
+
+
+def encode(value: Any, arrays: dict[str, Any], *, owner: str) -> Any:
+    """Return a value as JSON takes it, with names in the place of arrays.
+
+    Args:
+        value: Numbers, strings, bytes, lists, tuples, dicts, arrays, keys and training states,
+            one within another.
+        arrays: Takes in the value's arrays, as they are stored, by their names. A name is the
+            number of arrays before, and for an array of a training state its path, too.
+        owner: Whose value it is, for the message.
+
+    Raises:
+        CheckpointError: If the value holds anything else.
+    """
+    if value is None or isinstance(value, bool | str) or type(value) in (int, float):
+        return value
+
+    def part(item: Any) -> Any:
+        return encode(item, arrays, owner=owner)
+
+    def name_of(array: Any) -> str:
+        name = str(len(arrays))
+        arrays[name] = array
+        return name
+
+    match value:
+        case bytes():
+            return {"@bytes": base64.b64encode(value).decode()}
+        case list():
+            return [part(item) for item in value]
+        case tuple():
+            return {"@tuple": [part(item) for item in value]}
+        case dict() if all(isinstance(key, str) and not key.startswith(_MARK) for key in value):
+            return {key: part(item) for key, item in value.items()}
+        case dict():
+            return {"@dict": [[part(key), part(item)] for key, item in value.items()]}
+        case np.generic():
+            return {"@scalar": name_of(np.asarray(value))}
+        case jax.Array() if is_key(value):
+            return {"@key": [str(jax.random.key_impl(value)), name_of(stored(value))]}
+        case np.ndarray() | jax.Array():
+            return {"@array": name_of(value)}
+        case TrainState():
+            number = len(arrays)
+            for path, array in named_arrays(replace(value, data_state=None)).items():
+                arrays[f"{number}.{path}"] = stored(array)
+            return {"@state": [str(number), part(value.data_state)]}
+    if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "numpy"):
+        return {"@torch": name_of(value.numpy())}
+    raise CheckpointError(
+        f"{owner} holds {kind(value)}, which a checkpoint cannot store. It stores numbers, "
+        "strings, bytes, lists, tuples, dicts, arrays and training states."
+    )
+
+
+def decode(encoded: Any, arrays: Mapping[str, np.ndarray], template: TrainState) -> Any:
+    """Return the value that `encode` was given.
+
+    Args:
+        encoded: What `encode` returned.
+        arrays: The arrays that `encode` set aside.
+        template: A state with the structure, the kinds of arrays and the devices that training
+            states get.
+    """
+
+    def part(item: Any) -> Any:
+        return decode(item, arrays, template)
+
+    if isinstance(encoded, list):
+        return [part(item) for item in encoded]
+    if not isinstance(encoded, dict) or not encoded:
+        return encoded
+
+    mark, content = next(iter(encoded.items()))
+    match mark:
+        case "@bytes":
+            return base64.b64decode(content)
+        case "@tuple":
+            return tuple(part(item) for item in content)
+        case "@dict":
+            return {part(key): part(item) for key, item in content}
+        case "@scalar":
+            return arrays[content][()]
+        case "@key":
+            implementation, name = content
+            return jax.random.wrap_key_data(jax.device_put(arrays[name]), impl=implementation)
+        case "@array":
+            return arrays[content]
+        case "@state":
+            number, data_state = content
+            state = with_arrays(template, within(arrays, number))
+            return replace(state, data_state=part(data_state))
+        case "@torch":
+            import torch  # pyright: ignore[reportMissingImports]
+
+            return torch.from_numpy(arrays[content].copy())
+    return {key: part(item) for key, item in encoded.items()}

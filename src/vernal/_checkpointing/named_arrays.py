@@ -1,0 +1,155 @@
+"""The arrays of a PyTree by name: as they are stored, compared, and put back."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from vernal.errors import CheckpointError
+
+# What counts as an array of a PyTree; a `jax.ShapeDtypeStruct` stands for one to be filled in.
+AnyArray = Array | np.ndarray | jax.ShapeDtypeStruct
+
+
+class Spec(NamedTuple):
+    """The shape and dtype that an array is stored with."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.shape} {self.dtype}"
+
+
+def named_arrays(tree: PyTree) -> dict[str, Any]:
+    """Return the arrays of a PyTree by their paths, such as `layers.0.weight`.
+
+    Raises:
+        CheckpointError: If two arrays have the same path.
+    """
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not _is_array(leaf):
+            continue
+        name = _name(path)
+        if name in found:
+            raise CheckpointError(
+                f"two arrays of the {type(tree).__name__} have the name {name}."
+                "\n  Give the keys of its dicts names without dots."
+            )
+        found[name] = leaf
+    return found
+
+
+def with_arrays(tree: PyTree, values: Mapping[str, Any]) -> PyTree:
+    """Return a PyTree with stored values in the place of its arrays.
+
+    Args:
+        tree: Says which kind of array each value becomes, and on which devices.
+        values: Stored values by the names that `named_arrays` gives. Arrays without a value stay
+            as they are.
+    """
+
+    def replaced(path, leaf):
+        name = _name(path)
+        return _restored(values[name], leaf) if _is_array(leaf) and name in values else leaf
+
+    return jax.tree_util.tree_map_with_path(replaced, tree)
+
+
+def within(named: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Return the arrays of one part of a PyTree, by their names in this part."""
+    prefix = f"{part}."
+    return {
+        name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)
+    }
+
+
+def stored(array: Array | np.ndarray) -> Array | np.ndarray:
+    """Return an array as it is stored: of a random key, the numbers behind it."""
+    return jax.random.key_data(array) if is_key(array) else array
+
+
+def spec(array: AnyArray | Spec) -> Spec:
+    """Return the shape and dtype that an array is stored with."""
+    numbers = jax.eval_shape(jax.random.key_data, array) if is_key(array) else array
+    return Spec(tuple(numbers.shape), str(numbers.dtype))
+
+
+def is_key(array: AnyArray | Spec) -> bool:
+    """Return whether an array holds random keys."""
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+def digest(values: Array | np.ndarray) -> str:
+    """Return the SHA-256 of a stored array's bytes, in hexadecimal."""
+    contiguous = np.ascontiguousarray(values)
+    return hashlib.sha256(contiguous.reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def check_alike(
+    saved: Mapping[str, Any], needed: Mapping[str, Any], *, where: str, fix: str
+) -> None:
+    """Check that what was saved has the arrays that are needed, with their shapes and dtypes.
+
+    Args:
+        saved: The saved arrays, or their specs, by name.
+        needed: The needed arrays by name.
+        where: What holds the saved arrays, for the message.
+        fix: The last sentences of the message.
+
+    Raises:
+        CheckpointError: If they differ. The message names the first array that does.
+    """
+    for name in needed:
+        if name in saved and spec(saved[name]) != spec(needed[name]):
+            raise CheckpointError(
+                f"{name} is {spec(saved[name])} in {where}, but {spec(needed[name])} here.\n  {fix}"
+            )
+    missing = [name for name in needed if name not in saved]
+    extra = [name for name in saved if name not in needed]
+    if missing and extra:
+        difference = f"{where} has no {_few(missing)}, but it has {_few(extra)}"
+    elif missing:
+        difference = f"{where} has no {_few(missing)}"
+    elif extra:
+        difference = f"{where} has {_few(extra)}, which is not needed here"
+    else:
+        return
+    raise CheckpointError(f"{difference}.\n  {fix}")
+
+
+def _is_array(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, np.ndarray | jax.ShapeDtypeStruct)
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _restored(values: Any, like: AnyArray) -> Array | np.ndarray:
+    """Return stored values as the kind of array that another one is, on the same devices."""
+    if isinstance(like, np.ndarray):
+        return values
+    if is_key(like):
+        example = like if isinstance(like, jax.Array) else jnp.empty((), like.dtype)
+        bits = jax.device_put(values)
+        values = jax.random.wrap_key_data(bits, impl=jax.random.key_impl(example))
+    return jax.device_put(values, _placed(like))
+
+
+def _placed(array: Array | jax.ShapeDtypeStruct) -> jax.sharding.Sharding | None:
+    """Return where an array was put on purpose; `None` if JAX chose the place."""
+    # `jax.jit` compiles again for an array that was put somewhere, even on the default device.
+    is_chosen = isinstance(array, jax.Array) and not array.committed
+    return None if is_chosen else array.sharding
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
