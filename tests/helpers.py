@@ -95,7 +95,7 @@ class Trained(NamedTuple):
     model: Any
     model_state: Any
     opt_states: list
-    steps: dict[str, np.ndarray]
+    steps: dict[str, Any]
 
 
 def loop_by_hand(
@@ -150,8 +150,14 @@ def loop_by_hand(
     return Trained(model, model_state, opt_states, _columns(infos))
 
 
-def _columns(infos: list[dict]) -> dict[str, np.ndarray]:
-    return {name: np.stack([np.asarray(info[name]) for info in infos]) for name in infos[0]}
+def _columns(infos: list[dict]) -> dict[str, Any]:
+    """Return what each step measured, by name: an array, or a list where shapes differ."""
+    columns = {}
+    for name in infos[0]:
+        values = [np.asarray(info[name]) for info in infos]
+        same = len({value.shape for value in values}) == 1
+        columns[name] = np.stack(values) if same else values
+    return columns
 
 
 def stepped(trainer, state, batches: Iterable):
