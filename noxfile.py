@@ -60,6 +60,22 @@ def tests(session: nox.Session) -> None:
     session.run(*PYTEST, *session.posargs)
 
 
+def newest_python() -> str | None:
+    """Return the path of the newest supported Python that is installed."""
+    found = (find_python(version) for version in reversed(PYTHONS))
+    return next((path for path in found if path), None)
+
+
+@nox.session(python=newest_python() or False)
+def tests_newest(session: nox.Session) -> None:
+    """Run the tests on the newest Python here, with the newest JAX: what users install."""
+    if session.python is False:
+        session.skip(f"none of {', '.join(PYTHONS)} is on this machine")
+    # A kept environment would keep the JAX that was the newest once.
+    session.install("--upgrade", "-e", ".[all]", *group("test"))
+    session.run(*PYTEST, *session.posargs)
+
+
 # A Python that is not installed gets no environment (False): its session only says so.
 @nox.session(reuse_venv=False)  # a kept environment would keep the JAX that was the newest once
 @nox.parametrize(
@@ -84,9 +100,12 @@ def tests_matrix(session: nox.Session, version: str, pins: list[str]) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Kill, damage and fill up all that `nox -s tests` tries a little of: it takes a while."""
+    """Try every fault, and all long sweeps, of which `nox -s tests` tries a few: it takes long."""
     session.install("-e", ".[all]", *group("test"))
-    session.run(*PYTEST, "--dist", "load", "tests/faults", "--long", *session.posargs)
+    session.run(*PYTEST, "--dist", "load", "--long", "tests/faults", *session.posargs)
+    others = "tests", "--ignore", "tests/faults", "-m", "long"
+    # 5: none was left by what was passed on, such as `-k`.
+    session.run(*PYTEST, "--dist", "load", "--long", *others, *session.posargs, success_codes=[0, 5])
 
 
 @nox.session

@@ -1,19 +1,14 @@
 """What all tests share: no silent broadcasts, no windows, no clocks; on a GPU, bits that repeat."""
 
-import contextlib
-import io
 import os
-import re
 import signal
-from pathlib import Path
 
 import hypothesis
 import jax
 import matplotlib
 import pytest
 
-import vernal
-
+pytest.register_assert_rewrite("helpers")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A GPU repeats what it computes if it is told to, and does not round what it multiplies.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
@@ -30,8 +25,18 @@ _compilations = []
 
 
 def pytest_addoption(parser):
-    """`--long`: the tests of faults try everything, and not a little of it."""
-    parser.addoption("--long", action="store_true", help="try every fault (tests/faults)")
+    """Add `--long`: run the tests marked `long`, and try every fault instead of a few."""
+    parser.addoption("--long", action="store_true", help="run long sweeps, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skip the tests marked `long`, unless `--long` is given."""
+    if config.getoption("--long"):
+        return
+    skip = pytest.mark.skip(reason="a long sweep: pass --long")
+    for item in items:
+        if "long" in item.keywords:
+            item.add_marker(skip)
 
 
 def _listen(event: str, duration_secs: float, **_: str | int) -> None:
@@ -70,66 +75,3 @@ def compiled():
     """Every compilation in this process from here on."""
     _compilations.clear()
     return _compilations
-
-
-class Page:
-    """A page of Markdown whose examples are run."""
-
-    def __init__(self, path: Path):
-        self.name = path.name
-        self.text = path.read_text(encoding="utf-8")
-        # (language, content) of each fenced block, in order.
-        self.blocks = re.findall(r"^```(\w+)\n(.*?)^```", self.text, re.DOTALL | re.MULTILINE)
-
-    def run(self) -> list[str]:
-        """Each block of Python goes on where the one before ended; a block of text is its outcome.
-
-        Returns what kind of outcome each block of text shows: "output", or an error's class.
-        """
-        names, compared = {}, []
-        for (language, content), (following, shown) in zip(
-            self.blocks, [*self.blocks[1:], ("", "")], strict=True
-        ):
-            if language != "python":
-                continue
-            printed, outcome = io.StringIO(), "output"
-            with contextlib.redirect_stdout(printed):
-                try:
-                    exec(compile(content, self.name, "exec"), names)
-                except vernal.VernalError as error:
-                    outcome = type(error).__name__
-                    print(f"{outcome}: {error}")
-            assert printed.getvalue().strip() == (shown.strip() if following == "text" else "")
-            compared += [outcome] if following == "text" else []
-        return compared
-
-
-@pytest.fixture(scope="session")
-def page():
-    """Reads a page, and runs it."""
-    return Page
-
-
-class Terminal:
-    """A standard error that says it is a terminal, and keeps what is written."""
-
-    encoding = "utf-8"
-
-    def __init__(self):
-        self.text = ""
-
-    def write(self, text):
-        self.text += text
-        return len(text)
-
-    def flush(self):
-        pass
-
-    def isatty(self):
-        return True
-
-
-@pytest.fixture
-def terminal():
-    """A terminal to put in the place of standard error."""
-    return Terminal()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import assert_same_bits
 
 import vernal
 from vernal import callbacks, losses, nn
@@ -201,7 +202,7 @@ def test_what_does_not_go_together_is_told(name):
     assert len(lines) <= 6 and max(map(len, lines)) <= 100
 
 
-@pytest.mark.parametrize("batch_size", [None, 10, 20], ids=["full batch", "even", "ragged"])
+@pytest.mark.parametrize("batch_size", [None, 20], ids=["full batch", "ragged"])
 def test_data_may_be_a_single_array(batch_size):
     """What an autoencoder learns from; it is divided as any other."""
     autoencoder = nn.MLP(4, 4, 2, 1, key=KEY)
@@ -211,9 +212,7 @@ def test_data_may_be_a_single_array(batch_size):
     for epoch in range(3):
         for batch in vernal.batches(X, batch_size, epoch=epoch):
             by_steps, _ = trainer(loss).step(by_steps, batch)
-    for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(by_steps), strict=True):
-        if eqx.is_inexact_array(one):
-            np.testing.assert_array_equal(one, other)
+    assert_same_bits((state.model, state.opt_state), (by_steps.model, by_steps.opt_state))
     assert len(history.epochs["loss"]) == 3
 
 
@@ -244,6 +243,4 @@ def test_the_state_of_one_run_serves_again():
     """An `eqx.nn.State` may be used once in Equinox; here it is a value like any other."""
     start = made(Net)
     runs = [trainer().fit(start, DATA, epochs=2, batch_size=20)[0] for _ in "ab"]
-    for one, other in zip(*map(jax.tree.leaves, runs), strict=True):
-        if eqx.is_inexact_array(one):
-            np.testing.assert_array_equal(one, other)
+    assert_same_bits(*runs)

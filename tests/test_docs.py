@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from helpers import Page
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
@@ -54,9 +55,9 @@ def mlflow(monkeypatch):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_example_does_what_is_shown(name, page, wandb, mlflow, monkeypatch, tmp_path):
+def test_every_example_does_what_is_shown(name, wandb, mlflow, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    shown = page(DOCS / name)
+    shown = Page(DOCS / name)
     languages = [language for language, _ in shown.blocks]
     assert len(shown.run()) == languages.count("text")
 
@@ -65,9 +66,9 @@ def test_every_example_does_what_is_shown(name, page, wandb, mlflow, monkeypatch
     assert [service for service, calls in services.items() if calls] == used
 
 
-def test_the_loggers_of_callbacks_log_each_epoch(page, wandb, mlflow, monkeypatch, tmp_path):
+def test_the_loggers_of_callbacks_log_each_epoch(wandb, mlflow, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    page(DOCS / "callbacks.md").run()
+    Page(DOCS / "callbacks.md").run()
     assert [call[0] for call in wandb] == ["init", "log", "log", "log", "finish"]
     assert wandb[0] == ("init", "sine")
     assert [call[0] for call in mlflow] == ["start_run", *["log_metrics"] * 3, "end_run"]

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import KEY, as_float64, assert_same_bits, batches_of, loop_by_hand
 from sklearn import metrics as reference
 
 import vernal
 from vernal import losses, metrics, nn
+from vernal._limits import limits
 
 RNG = np.random.default_rng(0)
 N = 53  # ragged for every batch size below
@@ -39,8 +41,9 @@ def classify(seed=0, classes=3):
     return RNG.permutation(RNG.normal(size=(N, classes)).astype(np.float32))
 
 
-@pytest.mark.parametrize("batch_size", [None, 1, 10, 52, 53, 1000])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("batch_size", "weighted"), [(None, True), (1, False), (10, True), (52, False), (1000, False)]
+)
 def test_classification_metrics_are_those_of_scikit_learn_whatever_the_batches(
     batch_size, weighted
 ):
@@ -62,9 +65,10 @@ def test_classification_metrics_are_those_of_scikit_learn_whatever_the_batches(
     np.testing.assert_array_equal(found["confusion"], expected)
 
 
-@pytest.mark.parametrize("batch_size", [None, 1, 10, 52])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("offset", [0.0, 1e3])
+@pytest.mark.parametrize(
+    ("batch_size", "weighted", "offset"),
+    [(None, False, 0.0), (1, True, 1e3), (10, True, 0.0), (52, False, 1e3)],
+)
 def test_regression_metrics_are_those_of_scikit_learn_whatever_the_batches(
     batch_size, weighted, offset
 ):
@@ -134,61 +138,48 @@ def test_a_prediction_that_is_nan_is_never_right(metric):
     assert metrics.accuracy(jnp.array(jnp.nan), jnp.array(1.0)) == 0
 
 
-def by_hand(model, data, epochs, batch_size):
-    """Plain updates; each batch's predictions before them, with targets and weights."""
-    params, static = eqx.partition(model, eqx.is_inexact_array)
-    optimizer = optax.sgd(1e-3)
-    opt_state = optimizer.init(params)
-
-    @jax.jit
-    def step(params, opt_state, batch):
-        def objective(params):
-            prediction = jax.vmap(eqx.combine(params, static))(batch[0])
-            square = jnp.mean((prediction - batch[1]) ** 2, axis=1)
-            return jnp.sum(batch[2] * square) / jnp.sum(batch[2]), prediction
-
-        grads, prediction = jax.grad(objective, has_aux=True)(params)
-        updates, opt_state = optimizer.update(grads, opt_state)
-        return optax.apply_updates(params, updates), opt_state, prediction
-
-    made = []
-    for epoch in range(epochs):
-        made.append([])
-        for batch in vernal.batches(data, batch_size, epoch=epoch):
-            params, opt_state, prediction = step(params, opt_state, batch)
-            made[-1].append((np.asarray(prediction, np.float64), *map(np.asarray, batch[1:])))
-    return made
+def weighted_error(model, batch, key, model_state):
+    """By hand: the loss; and each batch's predictions before the step, targets and weights."""
+    x, y, weight = batch
+    prediction = jax.vmap(model)(x)
+    square = jnp.mean((prediction - y) ** 2, axis=1)
+    made = {"prediction": prediction, "target": y, "weight": weight}
+    return jnp.sum(weight * square) / jnp.sum(weight), made, model_state
 
 
 @pytest.mark.parametrize("batch_size", [None, 10])
 def test_training_records_what_each_batch_gave_and_exact_averages_over_an_epoch(batch_size):
-    weight = (WEIGHTS + 0.5).astype(np.float32)
-    data = (X, TARGETS - 100, weight)
-    model = nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
     measured = {"mae": metrics.mean_absolute_error, "r2": metrics.r2}
-    _, history = trainer(losses.MeanSquaredError(), **measured).fit(
-        model, data, epochs=4, batch_size=batch_size
-    )
-    made = by_hand(model, data, 4, batch_size)
     functions = {"mae": reference.mean_absolute_error, "r2": reference.r2_score}
+    with jax.enable_x64(True):
+        data = as_float64((X, TARGETS - 100, WEIGHTS + 0.5))
+        train = trainer(losses.MeanSquaredError(), **measured)
+        model = nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
+        start = train.init(model, key=KEY)
+        _, history = train.fit(start, data, epochs=4, batch_size=batch_size)
+        batches = batches_of(data, batch_size, 4)
+        made = loop_by_hand(weighted_error, train.optimizer, model, batches).steps
+
+    parts = list(zip(made["target"], made["prediction"], made["weight"], strict=True))
+    length = len(parts) // 4
     for name, function in functions.items():
-        of = lambda parts: function(parts[1], parts[0], sample_weight=parts[2])  # noqa: B023
-        steps = [of(batch) for epoch in made for batch in epoch]
-        np.testing.assert_allclose(history.steps[name], steps, rtol=2e-4, atol=2e-5)
-        whole = [list(map(np.concatenate, zip(*epoch, strict=True))) for epoch in made]
-        np.testing.assert_allclose(history.epochs[name], list(map(of, whole)), rtol=2e-4)
+        steps = [function(y, p, sample_weight=w) for y, p, w in parts]
+        np.testing.assert_allclose(history.steps[name], steps, rtol=1e-9, atol=1e-10)
+        epochs = [parts[i : i + length] for i in range(0, len(parts), length)]
+        whole = [list(map(np.concatenate, zip(*epoch, strict=True))) for epoch in epochs]
+        expected = [function(y, p, sample_weight=w) for y, p, w in whole]
+        np.testing.assert_allclose(history.epochs[name], expected, rtol=1e-9)
 
 
-def test_r2_of_epochs_does_not_depend_on_where_the_run_is_cut(monkeypatch):
+def test_r2_of_epochs_does_not_depend_on_where_the_run_is_cut():
     data = (X, TARGETS)
     model = nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
     run = lambda: trainer(losses.MeanSquaredError(), r2=metrics.r2).fit(
         model, data, epochs=5, batch_size=10
     )
     _, expected = run()
-    monkeypatch.setattr("vernal._training.pace.FIRST_WORK", 1)  # first chunks of one update
-    monkeypatch.setattr("vernal._training.pace.SECONDS", 1e-9)
-    _, cut = run()
+    with limits(first_chunk_work=1, chunk_seconds=1e-9):  # chunks of one step
+        _, cut = run()
     np.testing.assert_array_equal(cut.steps["r2"], expected.steps["r2"])
     np.testing.assert_allclose(cut.epochs["r2"], expected.epochs["r2"], rtol=1e-12)
     assert len(cut.epochs["r2"]) == 5
@@ -221,9 +212,7 @@ def test_metrics_do_not_change_the_run():
     )
     plain, history = run()
     measured, with_r2 = run(r2=metrics.r2, mae=metrics.mean_absolute_error)
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(measured), strict=True):
-        if eqx.is_array(a) and not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            np.testing.assert_array_equal(a, b)
+    assert_same_bits(plain, measured)
     np.testing.assert_array_equal(history.steps["loss"], with_r2.steps["loss"])
 
 

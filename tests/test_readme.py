@@ -4,13 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers import Page
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def readme(page):
-    return page(ROOT / "README.md")
+def readme():
+    return Page(ROOT / "README.md")
 
 
 def test_every_example_does_what_is_shown(readme):

@@ -1,4 +1,4 @@
-"""The Trainer against loops written by hand: the same numbers, to the last bit."""
+"""The Trainer: three tiers that make one run, which is that of a loop written by hand."""
 
 import signal
 import sys
@@ -10,156 +10,174 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import (
+    KEY,
+    Terminal,
+    as_float64,
+    assert_close,
+    assert_float64,
+    assert_same_bits,
+    batches_of,
+    loop_by_hand,
+    numbers,
+    squared_error,
+    stepped,
+)
 
 import vernal
 from vernal import losses, nn
-from vernal._training.chunks import Loop
+from vernal._limits import limits
 
-KEY = jax.random.key(7)
-MODELS = {
-    "Linear": lambda: nn.Linear(3, 1, key=jax.random.key(1)),
-    "MLP": lambda: nn.MLP(3, 1, 16, 2, key=jax.random.key(1)),
-    "MLP tanh": lambda: nn.MLP(3, 1, 8, 1, jnp.tanh, key=jax.random.key(1)),
-    "eqx MLP": lambda: eqx.nn.MLP(3, 1, 16, 2, key=jax.random.key(1)),
-}
-OPTIMIZERS = {
-    "sgd": optax.sgd(1e-2, momentum=0.9),
-    "adam": optax.adam(1e-3),
-    "clipped schedule": optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(1e-2, 500))
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(106, 3)).astype(np.float32)
+Y = np.sin(X.sum(axis=1, keepdims=True)).astype(np.float32)
+DATA = (X, Y)
+# 106 examples in batches of 10: eleven steps an epoch, the last on 6 examples.
+SIZE, LENGTH = 10, 11
+BATCH_BYTES = SIZE * 4 * 4
+MSE = losses.MeanSquaredError()
+ADAM = vernal.Trainer(optax.adam(1e-2), MSE)
+
+
+def mlp():
+    return nn.MLP(3, 1, 8, 1, key=jax.random.key(1))
+
+
+def start(trainer=ADAM):
+    return trainer.init(mlp(), key=KEY)
+
+
+def objective(model, batch, key, model_state):
+    return squared_error(model, batch), {}, model_state
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Three epochs in batches, with a ragged tail."""
+    return ADAM.fit(start(), DATA, epochs=3, batch_size=SIZE)
+
+
+# ----- the tiers, and a loop written by hand
+
+RUNS = {
+    "Linear, momentum": (
+        lambda: nn.Linear(3, 1, key=jax.random.key(1)),
+        optax.sgd(1e-2, momentum=0.9),
+    ),
+    "MLP, Adam": (lambda: nn.MLP(3, 1, 16, 2, key=jax.random.key(1)), optax.adam(1e-2)),
+    "eqx MLP, clipped schedule": (
+        lambda: eqx.nn.MLP(3, 1, 8, 1, jnp.tanh, key=jax.random.key(1)),
+        optax.chain(
+            optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(1e-2, 100))
+        ),
     ),
 }
 
 
-@pytest.fixture(scope="module")
-def data():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(106, 3)).astype(np.float32)
-    y = np.sin(x.sum(axis=1, keepdims=True)).astype(np.float32)
-    return x, y
+@pytest.mark.parametrize(("make", "optimizer"), RUNS.values(), ids=RUNS)
+def test_fit_epochs_and_step_make_the_same_bits(make, optimizer):
+    trainer = vernal.Trainer(optimizer, MSE)
+    begin = trainer.init(make(), key=KEY)
+    fitted, history = trainer.fit(begin, DATA, epochs=9, batch_size=SIZE)
+    epochs = trainer.epochs(begin, DATA, batch_size=SIZE)
+    ninth = next(epoch for epoch in epochs if epoch.index == 8)
+    by_steps, measured = stepped(trainer, begin, batches_of(DATA, SIZE, 9))
+
+    assert int(fitted.step) == int(ninth.state.step) == int(by_steps.step) == 9 * LENGTH
+    for other in (ninth.state, by_steps):
+        assert_same_bits((fitted.model, fitted.opt_state), (other.model, other.opt_state))
+    np.testing.assert_array_equal(history.steps["loss"], measured["loss"])
 
 
-def by_hand(model, optimizer, batches):
-    """The loop that Equinox's documentation teaches."""
-
-    @eqx.filter_jit
-    def step(model, opt_state, x, y):
-        def loss(model):
-            return jnp.mean(optax.losses.squared_error(jax.vmap(model)(x), y))
-
-        value, grads = eqx.filter_value_and_grad(loss)(model)
-        params = eqx.filter(model, eqx.is_inexact_array)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return eqx.apply_updates(model, updates), opt_state, value
-
-    opt_state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
-    values = []
-    for x, y in batches:
-        model, opt_state, value = step(model, opt_state, x, y)
-        values.append(value)
-    return model, np.array(values)
+@pytest.mark.parametrize(("name", "size"), [*zip(RUNS, (None, SIZE, 53), strict=True)])
+def test_fit_is_the_loop_by_hand(name, size):
+    make, optimizer = RUNS[name]
+    with jax.enable_x64(True):
+        data = as_float64(DATA)
+        trainer = vernal.Trainer(optimizer, MSE)
+        begin = trainer.init(make(), key=KEY)
+        state, history = trainer.fit(begin, data, epochs=5, batch_size=size)
+        expected = loop_by_hand(objective, optimizer, make(), batches_of(data, size, 5))
+        assert_float64((state.model, history.steps))
+        assert_close((state.model, state.opt_state), (expected.model, expected.opt_states[-1]))
+        assert_close(history.steps, expected.steps)
 
 
-def arrays(tree):
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf)]
-
-
-def assert_same_bits(one, other):
-    ones, others = arrays(one), arrays(other)
-    assert len(ones) == len(others) > 0
-    for a, b in zip(ones, others, strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-
-
-def assert_as_by_hand(one, other):
-    """The same bits on a CPU; elsewhere XLA may choose another way to compute them."""
-    if jax.default_backend() == "cpu":
-        return assert_same_bits(one, other)
-    for a, b in zip(arrays(one), arrays(other), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0.02, atol=0.002)
-
-
-def batches_of(data, size, epochs, key=KEY):
-    for epoch in range(epochs):
-        yield from vernal.batches(data, size, epoch=epoch, key=key)
-
-
-# 106 examples in batches of 10: eleven updates an epoch, the last on 6 examples.
-@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
-def test_fit_epochs_step_and_a_loop_by_hand_agree_to_the_bit(make, optimizer, data):
-    trainer = vernal.Trainer(optimizer, losses.MeanSquaredError())
-    start = trainer.init(make(), key=KEY)
-    epochs, size = 46, 10  # 506 updates
-
-    fitted, history = trainer.fit(start, data, epochs=epochs, batch_size=size)
-    run = trainer.epochs(start, data, batch_size=size)
-    epoch = next(epoch for epoch in run if epoch.index == epochs - 1)
-    stepped, values = start, []
-    for batch in batches_of(data, size, epochs):
-        stepped, info = trainer.step(stepped, batch)
-        values.append(info["loss"])
-    model, hand_values = by_hand(make(), optimizer, batches_of(data, size, epochs))
-
-    assert int(fitted.step) == int(epoch.state.step) == int(stepped.step) == epochs * 11
-    for other in (epoch.state.model, stepped.model):
-        assert_same_bits(fitted.model, other)
-    assert_same_bits(fitted.opt_state, stepped.opt_state)
-    np.testing.assert_array_equal(history.steps["loss"], np.array(values))
-    assert_as_by_hand(fitted.model, model)
-    assert_as_by_hand(jnp.asarray(history.steps["loss"]), jnp.asarray(hand_values))
-
-
-@pytest.mark.parametrize("features", [1, 3])
-@pytest.mark.parametrize("examples", [3, 10])
+@pytest.mark.parametrize(("examples", "features"), [(3, 1), (10, 3)])
 def test_a_handful_of_numbers_rounds_alike_too(examples, features):
     # XLA may make one kernel of a loop this small, and round in another way in it.
     x = np.random.default_rng(examples).normal(size=(examples, features)).astype(np.float32)
     data = x, np.sin(x.sum(axis=1, keepdims=True))
-    model, optimizer = nn.Linear(features, 1, key=KEY), optax.adam(1e-3)
-    trainer = vernal.Trainer(optimizer, losses.MeanSquaredError())
-    fitted, history = trainer.fit(model, data, epochs=300)
-    expected, values = by_hand(model, optimizer, [data] * 300)
-    assert_as_by_hand(fitted.model, expected)
-    assert_as_by_hand(jnp.asarray(history.steps["loss"]), jnp.asarray(values))
+    begin = ADAM.init(nn.Linear(features, 1, key=KEY))
+    fitted, history = ADAM.fit(begin, data, epochs=100)
+    by_steps, measured = stepped(ADAM, begin, [data] * 100)
+    assert_same_bits(fitted.model, by_steps.model)
+    np.testing.assert_array_equal(history.steps["loss"], measured["loss"])
 
 
-@pytest.mark.parametrize("size", [None, 10, 53])
-def test_updates_elsewhere_than_on_a_cpu_are_as_good(size, data, monkeypatch):
-    """Of several in a turn, in a loop of its own; on a CPU, which rounds otherwise there."""
-    trainer = vernal.Trainer(optax.adam(1e-3), losses.MeanSquaredError())
-    start = trainer.init(MODELS["MLP"](), key=KEY)
-    here = trainer.fit(start, data, epochs=40, batch_size=size)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    elsewhere = trainer.fit(start, data, epochs=40, batch_size=size)
-    for a, b in zip(arrays(here[0]), arrays(elsewhere[0]), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(here[1].steps["loss"], elsewhere[1].steps["loss"], rtol=1e-3)
+def last_layer(model):
+    frozen = jax.tree.map(lambda _: False, model)
+    return eqx.tree_at(lambda m: m.layers[-1], frozen, True)
 
 
-@pytest.mark.parametrize("size", [None, 10, 53])
-def test_chunks_of_1_7_and_1000_make_the_same_bits(size, data, monkeypatch):
-    trainer = vernal.Trainer(optax.adam(1e-3), losses.MeanSquaredError())
-    start = trainer.init(MODELS["MLP"](), key=KEY)
-    results = []
-    for chunk in (1, 7, 1000):
-        pace = property(lambda self, chunk=chunk: chunk, lambda self, value: None)
-        monkeypatch.setattr(Loop, "_updates", pace, raising=False)
-        results.append(trainer.fit(start, data, epochs=40, batch_size=size))
-    for state, history in results[1:]:
-        assert_same_bits(results[0][0], state)
-        np.testing.assert_array_equal(results[0][1].steps["loss"], history.steps["loss"])
-        np.testing.assert_array_equal(results[0][1].epochs["loss"], history.epochs["loss"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_a_frozen_backbone_makes_the_same_bits_in_each_tier_and_chunk(dtype):
+    """What is frozen does not change in the loop, and must not be computed otherwise for that."""
+    model = nn.MLP(3, 1, 16, 2, dtype=dtype, key=jax.random.key(1))
+    data = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), DATA)
+    for size, epochs in ((None, 10), (SIZE, 2)):
+        trainer = vernal.Trainer(optax.adam(1e-2), MSE, trainable=last_layer(model))
+        begin = trainer.init(model, key=KEY)
+        fitted, history = trainer.fit(begin, data, epochs=epochs, batch_size=size)
+        by_steps, measured = stepped(trainer, begin, batches_of(data, size, epochs))
+        with limits(chunk_seconds=1e-9, first_chunk_work=1):
+            in_chunks, _ = trainer.fit(begin, data, epochs=epochs, batch_size=size)
+        assert_same_bits(fitted.model, by_steps.model)
+        assert_same_bits(fitted.model, in_chunks.model)
+        np.testing.assert_array_equal(history.steps["loss"], measured["loss"])
 
 
-@pytest.mark.parametrize("size", [None, 10, 53])
-def test_seven_epochs_are_three_and_then_four(size, data):
-    trainer = vernal.Trainer(optax.adam(1e-3), losses.MeanSquaredError())
-    start = trainer.init(MODELS["MLP"](), key=KEY)
-    seven, history = trainer.fit(start, data, epochs=7, batch_size=size)
-    three, first = trainer.fit(start, data, epochs=3, batch_size=size)
-    four, second = trainer.fit(three, data, epochs=4, batch_size=size)
+# ----- where a run is cut
+
+CHUNKS = {
+    "of one step": {"chunk_seconds": 1e-9, "first_chunk_work": 1},
+    "of seven": {"steps_per_call": 7, "superbatch_bytes": 7 * BATCH_BYTES},
+    "of a thousand": {"chunk_seconds": 1e3, "first_chunk_work": 10**12},
+    "of few bytes": {"chunk_bytes": 3 * BATCH_BYTES, "superbatch_bytes": 2 * BATCH_BYTES},
+    "of one batch": {"superbatch_bytes": 1, "superbatch_steps": 1},
+}
+
+
+@pytest.mark.parametrize("size", [None, SIZE], ids=["full batch", "ragged batches"])
+def test_chunks_of_any_length_make_the_same_bits(size):
+    epochs = 30 if size is None else 3
+    state, history = ADAM.fit(start(), DATA, epochs=epochs, batch_size=size)
+    for changes in CHUNKS.values():
+        with limits(**changes):
+            other, in_chunks = ADAM.fit(start(), DATA, epochs=epochs, batch_size=size)
+        assert_same_bits(state, other)
+        np.testing.assert_array_equal(history.steps["loss"], in_chunks.steps["loss"])
+        np.testing.assert_allclose(history.epochs["loss"], in_chunks.epochs["loss"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [None, SIZE], ids=["full batch", "ragged batches"])
+def test_turns_of_several_steps_and_gathering_on_the_device_train_as_well(size):
+    """As on an accelerator; on a CPU, which rounds otherwise in such a loop."""
+    state, history = ADAM.fit(start(), DATA, epochs=9, batch_size=size)
+    with limits(steps_per_turn=16, gathers_on_host=False):
+        trainer = vernal.Trainer(optax.adam(1e-2), MSE)  # nothing is compiled for it yet
+        other, in_turns = trainer.fit(start(trainer), DATA, epochs=9, batch_size=size)
+        by_steps, _ = stepped(trainer, start(trainer), batches_of(DATA, size, 9))
+    assert_close(state.model, other.model, rtol=1e-3, atol=1e-5)
+    assert_close(other.model, by_steps.model, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(history.steps["loss"], in_turns.steps["loss"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [None, SIZE], ids=["full batch", "ragged batches"])
+def test_seven_epochs_are_three_and_then_four(size):
+    seven, history = ADAM.fit(start(), DATA, epochs=7, batch_size=size)
+    three, first = ADAM.fit(start(), DATA, epochs=3, batch_size=size)
+    four, second = ADAM.fit(three, DATA, epochs=4, batch_size=size)
     assert_same_bits(seven, four)
     assert (int(four.epoch), int(four.batch)) == (7, 0)
     for name in ("steps", "epochs"):
@@ -167,96 +185,84 @@ def test_seven_epochs_are_three_and_then_four(size, data):
         np.testing.assert_array_equal(getattr(history, name)["loss"], joined)
 
 
-@pytest.mark.parametrize("stop", range(0, 23, 4))
-def test_a_run_goes_on_in_the_middle_of_an_epoch(stop, data):
-    trainer = vernal.Trainer(optax.adam(1e-3), losses.MeanSquaredError())
-    start = trainer.init(MODELS["MLP"](), key=KEY)
-    whole, history = trainer.fit(start, data, epochs=3, batch_size=10)
-    state = start
-    for _, batch in zip(range(stop), batches_of(data, 10, 3), strict=False):
-        state, _ = trainer.step(state, batch)
-    rest, after = trainer.fit(state, data, epochs=3 - stop // 11, batch_size=10)
+@pytest.mark.parametrize("stop", [0, 4, 10, 11, 20])
+def test_a_run_goes_on_in_the_middle_of_an_epoch(stop, run):
+    whole, history = run
+    state = start()
+    for _, batch in zip(range(stop), batches_of(DATA, SIZE, 3), strict=False):
+        state, _ = ADAM.step(state, batch)
+    rest, after = ADAM.fit(state, DATA, epochs=3 - stop // LENGTH, batch_size=SIZE)
     assert_same_bits(whole, rest)
     np.testing.assert_array_equal(history.steps["loss"][stop:], after.steps["loss"])
 
 
-def test_full_batch_makes_one_update_an_epoch(data):
-    optimizer = optax.adam(1e-2)
-    trainer = vernal.Trainer(optimizer, losses.MeanSquaredError())
-    state, history = trainer.fit(MODELS["MLP"](), data, epochs=500)
-    model, values = by_hand(MODELS["MLP"](), optimizer, [data] * 500)
-    assert_same_bits(state.model, model)
-    np.testing.assert_array_equal(history.steps["loss"], values)
-    np.testing.assert_array_equal(history.epochs["loss"], values)
+def test_the_full_batch_is_one_step_an_epoch():
+    _, history = ADAM.fit(start(), DATA, epochs=50)
+    assert len(history.steps["loss"]) == 50
+    np.testing.assert_array_equal(history.epochs["loss"], history.steps["loss"])
 
 
-def test_a_loader_trains_like_the_arrays_it_cuts(data):
-    trainer = vernal.Trainer(optax.adam(1e-3), losses.MeanSquaredError())
-    ready = list(vernal.batches(data, 10, shuffle=False))
+def test_a_loader_trains_like_the_arrays_it_cuts():
+    ready = list(vernal.batches(DATA, SIZE, shuffle=False))
 
     class Loader:
         def __iter__(self):
             return iter(ready)
 
-    from_arrays, history = trainer.fit(
-        MODELS["MLP"](), data, epochs=5, batch_size=10, shuffle=False
-    )
+    from_arrays, history = ADAM.fit(start(), DATA, epochs=3, batch_size=SIZE, shuffle=False)
     for loader in (ready, Loader()):
-        state, loaded = trainer.fit(MODELS["MLP"](), loader, epochs=5)
+        state, loaded = ADAM.fit(start(), loader, epochs=3)
         assert_same_bits(from_arrays, state)
         np.testing.assert_array_equal(history.epochs["loss"], loaded.epochs["loss"])
 
 
-def test_parts_of_large_epochs_are_the_same_run(data, monkeypatch):
-    trainer = vernal.Trainer(optax.adam(1e-3), losses.MeanSquaredError())
-    whole, history = trainer.fit(MODELS["MLP"](), data, epochs=3, batch_size=10)
-    monkeypatch.setattr("vernal._data.superbatch.STACK_BYTES", 4 * 10 * 16)  # four batches
-    parts, in_parts = trainer.fit(MODELS["MLP"](), data, epochs=3, batch_size=10)
-    assert_same_bits(whole, parts)
-    np.testing.assert_array_equal(history.steps["loss"], in_parts.steps["loss"])
-    np.testing.assert_allclose(history.epochs["loss"], in_parts.epochs["loss"], rtol=1e-12)
+# ----- the caller's arrays
 
 
-def test_what_is_passed_in_stays_valid(data):
-    trainer = vernal.Trainer(optax.adam(1e-3), losses.MeanSquaredError())
-    model = MODELS["MLP"]()
-    before = [np.array(leaf) for leaf in arrays(model)]
-    x, y = map(jnp.asarray, data)
-    start = trainer.init(model, key=KEY)
-    first, _ = trainer.fit(start, (x, y), epochs=3)
-    again, _ = trainer.fit(start, (x, y), epochs=3)
+def test_what_is_passed_in_stays_valid():
+    model = mlp()
+    before = [np.array(leaf) for leaf in numbers(model)]
+    x, y = map(jnp.asarray, DATA)
+    begin = ADAM.init(model, key=KEY)
+    first, _ = ADAM.fit(begin, (x, y), epochs=3)
+    again, _ = ADAM.fit(begin, (x, y), epochs=3)
     assert_same_bits(first, again)
     seen = []
-    for epoch in trainer.epochs(first, (x, y)):
-        seen.append((epoch.state, epoch.metrics["loss"]))
+    for epoch in ADAM.epochs(first, (x, y)):
+        seen.append(epoch.state)
         if len(seen) == 3:
             break
-    for state, _ in seen:  # an earlier epoch's state is there after later ones were trained
-        trainer.step(state, (x, y))
-    for leaf, old in zip(arrays(model), before, strict=True):
-        np.testing.assert_array_equal(leaf, old)
-    assert not any(
-        leaf.is_deleted() for leaf in jax.tree.leaves((x, y, start)) if hasattr(leaf, "is_deleted")
-    )
+    for state in seen:  # an earlier epoch's state is there after later ones were trained
+        ADAM.step(state, (x, y))
+    assert_same_bits(before, model)
+    leaves = [leaf for leaf in jax.tree.leaves((x, y, begin)) if isinstance(leaf, jax.Array)]
+    assert leaves and not any(leaf.is_deleted() for leaf in leaves)
 
 
-def test_the_key_of_an_update_is_folded_from_the_run_and_the_step(data):
+def test_no_epochs_change_nothing():
+    state, history = ADAM.fit(start(), DATA, epochs=0)
+    assert_same_bits(start(), state)
+    assert history.steps == {} and history.epochs == {}
+
+
+# ----- keys
+
+
+def test_the_key_of_a_step_is_folded_from_the_run_and_the_step():
     def noisy(model, batch, key):
         x, y = batch
         noise = jax.random.normal(key, y.shape)
         return jnp.mean((jax.vmap(model)(x) - y - 0.1 * noise) ** 2), {"noise": noise[0, 0]}
 
     trainer = vernal.Trainer(optax.sgd(1e-2), noisy)
-    start = trainer.init(MODELS["Linear"](), key=KEY)
-    state, history = trainer.fit(start, data, epochs=2, batch_size=53)
+    state, history = trainer.fit(start(trainer), DATA, epochs=2, batch_size=53)
     expected = [
         jax.random.normal(jax.random.fold_in(KEY, step), (53, 1))[0, 0] for step in range(4)
     ]
     np.testing.assert_array_equal(history.steps["noise"], np.array(expected))
-    np.testing.assert_allclose(
-        history.epochs["noise"], np.reshape(expected, (2, 2)).mean(axis=1), rtol=1e-6
-    )
-    other, _ = trainer.fit(trainer.init(MODELS["Linear"](), key=KEY), data, epochs=2, batch_size=53)
+    averages = np.reshape(expected, (2, 2)).mean(axis=1)
+    np.testing.assert_allclose(history.epochs["noise"], averages, rtol=1e-6)
+    other, _ = trainer.fit(start(trainer), DATA, epochs=2, batch_size=53)
     assert_same_bits(state, other)
 
 
@@ -275,179 +281,178 @@ class Dropped(eqx.Module):
         return self.linear(self.dropout(x, key=key)) + self.counts.sum()
 
 
-def test_a_model_that_takes_a_key_gets_one_for_each_example(data):
-    x, y = data
-    trainer = vernal.Trainer(optax.sgd(1e-2), losses.MeanSquaredError())
-    start = trainer.init(Dropped(jax.random.key(3)), key=KEY)
-    state, history = trainer.fit(start, data, epochs=2)
+def test_a_model_that_takes_a_key_gets_one_for_each_example():
+    trainer = vernal.Trainer(optax.sgd(1e-2), MSE)
+    begin = trainer.init(Dropped(jax.random.key(3)), key=KEY)
+    state, history = trainer.fit(begin, DATA, epochs=2)
 
-    def loss(model, step):
-        keys = jax.random.split(jax.random.fold_in(KEY, step), len(x))
-        predictions = jax.vmap(lambda x, key: model(x, key=key))(x, keys)
-        return jnp.mean((predictions - y) ** 2)
-
-    assert history.steps["loss"][0] == pytest.approx(float(loss(start.model, 0)), rel=1e-6)
+    keys = jax.random.split(jax.random.fold_in(KEY, 0), len(X))
+    predictions = jax.vmap(lambda x, key: begin.model(x, key=key))(X, keys)
+    first = np.mean((predictions - Y) ** 2)
+    assert history.steps["loss"][0] == pytest.approx(float(first), rel=1e-6)
     np.testing.assert_array_equal(state.model.counts, np.arange(3))
     # Measured and applied without dropout: the same twice, and what the linear layer gives.
-    expected = np.asarray(jax.vmap(state.model.linear)(x)) + 3
-    np.testing.assert_allclose(trainer.predict(state, x), expected, rtol=1e-5)
-    assert trainer.evaluate(state, data)["loss"] == pytest.approx(
-        np.mean((expected - y) ** 2), rel=1e-5
-    )
+    expected = np.asarray(jax.vmap(state.model.linear)(X)) + 3
+    np.testing.assert_allclose(trainer.predict(state, X), expected, rtol=1e-5)
+    loss = np.mean((expected - Y) ** 2)
+    assert trainer.evaluate(state, DATA)["loss"] == pytest.approx(loss, rel=1e-5)
 
 
-@pytest.mark.parametrize("size", [None, 1, 7, 10, 53, 105, 106, 1000])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_evaluate_is_exact_and_predict_complete_for_any_batch_size(size, weighted, data):
-    x, y = data
-    trainer = vernal.Trainer(optax.sgd(1e-2), losses.MeanSquaredError())
-    model = MODELS["MLP"]()
-    weight = np.linspace(0, 2, len(x)).astype(np.float32) if weighted else None
-    given = (x, y, weight) if weighted else (x, y)
-    predictions = np.asarray(jax.vmap(model)(x), dtype=np.float64)
-    expected = np.average(((predictions - y) ** 2)[:, 0], weights=weight)
-    result = trainer.evaluate(model, given, batch_size=size)
+# ----- evaluate, predict, validation
+
+
+@pytest.mark.parametrize(
+    ("size", "weighted"),
+    [(None, False), (1, False), (10, True), (53, False), (105, True), (1000, False)],
+)
+def test_evaluate_is_exact_and_predict_complete_for_any_batch_size(size, weighted):
+    model = mlp()
+    weight = np.linspace(0, 2, len(X)).astype(np.float32) if weighted else None
+    given = (X, Y, weight) if weighted else (X, Y)
+    predictions = np.asarray(jax.vmap(model)(X), dtype=np.float64)
+    expected = np.average(((predictions - Y) ** 2)[:, 0], weights=weight)
+    result = ADAM.evaluate(model, given, batch_size=size)
     assert set(result) == {"loss"} and type(result["loss"]) is float
     assert result["loss"] == pytest.approx(expected, rel=1e-6)
-    out = trainer.predict(model, x, batch_size=size)
+    out = ADAM.predict(model, X, batch_size=size)
     assert isinstance(out, jax.Array)
     np.testing.assert_allclose(out, predictions, rtol=1e-5, atol=1e-6)
 
 
-def test_predict_takes_parts_of_large_data_in_order(data, monkeypatch):
-    x, y = data
-    monkeypatch.setattr("vernal._data.superbatch.STACK_BYTES", 4 * 10 * 12)
-    trainer = vernal.Trainer(optax.sgd(1e-2), losses.MeanSquaredError())
-    model = MODELS["MLP"]()
-    expected = np.asarray(jax.vmap(model)(x))
-    np.testing.assert_allclose(trainer.predict(model, x, batch_size=10), expected, rtol=1e-5)
-    loss = trainer.evaluate(model, (x, y), batch_size=10)["loss"]
-    assert loss == pytest.approx(np.mean((expected - y) ** 2), rel=1e-6)
+def test_predict_takes_parts_of_large_data_in_order():
+    expected = np.asarray(jax.vmap(mlp())(X))
+    with limits(superbatch_bytes=4 * SIZE * 12):
+        predicted = ADAM.predict(mlp(), X, batch_size=SIZE)
+        loss = ADAM.evaluate(mlp(), DATA, batch_size=SIZE)["loss"]
+    np.testing.assert_allclose(predicted, expected, rtol=1e-5, atol=1e-6)
+    assert loss == pytest.approx(np.mean((expected - Y) ** 2), rel=1e-6)
 
 
-def test_validation_is_measured_every_so_many_epochs(data):
-    x, y = data
-    trainer = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
-    held_out = (x[:20], y[:20])
-    state, history = trainer.fit(
-        MODELS["MLP"](), data, epochs=7, batch_size=32, validation_data=held_out, validate_every=3
+def test_validation_is_measured_every_so_many_epochs(run):
+    held_out = (X[:20], Y[:20])
+    state, history = ADAM.fit(
+        start(),
+        DATA,
+        epochs=7,
+        batch_size=SIZE,
+        validation_data=held_out,
+        validate_every=3,
     )
     assert list(np.isfinite(history.epochs["val_loss"])) == [False, False, True] * 2 + [False]
-    sixth, _ = trainer.fit(MODELS["MLP"](), data, epochs=6, batch_size=32)
-    assert history.epochs["val_loss"][5] == trainer.evaluate(sixth, held_out, batch_size=32)["loss"]
-    metrics = next(iter(trainer.epochs(state, data, validation_data=held_out))).metrics
+    third, _ = run
+    loss = ADAM.evaluate(third, held_out, batch_size=SIZE)["loss"]
+    assert history.epochs["val_loss"][2] == loss
+    metrics = next(iter(ADAM.epochs(state, DATA, validation_data=held_out))).metrics
     assert set(metrics) == {"loss", "val_loss"}
 
 
-def test_validation_does_not_change_the_run(data):
-    trainer = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
+def test_validation_does_not_change_the_run(run):
     seen = []
-    watched, _ = trainer.fit(
-        MODELS["MLP"](),
-        data,
-        epochs=5,
-        batch_size=32,
-        validation_data=data,
+    watched, _ = ADAM.fit(
+        start(),
+        DATA,
+        epochs=3,
+        batch_size=SIZE,
+        validation_data=DATA,
         callbacks=[seen.append],
     )
-    alone, _ = trainer.fit(MODELS["MLP"](), data, epochs=5, batch_size=32)
-    assert_same_bits(watched, alone)
-    assert [epoch.index for epoch in seen] == [0, 1, 2, 3, 4]
+    assert_same_bits(watched, run[0])
+    assert [epoch.index for epoch in seen] == [0, 1, 2]
     assert all(epoch.seconds > 0 for epoch in seen)
 
 
-def test_every_callback_sees_an_epoch_and_any_may_end_the_run(data):
-    trainer = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
+# ----- what is trained
+
+
+@pytest.mark.parametrize("trains", ["biases", "last layer"])
+def test_frozen_arrays_never_change_and_take_no_optimizer_memory(trains):
+    model = mlp()
+    if trains == "last layer":
+        trainable = last_layer(model)
+        trained = [model.layers[-1].weight, model.layers[-1].bias]
+    else:
+        trainable = lambda leaf: leaf.ndim == 1
+        trained = [layer.bias for layer in model.layers]
+    optimizer = optax.adamw(1e-2, weight_decay=0.1)
+    trainer = vernal.Trainer(optimizer, MSE, trainable=trainable)
+    begin = trainer.init(model)
+    kept = [leaf for leaf in numbers(begin.opt_state) if np.issubdtype(leaf.dtype, np.floating)]
+    assert sum(leaf.size for leaf in kept) == 2 * sum(leaf.size for leaf in trained)
+    state, _ = trainer.fit(begin, DATA, epochs=5)
+    changed = [
+        not np.array_equal(old, new)
+        for old, new in zip(numbers(model), numbers(state.model), strict=True)
+    ]
+    arrays = [leaf for leaf in jax.tree.leaves(model) if eqx.is_array(leaf)]
+    assert changed == [any(leaf is t for t in trained) for leaf in arrays]
+
+
+# ----- callbacks, interrupts, threads
+
+
+def test_every_callback_sees_an_epoch_and_any_may_end_the_run():
     seen = []
     stop = lambda epoch: epoch.index == 2
-    state, history = trainer.fit(
-        MODELS["MLP"](), data, epochs=100, callbacks=[stop, lambda epoch: seen.append(epoch.index)]
+    state, history = ADAM.fit(
+        start(), DATA, epochs=100, callbacks=[stop, lambda epoch: seen.append(epoch.index)]
     )
     assert seen == [0, 1, 2]
     assert int(state.epoch) == len(history.epochs["loss"]) == 3
 
 
-def test_no_epochs_change_nothing(data):
-    trainer = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
-    start = trainer.init(MODELS["MLP"](), key=KEY)
-    state, history = trainer.fit(start, data, epochs=0)
-    assert_same_bits(start, state)
-    assert history.steps == {} and history.epochs == {}
+def test_a_callback_that_raises_leaves_what_it_was_given_usable():
+    begin, kept = start(), []
+
+    def fails(epoch):
+        kept.append(epoch.state)
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        ADAM.fit(begin, DATA, epochs=3, callbacks=[fails])
+    again, _ = ADAM.fit(begin, DATA, epochs=1)
+    assert_same_bits(again, kept[0])
 
 
-@pytest.mark.parametrize(
-    "trainable",
-    [
-        lambda leaf: leaf.ndim == 1,
-        "last layer",
-    ],
-)
-def test_frozen_arrays_never_change_and_take_no_optimizer_memory(trainable, data):
-    model = MODELS["MLP"]()
-    if trainable == "last layer":
-        trainable = eqx.tree_at(lambda m: m.layers[-1], jax.tree.map(lambda _: False, model), True)
-        trains = [model.layers[-1].weight, model.layers[-1].bias]
-    else:
-        trains = [layer.bias for layer in model.layers]
-    trainer = vernal.Trainer(
-        optax.adamw(1e-2, weight_decay=0.1), losses.MeanSquaredError(), trainable=trainable
-    )
-    start = trainer.init(model)
-    assert sum(leaf.size for leaf in arrays(start.opt_state)) == 2 * sum(t.size for t in trains)
-    state, _ = trainer.fit(start, data, epochs=5, batch_size=10)
-    changed = [
-        not np.array_equal(old, new)
-        for old, new in zip(arrays(model), arrays(state.model), strict=True)
-    ]
-    expected = [
-        any(leaf is t for t in trains) for leaf in jax.tree.leaves(model) if eqx.is_array(leaf)
-    ]
-    assert changed == expected
-
-
-def test_ctrl_c_returns_the_work_so_far(data, capsys):
-    trainer = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
+def test_ctrl_c_returns_the_work_so_far(run, capsys):
     before = signal.getsignal(signal.SIGINT)
 
     def interrupt(epoch):
-        if epoch.index == 3:
+        if epoch.index == 1:
             signal.raise_signal(signal.SIGINT)
 
-    state, history = trainer.fit(
-        MODELS["MLP"](), data, epochs=1000, batch_size=10, callbacks=[interrupt]
-    )
+    state, history = ADAM.fit(start(), DATA, epochs=1000, batch_size=SIZE, callbacks=[interrupt])
     assert signal.getsignal(signal.SIGINT) is before
-    assert int(state.step) == len(history.steps["loss"]) == 44
-    assert "44 updates" in capsys.readouterr().err
-    resumed, _ = trainer.fit(state, data, epochs=2, batch_size=10)
-    whole, _ = trainer.fit(MODELS["MLP"](), data, epochs=6, batch_size=10)
+    assert int(state.step) == len(history.steps["loss"]) == 22
+    assert "22 updates" in capsys.readouterr().err
+    resumed, _ = ADAM.fit(state, DATA, epochs=1, batch_size=SIZE)
+    assert_same_bits(resumed, run[0])
+
+
+def test_ctrl_c_is_heard_in_the_middle_of_an_epoch(capsys):
+    """The run ends with the steps whose batches were read before it."""
+    ready = list(batches_of(DATA, SIZE, 1))[:-1]  # the full batches: ten an epoch
+    read = []
+
+    def loader():
+        for batch in ready:
+            read.append(batch)
+            if len(read) == 15:
+                signal.raise_signal(signal.SIGINT)
+            yield batch
+
+    with limits(loader_batches=1, first_chunk_work=1, chunk_seconds=1e-9):
+        state, history = ADAM.fit(start(), loader, epochs=1000)
+    done = int(state.step)
+    assert 12 <= done == len(history.steps["loss"]) < 20
+    assert (int(state.epoch), int(state.batch)) == (1, done - 10)
+    assert f"{done} updates" in capsys.readouterr().err
+    whole, record = ADAM.fit(start(), ready, epochs=3)
+    np.testing.assert_array_equal(history.steps["loss"], record.steps["loss"][:done])
+    resumed, _ = ADAM.fit(state, ready, epochs=2)
     assert_same_bits(resumed, whole)
 
 
-def test_ctrl_c_is_heard_in_the_middle_of_an_epoch(data, monkeypatch, capsys):
-    trainer = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
-    monkeypatch.setattr(Loop, "_updates", property(lambda s: 3, lambda s, v: None), raising=False)
-    calls, call = [], Loop._call
-
-    def counted(self, *args):
-        calls.append(1)
-        if len(calls) == 5:
-            signal.raise_signal(signal.SIGINT)
-        return call(self, *args)
-
-    monkeypatch.setattr(Loop, "_call", counted)
-    state, history = trainer.fit(MODELS["MLP"](), data, epochs=1000, batch_size=10)
-    assert int(state.step) == len(history.steps["loss"]) == 15
-    assert (int(state.epoch), int(state.batch)) == (1, 4)
-    assert "15 updates" in capsys.readouterr().err
-    monkeypatch.undo()
-    resumed, _ = trainer.fit(state, data, epochs=2, batch_size=10)
-    whole, _ = trainer.fit(MODELS["MLP"](), data, epochs=3, batch_size=10)
-    assert_same_bits(resumed, whole)
-
-
-def test_a_second_ctrl_c_raises_at_once_and_handlers_are_restored(data):
-    trainer = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
+def test_a_second_ctrl_c_raises_at_once_and_handlers_are_restored():
     before = signal.getsignal(signal.SIGINT)
 
     def twice(epoch):
@@ -455,40 +460,27 @@ def test_a_second_ctrl_c_raises_at_once_and_handlers_are_restored(data):
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        trainer.fit(MODELS["MLP"](), data, epochs=1000, callbacks=[twice])
+        ADAM.fit(start(), DATA, epochs=1000, callbacks=[twice])
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_fit_works_in_a_thread_that_may_not_set_handlers(data):
-    trainer = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
+def test_fit_works_in_a_thread_that_may_not_set_handlers(run):
     results = []
     thread = threading.Thread(
-        target=lambda: results.append(trainer.fit(MODELS["MLP"](), data, epochs=3))
+        target=lambda: results.append(ADAM.fit(start(), DATA, epochs=3, batch_size=SIZE))
     )
     thread.start()
     thread.join()
-    alone, _ = trainer.fit(MODELS["MLP"](), data, epochs=3)
-    assert_same_bits(results[0][0], alone)
+    assert_same_bits(results[0][0], run[0])
 
 
-def test_a_callback_that_raises_leaves_what_it_was_given_usable(data):
-    trainer = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
-    start, kept = trainer.init(MODELS["MLP"]()), []
-
-    def fails(epoch):
-        kept.append(epoch.state)
-        raise RuntimeError("mine")
-
-    with pytest.raises(RuntimeError, match="mine"):
-        trainer.fit(start, data, epochs=3, callbacks=[fails])
-    again, _ = trainer.fit(start, data, epochs=1)
-    assert_same_bits(again, kept[0])
+# ----- progress
 
 
-def test_progress_shows_loss_and_speed_on_a_terminal_only(data, terminal, monkeypatch, capsys):
-    trainer = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
-    run = lambda **options: trainer.fit(
-        MODELS["MLP"](), data, epochs=4, batch_size=10, validation_data=data, **options
+def test_progress_shows_loss_and_speed_on_a_terminal_only(monkeypatch, capsys):
+    terminal = Terminal()
+    run = lambda **options: ADAM.fit(
+        start(), DATA, epochs=4, batch_size=SIZE, validation_data=DATA, **options
     )
     run()
     out, err = capsys.readouterr()
