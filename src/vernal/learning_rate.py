@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from vernal import plot
 from vernal._data.array_source import ArraySource
 from vernal._data.loader_source import is_function
-from vernal._training.checks import checked_source
+from vernal._training.preparation import checked_data
 from vernal._training.state import TrainState
 from vernal._training.trainer import Trainer
 from vernal.errors import ArgumentError, DataError, short_traceback, whole_number
@@ -173,14 +173,20 @@ def _batches(
     trainer: Trainer, state: TrainState, data: Any, batch_size: int | None
 ) -> Iterator[PyTree]:
     """Check the data as `fit` does; then give its full batches, epoch after epoch."""
-    order: Any = {"endless": True, "shuffle": True}
-    measured = (trainer._objective.recorded, state.model, state.model_state)
-    source, _ = checked_source(*measured, data, batch_size, **order)
-    source.begin(state.key)
+    checked = checked_data(
+        trainer._objective.in_training,
+        state.model,
+        state.model_state,
+        data,
+        batch_size=batch_size,
+        shuffle=True,
+        trains=True,
+    )
+    source = checked.source
     full = len(jax.tree.leaves(source.example)[0]) if batch_size is None else batch_size
     for epoch in itertools.count(int(state.epoch)):
         if isinstance(source, ArraySource):
-            batches = source.batches(epoch)
+            batches = source.batches(epoch, state.key)
         else:
             batches = data() if is_function(data) else data
         # PyTorch's loaders give lists.

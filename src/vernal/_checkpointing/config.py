@@ -7,8 +7,7 @@ from numbers import Real
 from pathlib import Path
 
 from vernal._training.checkpointer import Checkpointer
-from vernal._training.checks import whole_number
-from vernal.errors import ArgumentError, MissingExtraError, kind
+from vernal.errors import ArgumentError, MissingExtraError, kind, whole_number
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from vernal._data.arrays import as_arrays
 from vernal._inspection import table as _table
 from vernal._inspection.flops import OUTSIDE, counted_calls
 from vernal._inspection.rows import Row, counting_path, held_rows
-from vernal._training.checks import model_of
 from vernal._training.preflight import preflight
+from vernal._training.state import model_of
 from vernal.errors import short_traceback
 
 

@@ -38,14 +38,17 @@ class Checkpointer(Protocol):
     """Saves a run while it goes on, and restores it.
 
     Attributes:
-        path: The directory of the checkpoints, for messages; `None` if nothing is saved.
         every_steps: A checkpoint is due at each multiple of this step, where a chunk must end.
         every_epochs: The same, for epochs.
     """
 
-    path: Path | None
     every_steps: int | None
     every_epochs: int | None
+
+    @property
+    def path(self) -> Path | None:
+        """The directory of the checkpoints, for messages; `None` if nothing is saved."""
+        ...
 
     def restore(self, start: TrainState) -> RunState | None:
         """Read the newest good checkpoint; `None` if there is none yet.

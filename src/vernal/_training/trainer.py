@@ -416,4 +416,3 @@ class Trainer:
             last_epoch=last_epoch,
             every_steps=every_steps,
         )
-

@@ -5,10 +5,9 @@ from dataclasses import KW_ONLY, dataclass, field
 from numbers import Real
 from typing import Any, Literal
 
-from vernal._training.checks import whole_number
 from vernal._training.history import Epoch
 from vernal._training.state import TrainState
-from vernal.errors import ArgumentError, kind
+from vernal.errors import ArgumentError, kind, whole_number
 
 Mode = Literal["auto", "min", "max"]
 
