@@ -17,18 +17,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vernal import _limits
+from vernal._data.arrays import signature
 from vernal._data.superbatch import Source, Superbatch, nbytes
+from vernal._training import nonfinite
 from vernal._training.compiled_loop import Inputs, run_steps
 from vernal._training.measurements import Measurements
-from vernal._training.nonfinite import (
-    finite_arrays,
-    good_steps,
-    grad_norm,
-    is_broken,
-    nonfinite_chunk,
-    nonfinite_step,
-    step_of,
-)
 from vernal._training.objective import Measured
 from vernal._training.state import TrainState
 from vernal._training.update import Choices, changing_part
@@ -159,7 +152,7 @@ class TrainingRun:
             self._next_steps = max(1, int(steps * min(_GROWTH, self._chunk_seconds / seconds)))
             if self._rewinds:
                 finite_before, self._finite = self._finite, self._finite_now()
-                if is_broken(chunk, finite_before, self._finite):
+                if nonfinite.is_broken(chunk, finite_before, self._finite):
                     yield from self._until_bad_step(chunk, before, finite_before)
             yield chunk
             if failure is not None:
@@ -206,7 +199,7 @@ class TrainingRun:
         return self._superbatch.nbytes
 
     def _finite_now(self) -> np.ndarray:
-        return np.asarray(finite_arrays(self._changing))
+        return np.asarray(nonfinite.finite_arrays(self._changing))
 
     def _until_bad_step(
         self, chunk: list[Measurements], before: TrainState | None, finite_before: np.ndarray
@@ -218,7 +211,7 @@ class TrainingRun:
         """
         if before is None:
             yield chunk
-            raise nonfinite_chunk(chunk)
+            raise nonfinite.nonfinite_chunk(chunk)
 
         def replay(steps: int) -> TrainState:
             changing = copied(before)
@@ -233,17 +226,17 @@ class TrainingRun:
             return changing
 
         def before_step(number: int) -> tuple[TrainState, PyTree]:
-            call, offset = step_of(chunk, number)
+            call, offset = nonfinite.step_of(chunk, number)
             superbatch, cursor = call.superbatch, call.cursor + offset
             step = call.first_step + offset
             state = self._state_at(replay(number), step, superbatch, cursor)
             return state, superbatch.batch(cursor)
 
-        good = good_steps(chunk, finite_before, replay)
-        last_norm = grad_norm(self._choices, *before_step(good - 1)) if good else None
-        error = nonfinite_step(self._choices, *before_step(good), last_norm)
+        good = nonfinite.good_steps(chunk, finite_before, replay)
+        last_norm = nonfinite.grad_norm(self._choices, *before_step(good - 1)) if good else None
+        error = nonfinite.nonfinite_step(self._choices, *before_step(good), last_norm)
 
-        call, offset = step_of(chunk, good)
+        call, offset = nonfinite.step_of(chunk, good)
         yield [*chunk[: chunk.index(call)], call.first(offset)]
         raise error
 
@@ -281,10 +274,10 @@ class TrainingRun:
             program="fit",
         )
         # Compiled ahead of the call: a call of `eqx.filter_jit` itself waits for the result.
-        shapes = tuple(leaf.shape for leaf in jax.tree.leaves((batches, last_batches)))
-        if shapes not in self._programs:
-            self._programs[shapes] = run_steps.lower(inputs, changing).compile()
-        return self._programs[shapes](inputs, changing)
+        shape = signature((batches, last_batches))
+        if shape not in self._programs:
+            self._programs[shape] = run_steps.lower(inputs, changing).compile()
+        return self._programs[shape](inputs, changing)
 
     def _state_at(
         self, changing: TrainState, step: int, superbatch: Superbatch, cursor: int

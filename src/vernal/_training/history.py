@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -116,89 +117,59 @@ class Recorder:
                 self._add(call)
 
     def _add(self, call: Measurements) -> None:
-        superbatch, measured = call.superbatch, call.measured
+        measured = call.measured
         self._step_values.append(measured.info)
         self.steps += call.steps
         weights = measured.weight
         if weights is None:
-            weights = superbatch.sizes(call.cursor, call.cursor + call.steps)
-        weights = weights.astype(np.float64)
+            weights = call.superbatch.sizes(call.cursor, call.cursor + call.steps)
 
-        # An epoch ends after so many of the call's steps, and another so many later.
-        length = superbatch.epoch_length
+        # What the epoch under way has measured comes first; what follows the last end is left over.
+        length = call.superbatch.epoch_length
         ends = np.arange(length - call.cursor % length, call.steps + 1, length)
-        done = int(ends[-1]) if len(ends) else 0
-        if len(ends):
-            first_end = int(ends[0])
-            self._put_under_way(measured.info, measured.averages, weights, slice(0, first_end))
-            self._end_epoch()
-            if len(ends) > 1:
-                self._add_whole_epochs(call, weights, slice(first_end, done), length)
-        self._put_under_way(measured.info, measured.averages, weights, slice(done, call.steps))
+        part = (measured.info, measured.averages, np.asarray(weights, np.float64))
+        if not len(ends):
+            self._under_way.append(part)
+            return
 
-    def _put_under_way(
-        self,
-        info: dict[str, np.ndarray],
-        averages: dict[str, PyTree],
-        weights: np.ndarray,
-        steps: slice,
-    ) -> None:
-        if steps.start < steps.stop:
-            cut = jax.tree.map(lambda values: values[steps], (info, averages, weights))
-            self._under_way.append(cut)
-
-    def _end_epoch(self) -> None:
-        """Average what the steps of the epoch under way measured."""
+        before = sum(len(weights) for _, _, weights in self._under_way)
         info, averages, weights = jax.tree.map(
-            lambda *parts: np.concatenate(parts), *self._under_way
+            lambda *parts: np.concatenate(parts), *self._under_way, part
         )
+        bounds = [0, *(before + ends)]
+        rest = slice(bounds[-1], len(weights))
         self._under_way = []
-        self._append_epochs(info, averages, weights, epochs=1)
+        if rest.start < rest.stop:
+            self._under_way = [jax.tree.map(lambda x: x[rest], (info, averages, weights))]
+        self._end_epochs(info, averages, weights, bounds)
 
-    def _add_whole_epochs(
-        self, call: Measurements, weights: np.ndarray, steps: slice, length: int
-    ) -> None:
-        """Average many short epochs at once."""
-        measured = call.measured
-        info, averages, weights = jax.tree.map(
-            lambda values: values[steps], (measured.info, measured.averages, weights)
-        )
-        self._append_epochs(info, averages, weights, epochs=(steps.stop - steps.start) // length)
-
-    def _append_epochs(
+    def _end_epochs(
         self,
         info: dict[str, np.ndarray],
         averages: dict[str, PyTree],
         weights: np.ndarray,
-        *,
-        epochs: int,
+        bounds: list[int],
     ) -> None:
-        """Append the averages over some epochs of equal length, whose steps are all there."""
-
-        def by_epoch(values: np.ndarray) -> np.ndarray:
-            return values.reshape(epochs, -1, *values.shape[1:])
-
-        weights = by_epoch(weights)
-        totals = weights.sum(1)
-        safe_totals = np.where(totals == 0, 1, totals)
+        """Average what steps measured, between each two bounds the steps of one epoch."""
+        starts, end = bounds[:-1], bounds[-1]
+        totals = np.add.reduceat(weights[:end], starts)
+        divisors = np.where(totals == 0, 1, totals)
         means = {
-            name: (by_epoch(values) * weights).sum(1) / safe_totals for name, values in info.items()
+            name: np.add.reduceat(values[:end] * weights[:end], starts) / divisors
+            for name, values in info.items()
         }
         for name, parts in averages.items():
-            of_epochs = jax.tree.map(by_epoch, parts)
-            means[name] = np.array(
-                [
-                    combine_batches(
-                        self._metrics[name],
-                        jax.tree.map(lambda values, i=i: values[i], of_epochs),
-                        weights[i],
-                    )
-                    for i in range(epochs)
-                ],
-                float,
-            )
+            values = [
+                combine_batches(
+                    self._metrics[name],
+                    jax.tree.map(lambda x, epoch=slice(start, stop): x[epoch], parts),
+                    weights[start:stop],
+                )
+                for start, stop in pairwise(bounds)
+            ]
+            means[name] = np.array(values, float)
         self._epoch_values.append(means)
-        self.epochs += epochs
+        self.epochs += len(starts)
 
     def add_validation(self, results: dict[str, float]) -> None:
         """Add what validation measured at the end of the last completed epoch."""
