@@ -1,7 +1,10 @@
 """Arrays without their values."""
 
+import equinox as eqx
 import jax
 from jaxtyping import PyTree
+
+from vernal._data.files import FileArray
 
 
 def shapes_of(tree: PyTree) -> PyTree:
@@ -11,7 +14,7 @@ def shapes_of(tree: PyTree) -> PyTree:
     """
 
     def shape_of(leaf):
-        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+        if not (eqx.is_array(leaf) or isinstance(leaf, FileArray | jax.ShapeDtypeStruct)):
             return leaf
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
         return jax.ShapeDtypeStruct(leaf.shape, dtype)

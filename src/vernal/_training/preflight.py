@@ -97,7 +97,9 @@ def explained(
 
     def measured(loss: Callable | None, model: PyTree, batch: PyTree) -> PyTree:
         # Not in another dtype: the layers of a cast model would be others than those watched.
-        tried = objective and objective._replace(loss=loss, compute_dtype=None)
+        tried = objective
+        if tried is not None:
+            tried = tried._replace(loss=loss, compute_dtype=None)
         return _measured(tried, model, model_state, batch)
 
     attempt = Attempt(loss, model, model_state, measured)
