@@ -307,14 +307,18 @@ def keep_data(name: str) -> None:
 def import_once(modules: set[str]) -> None:
     """Import what rivals need, so that Python has its bytecode when they are timed."""
     commands = [[sys.executable, "-c", f"import rivals.{module}"] for module in modules]
-    hidden = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    for process in [subprocess.Popen(c, cwd=HERE, env=ENVIRONMENT, **hidden) for c in commands]:
+    nowhere = subprocess.DEVNULL
+    processes = [
+        subprocess.Popen(command, cwd=HERE, env=ENVIRONMENT, stdout=nowhere, stderr=nowhere)
+        for command in commands
+    ]
+    for process in processes:
         process.wait()
 
 
 def main() -> None:
     """Compare, and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("workloads", nargs="*", default=list("abcdefg"))
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS))
     parser.add_argument("--turns", type=int, default=4, help="at most; few for slow rivals")

@@ -70,6 +70,7 @@ def updates(batch_size: int | None, most: int) -> None:
             start = time.perf_counter()
             history = fit(size)
             seconds.append(time.perf_counter() - start)
+        assert history is not None
         rose, taken = peak() - held, statistics.median(seconds)
         between = (taken - before[1]) / (size - before[0])
         recorded = [*history.steps.values(), *history.epochs.values()]
@@ -148,7 +149,7 @@ def once_through(method: str, examples: int) -> None:
 
 def main() -> None:
     """Measure, part by part, and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--updates", type=int, default=10**7, help="at most, in full batches")
     parser.add_argument("--examples", type=int, default=10**6, help="to predict and evaluate")
     parser.add_argument("--part", help=argparse.SUPPRESS)

@@ -118,7 +118,7 @@ def measure(name: str, undone, turns: int) -> tuple[float, float]:
 
 def main() -> None:
     """Measure all of them, and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--only", nargs="*", default=list(PIECES), choices=list(PIECES))
     options = parser.parse_args()

@@ -154,7 +154,7 @@ def memory(gigabytes: float, limit: int) -> None:
 
 def main() -> None:
     """Compare, and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--gigabytes", type=float, default=4.0, help="of the large file")
     parser.add_argument("--limit", type=int, default=1024, help="MiB that a process may allocate")

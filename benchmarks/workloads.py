@@ -62,7 +62,8 @@ class Workload:
             from sklearn.datasets import load_digits
 
             images, labels = load_digits(return_X_y=True)
-            return (images / 16).astype(np.float32).reshape(-1, 1, 8, 8), labels.astype(np.int32)
+            x = np.asarray(images, np.float32) / 16
+            return x.reshape(-1, 1, 8, 8), np.asarray(labels, np.int32)
         if self.kind == "transformer":
             # Each token follows from the one before it by a rule that is broken now and then.
             vocabulary = self.sizes[0]

@@ -317,7 +317,7 @@ def test_the_table_of_a_line():
         "Linear  Linear  (2,) f32  (1,) f32          3           12 B      5",
         "───────────────────────────────────────────────────────────────────",
         "total                                       3       0   12 B      5",
-        "3 parameters, 12 bytes. Shapes and FLOPs are those of one example.",
+        "Parameters: 3, 12 B. Shapes and FLOPs are those of one example.",
     ]
     assert repr(summary) == str(summary)
 
@@ -436,6 +436,57 @@ def test_equinox_shared_layers_are_counted_once(gallery):
     weight = row(summary, "Language.shared.pytree[1].weight")
     assert weight.shared_with == "Language.shared.pytree[0].weight"
     assert summary.trainable == 50 * 8 + 50
+
+
+class Transposed(eqx.Module):
+    """Its last layer has the first one's weight, transposed, and is before it."""
+
+    shared: eqx.nn.Shared
+
+    def __init__(self):
+        first, last = eqx.nn.Linear(3, 5, key=KEY), eqx.nn.MLP(5, 3, 5, 0, key=KEY)
+        pair = {"a": last, "b": first}
+        self.shared = eqx.nn.Shared(
+            pair, lambda p: p["a"].layers[0].weight, lambda p: p["b"].weight.T
+        )
+
+    def __call__(self, x):
+        pair = self.shared()
+        return pair["a"](pair["b"](x))
+
+
+def test_what_is_shared_may_be_computed(compiled):
+    model = abstract(Transposed)
+    compiled.clear()
+    summary = vernal.summary(model, np.zeros((4, 3)))
+    assert compiled == []
+    assert summary.trainable == 3 * 5 + 5 + 3
+    last = row(summary, "Transposed.shared.pytree['a'].layers[0]")
+    assert (last.trainable, last.flops) == (3, 2 * 3 * 5 + 3)
+
+
+class Twins(eqx.Module):
+    """A layer that stands for a later one."""
+
+    shared: eqx.nn.Shared
+
+    def __init__(self):
+        pair = [eqx.nn.MLP(4, 4, 4, 1, key=KEY) for _ in range(2)]
+        self.shared = eqx.nn.Shared(pair, lambda p: p[0], lambda p: p[1])
+
+    def __call__(self, x):
+        first, second = self.shared()
+        return second(first(x))
+
+
+def test_a_whole_layer_is_shared():
+    summary = vernal.summary(abstract(Twins), np.zeros((4, 4)))
+    assert summary.trainable == 2 * (16 + 4)
+    first, second = (row(summary, f"Twins.shared.pytree[{i}].layers[0]") for i in (0, 1))
+    assert (first.calls, first.trainable, first.flops) == (1, 20, 2 * 16 + 4)
+    assert (second.calls, second.trainable, second.flops) == (1, 0, 2 * 16 + 4)
+    weight = row(summary, "Twins.shared.pytree[1].layers[0].weight")
+    assert weight.shared_with == "Twins.shared.pytree[0].layers[0].weight"
 
 
 # ----- choices

@@ -1,5 +1,7 @@
 """Vernal is the training half of Equinox: it trains any `eqx.Module` in one call."""
 
+from importlib.metadata import version
+
 from vernal import callbacks, losses, metrics, nn, plot
 from vernal._checkpointing.config import Checkpoints
 from vernal._checkpointing.weights import load, save
@@ -55,3 +57,6 @@ __all__ = [
     "update_cost",
     "update_jaxpr",
 ]
+
+__version__ = version("vernal")
+del version

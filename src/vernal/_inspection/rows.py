@@ -44,30 +44,29 @@ def held_rows(model: PyTree, trainable: PyTree) -> dict[str, Row]:
 
     A module or an array at a second place has a row that holds nothing.
     """
-    leaves = zip(jax.tree.leaves(model), trained_leaves(model, trainable), strict=True)
-    trained = {id(leaf) for leaf, is_trained in leaves if is_trained}
+    trained = trained_leaves(model, trainable)
+    is_trained = dict(zip(map(id, jax.tree.leaves(model)), trained, strict=True))
     name = type(model).__name__
     rows: dict[str, Row] = {}
     for path, thing, owner, first in walk(model):
-        layer = "array" if eqx.is_array(thing) else type(thing).__name__
+        is_array = eqx.is_array(thing)
         if path != first:
+            layer = "array" if is_array else type(thing).__name__
             rows[path] = Row(name + path, layer, shared_with=name + first)
-        elif not eqx.is_array(thing):
-            rows[path] = Row(name + path, layer)
-        else:
+        elif not is_array:
+            rows[path] = Row(name + path, type(thing).__name__)
+        elif id(thing) in is_trained:  # an `eqx.nn.Shared` may compute others
             row = rows[owner]
-            size = row.bytes + thing.nbytes
-            if id(thing) in trained:
-                rows[owner] = replace(row, bytes=size, trainable=row.trainable + thing.size)
-            else:
-                rows[owner] = replace(row, bytes=size, frozen=row.frozen + thing.size)
+            kind = "trainable" if is_trained[id(thing)] else "frozen"
+            held = {kind: getattr(row, kind) + thing.size, "bytes": row.bytes + thing.nbytes}
+            rows[owner] = replace(row, **held)
     return rows
 
 
 def counting_path(path: str, rows: dict[str, Row]) -> str:
-    """Return the path at which the module at `path` is counted: it may be in a shared module."""
-    for alias, row in rows.items():
-        inside = path == alias or path.startswith((f"{alias}.", f"{alias}["))
+    """Return the path of the row that counts a module: `path`, unless it is in a shared module."""
+    for second, row in rows.items():
+        inside = path == second or path.startswith((f"{second}.", f"{second}["))
         if row.shared_with is not None and inside:
-            return row.shared_with.removeprefix(rows[""].layer) + path[len(alias) :]
+            return row.shared_with.removeprefix(rows[""].layer) + path[len(second) :]
     return path

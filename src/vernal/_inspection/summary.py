@@ -87,11 +87,8 @@ class Summary:
             for row in self.rows
             if row.shared_with is not None
         ]
-        count = self.trainable + self.frozen
-        plural = "" if count == 1 else "s"
-        size = _table.size(self.bytes).replace(" B", " bytes")
-        caption = f"{count:,} parameter{plural}, {size}."
-        return [*shared, f"{caption} Shapes and FLOPs are those of one example."]
+        held = f"Parameters: {self.trainable + self.frozen:,}, {_table.size(self.bytes)}."
+        return [*shared, f"{held} Shapes and FLOPs are those of one example."]
 
 
 @short_traceback

@@ -3,6 +3,7 @@
 import html
 import io
 import itertools
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -100,31 +101,26 @@ def size(value: int) -> str:
 
 
 def scaled(value: float, unit: str) -> str:
-    """Write a number with a prefix for its unit, and three digits from 10,000 on."""
+    """Write a number exactly below 10,000, and else with three digits and a prefix for its unit."""
     if value < 10_000:
         return f"{value:,} {unit}".rstrip()
-    power = 1
-    while value >= 999.5 * 1000**power and power < 6:
-        power += 1
-    value /= 1000**power
-    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{digits}f} {'kMGTPE'[power - 1]}{unit}"
+    prefix = 0
+    while value >= 999.5 and prefix < 6:
+        value /= 1000
+        prefix += 1
+    digits = f"{value:#.3g}".rstrip(".")
+    return f"{digits} {' kMGTPE'[prefix]}{unit}"
 
 
 def shapes(arrays: Sequence[jax.ShapeDtypeStruct]) -> str:
-    """Write shapes and dtypes, as in `3 × (10, 64) f32`: equal neighbours once."""
+    """Write shapes and dtypes, as in `3 × (10, 64) f32`: equal neighbors once.
+
+    A dtype has its name in a jaxpr: f32, bf16, i32, u8, bool.
+    """
     parts = []
-    for dtype, group in itertools.groupby(arrays, lambda array: array.dtype):
-        for shape, same in itertools.groupby(tuple(array.shape) for array in group):
-            times = len(list(same))
-            parts.append(f"{times} × {shape}" if times > 1 else str(shape))
-        parts[-1] += f" {_short(dtype)}"
+    for (shape, dtype), same in itertools.groupby(arrays, lambda array: (array.shape, array.dtype)):
+        short = re.sub("float|uint|int|complex", lambda match: match[0][0], str(dtype))
+        count = len(list(same))
+        times = f"{count} × " if count > 1 else ""
+        parts.append(f"{times}{shape} {short}")
     return ", ".join(parts)
-
-
-def _short(dtype) -> str:
-    """Return a dtype's name as JAX writes it in a jaxpr: f32, bf16, i32, u8, bool."""
-    name = str(dtype)
-    for long in ("float", "uint", "int", "complex"):
-        name = name.replace(long, long[0])
-    return name

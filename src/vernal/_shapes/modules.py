@@ -27,62 +27,40 @@ class Found(NamedTuple):
 def walk(model: PyTree) -> Iterator[Found]:
     """Yield a model, then every module and array in it, depth first.
 
-    An object at two places is yielded twice. What it holds is yielded only the first time. The
-    places that an `eqx.nn.Shared` fills when it is called count as second places, too.
+    An object at two places is yielded twice, but what it holds only the first time. An
+    `eqx.nn.Shared` holds what a call of it returns, so that the things it shares are at two places.
     """
-    first: dict[int, str] = {}
+    first: dict[int, Found] = {}  # whole, which keeps the `id`s from being used again
 
     def visit(thing: Any, path: str, owner: str) -> Iterator[Found]:
-        is_new = id(thing) not in first
-        yield Found(path, thing, owner, first.setdefault(id(thing), path))
-        if not is_new or eqx.is_array(thing):
+        met = first.get(id(thing))
+        found = Found(path, thing, owner, path if met is None else met.path)
+        yield found
+        if met is not None:
             return
-        for keys, part in _parts(thing):
-            if isinstance(part, eqx.Module) or eqx.is_array(part):
+        first[id(thing)] = found
+        node = _filled(thing) if isinstance(thing, eqx.nn.Shared) else thing
+
+        def is_inside(part: Any) -> bool:
+            return part is not node and isinstance(part, eqx.Module)
+
+        for keys, part in jax.tree_util.tree_flatten_with_path(node, is_leaf=is_inside)[0]:
+            if part is not thing and (is_inside(part) or eqx.is_array(part)):
                 yield from visit(part, path + jax.tree_util.keystr(keys), path)
-        if isinstance(thing, eqx.nn.Shared):
-            yield from _filled(thing, path)
 
     return visit(model, path="", owner="")
 
 
-def _parts(node: PyTree) -> list[tuple[tuple, Any]]:
-    """Return the outermost modules in a node, and its other leaves, with their keys."""
+def _filled(shared: eqx.nn.Shared) -> eqx.nn.Shared:
+    """Return an `eqx.nn.Shared` that holds what a call of the given one returns."""
+    filled = []
 
-    def is_inside(part: Any) -> bool:
-        return part is not node and isinstance(part, eqx.Module)
+    def fill() -> None:
+        filled.append(eqx.tree_at(lambda node: node.pytree, shared, shared()))
 
-    return jax.tree_util.tree_flatten_with_path(node, is_leaf=is_inside)[0]
-
-
-def _filled(shared: eqx.nn.Shared, path: str) -> Iterator[Found]:
-    """Yield each place that `shared` fills when it is called, with what it puts there."""
-    placeholders: list[Any] = []
-    sources: list[Any] = []
-
-    def look() -> None:
-        empty, source = shared.where(shared.pytree), shared.get(shared.pytree)
-        several = isinstance(empty, tuple | list)
-        placeholders.extend(empty if several else [empty])
-        sources.extend(source if several else [source])
-
-    # `where` and `get` may compute, as in a transpose. Traced, they compute nothing.
-    eqx.filter_eval_shape(look)
-    for placeholder, source in zip(placeholders, sources, strict=True):
-        for place in _places(shared.pytree, placeholder):
-            source_places = [*_places(shared.pytree, source), ""]
-            yield Found(
-                path=f"{path}.pytree{place}",
-                thing=source,
-                owner=path,
-                first=f"{path}.pytree{source_places[0]}",
-            )
-
-
-def _places(tree: PyTree, node: Any) -> list[str]:
-    """Return the paths of a node in a PyTree."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda part: part is node)[0]
-    return [jax.tree_util.keystr(keys) for keys, part in leaves if part is node]
+    # What is shared may be computed, as by a transpose. Traced, nothing is.
+    jax.eval_shape(fill)
+    return filled[0]
 
 
 def module_paths(model: PyTree) -> dict[int, tuple[str, eqx.Module]]:

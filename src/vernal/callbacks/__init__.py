@@ -14,7 +14,7 @@ class Callback(Protocol):
     Only `__call__` is needed. `fit` uses the others where an object has them:
 
     - `start()`: called before the first epoch.
-    - `finish(state)`: called at the end, also after Ctrl-C. Returns the state that `fit` returns.
+    - `finish(state)`: called at the end, also after Ctrl-C; returns the state for `fit` to return.
     - `monitor`: the name of a metric that the callback needs. `fit` checks it before training.
     - `state_dict()`: returns what a checkpoint saves of the callback.
     - `load_state_dict(saved)`: called in place of `start()` when a saved run resumes.
