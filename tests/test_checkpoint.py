@@ -207,7 +207,7 @@ def test_another_run_is_refused_by_name(tmp_path):
     assert "model.layers.0.weight is (4, 1) float32 in the checkpoint" in said
     assert "but (8, 1) float32 here" in said and "vernal.load(" in said
     said = refused(checkpoints, trainer=vernal.Trainer(optax.sgd(0.1), TRAINER.loss))
-    assert "has opt_state.0.count" in said
+    assert "opt_state.0.count is () int32 in the checkpoint" in said and "missing here" in said
     momentum = vernal.Trainer(optax.adam(1e-2, nesterov=True), TRAINER.loss)
     fit(checkpoints, trainer=momentum)  # the same state: another constant is the script's choice
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16) if eqx.is_array(a) else a, model())
@@ -372,7 +372,7 @@ def test_a_model_that_does_not_fit_is_named(tmp_path):
     deep = nn.MLP(1, 1, 4, 2, key=jax.random.key(0))
     with pytest.raises(vernal.CheckpointError, match=r"layers.1.weight is \(1, 4\)"):
         vernal.load(path, deep)
-    with pytest.raises(vernal.CheckpointError, match=r"has no\s+0.weight"):
+    with pytest.raises(vernal.CheckpointError, match=r"0.weight is missing in"):
         vernal.load(path, [nn.Linear(1, 4, key=jax.random.key(0))])
     with pytest.raises(vernal.CheckpointError, match=r"there is no file .*other"):
         vernal.load(tmp_path / "other", model())

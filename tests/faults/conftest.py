@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from runs import made_by
 
 RUNS = Path(__file__).with_name("runs.py")
 
@@ -28,7 +30,6 @@ class Script:
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        self._hashes: dict[str, str] = {}
 
     def begin(self, name, directory, *options, **environment) -> subprocess.Popen:
         """Start it, and wait until the run begins."""
@@ -51,19 +52,17 @@ class Script:
         """Start it, and wait for its end."""
         return self.end(self.begin(name, directory, *options, **environment))
 
-    def expected(self, name, directory) -> str:
-        """The hash of a run that nothing interrupts."""
-        if name not in self._hashes:
-            ended = self.run(name, directory)
-            assert ended.status == 0 and ended.hash, ended.error
-            self._hashes[name] = ended.hash
-        return self._hashes[name]
-
 
 @pytest.fixture(scope="session")
 def script(tmp_path_factory):
     """The script of the runs."""
     return Script(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def expected():
+    """The hash of a run that nothing interrupts, made in this process."""
+    return cache(made_by)
 
 
 @pytest.fixture(scope="session")

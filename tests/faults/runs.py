@@ -1,7 +1,7 @@
 """The runs that the tests interrupt: `python runs.py NAME DIRECTORY` prints a hash of what it made.
 
-`--kill-at N` ends the process, by SIGKILL, at the N-th thing that it does in the directory, and
-`--fail-at N` has that fail as on a full disk: what is made, opened, renamed or removed there.
+`--kill-at N` ends the process, by SIGKILL, at the N-th thing that it makes, opens, renames or
+removes in the directory.
 """
 
 import argparse
@@ -167,6 +167,23 @@ def flipped(path, bit):
         file.write(bytes([byte ^ 1 << bit % 8]))
 
 
+def made_by(name: str, directory=None, *, every_steps: int | None = None, seconds: float = 0.0):
+    """Make a run, or what is left of it, in this process. Returns the hash of all that it made.
+
+    Args:
+        name: One of `RUNS`.
+        directory: Where its checkpoints are; `None` for a run without.
+        every_steps: As of `vernal.Checkpoints`.
+        seconds: That each epoch takes longer.
+    """
+    tr, start, how = run_of(name)
+    if seconds:
+        how["callbacks"] = [*how.get("callbacks", []), Slowly(seconds)]
+    if directory is not None:
+        how["checkpoints"] = vernal.Checkpoints(directory, every_seconds=0, every_steps=every_steps)
+    return hash_of(*tr.fit(start, **how))
+
+
 class Slowly:
     """Takes some time after each epoch, for a process to be ended in."""
 
@@ -178,24 +195,30 @@ class Slowly:
 
 
 def at_event(directory, number, act):
-    """Do something at the N-th event in a directory."""
+    """Do something at the N-th event in a directory; it is given the event's name."""
     seen = 0
     events = ("os.mkdir", "open", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
 
     def hook(event, args):
         nonlocal seen
-        if event in events and directory in os.fspath(args[0] if args else ""):
+        path = args[0] if event in events else None
+        if isinstance(path, str | os.PathLike) and str(directory) in os.fspath(path):
             seen += 1
             if seen == number:
-                print(f"at {event}", flush=True)
-                act()
+                act(event)
 
     sys.addaudithook(hook)
 
 
-def fail():
+def fail(event):
     """As on a full disk."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def kill(event):
+    """As when the machine goes down."""
+    print(f"at {event}", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main():
@@ -206,23 +229,15 @@ def main():
     parser.add_argument("--seconds", type=float, default=0.0, help="that each epoch takes longer")
     parser.add_argument("--every-steps", type=int)
     parser.add_argument("--kill-at", type=int)
-    parser.add_argument("--fail-at", type=int)
     parser.add_argument("--limit", type=int, help="bytes that a file may have at most")
     options = parser.parse_args()
-    kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
-    for number, act in ((options.kill_at, kill), (options.fail_at, fail)):
-        if number:
-            at_event(options.directory, number, act)
-    tr, start, how = run_of(options.name)
-    if options.seconds:
-        how["callbacks"] = [*how.get("callbacks", []), Slowly(options.seconds)]
-    checkpoints = vernal.Checkpoints(
-        options.directory, every_seconds=0, every_steps=options.every_steps
-    )
+    if options.kill_at:
+        at_event(options.directory, options.kill_at, kill)
     if options.limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (options.limit, options.limit))
     print("begins now", flush=True)
-    print("hash", hash_of(*tr.fit(start, **how, checkpoints=checkpoints)), flush=True)
+    how = {"every_steps": options.every_steps, "seconds": options.seconds}
+    print("hash", made_by(options.name, options.directory, **how), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Files that are damaged: each ends in the right numbers, or in `CheckpointError`."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -71,7 +73,7 @@ def test_a_damaged_checkpoint_is_passed_over_or_named(tmp_path, long, tried):
     expected = hash_of(*tr.fit(start, **how, checkpoints=saving(whole)))
     assert len(list(whole.iterdir())) == 2
     rng, ends = np.random.default_rng(1), {"right": 0, "error": 0}
-    for trial in range(2000 if long else 60):
+    for trial in range(2000 if long else 24):
         shutil.copytree(whole, copy)
         newest = copy / max(os.listdir(copy), key=int)
         # The newest; or both of them, the older one too, in several files: some do not matter.
@@ -132,7 +134,7 @@ def test_a_damaged_file_is_never_taken_for_another_model(tmp_path, long, tried):
     vernal.save(other, nn.MLP(4, 2, 16, 2, key=jax.random.key(8)))
     like, path = nn.MLP(4, 2, 16, 2, key=jax.random.key(9)), str(tmp_path / "tried.safetensors")
     rng = np.random.default_rng(2)
-    for _ in range(2000 if long else 300):
+    for _ in range(2000 if long else 100):
         shutil.copyfile(whole, path)
         kind, _ = damage(rng, [path], [path])
         if kind != "gone":
@@ -175,27 +177,25 @@ def test_nothing_is_unpickled():
     for name, text in sources.items():
         for word in ("pickle", "marshal", "shelve", "joblib", "dill", "cloudpickle"):
             assert word not in text, (name, word)
-    for name in ("checkpoint.py", "_saver.py", "_stored.py", "_encode.py", "_weights.py"):
-        assert not re.search(r"\b(eval|exec|__import__|import_module)\(", sources[name]), name
+    readers = list((root / "_checkpointing").glob("*.py"))
+    assert len(readers) > 5
+    for path in readers:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"\b(eval|exec|__import__|import_module)\(", text), path
 
 
 def test_a_checkpoint_that_says_another_shape_is_damaged(tmp_path):
-    """Its digest is that of its text, as somebody who means harm would make it."""
-    import hashlib
-    import json
-
+    """Its digest is that of its content, as somebody who means harm would make it."""
     tr, start, how = run_of("plain")
     tr.fit(start, **how, checkpoints=vernal.Checkpoints(tmp_path, every_seconds=None, keep=1))
     (checkpoint,) = tmp_path.iterdir()
     described = checkpoint / "description" / "metadata"
-    said = json.loads(described.read_text())
-    told = json.loads(said["text"])
-    for leaf in told["leaves"]:
-        if leaf[0].startswith("record."):
-            leaf[1] = [2**62]
-    text = json.dumps(told)
-    said = {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    described.write_text(json.dumps(said))
+    content = json.loads(described.read_text())["content"]
+    for name, stored in content["arrays"].items():
+        if not name.startswith("0."):
+            stored[0] = [2**62]
+    sha256 = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    described.write_text(json.dumps({"sha256": sha256, "content": content}))
     with pytest.raises(vernal.CheckpointError, match="damaged"):
         tr.fit(start, **how, checkpoints=vernal.Checkpoints(tmp_path))
     assert eqx.is_array(start.layers[0].weight)

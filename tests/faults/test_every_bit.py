@@ -24,7 +24,7 @@ def test_every_flipped_bit_of_a_checkpoint_is_noticed_or_does_not_matter(tmp_pat
     paths = [os.path.join(root, name) for root, _, names in os.walk(tmp_path) for name in names]
     ends = {"right": 0, "error": 0}
     for path in sorted(paths):
-        for bit in range(0, 8 * os.path.getsize(path), 1 if long else 997):
+        for bit in range(0, 8 * os.path.getsize(path), 1 if long else 1999):
             flipped(path, bit)
             try:
                 found = vernal.load(tmp_path, like)

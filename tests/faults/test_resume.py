@@ -25,7 +25,7 @@ def test_a_run_goes_on_from_each_step(name, tmp_path, long, tried):
     updates = len(history.steps["loss"])
     assert len(numbers) >= updates + 1
     if not long:
-        some = 12 if name in SHORT else 3
+        some = 4 if name in SHORT else 2
         numbers = np.random.default_rng(0).permutation(numbers)[:some]
     for number in numbers:
         part = tmp_path / "part"

@@ -5,6 +5,7 @@ import os
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 from vernal._training.checkpointer import Checkpointer
 from vernal.errors import ArgumentError, MissingExtraError, kind, whole_number
@@ -47,10 +48,7 @@ class Checkpoints:
     keep: int = 2
 
     def __post_init__(self):
-        if not isinstance(self.directory, str | os.PathLike):
-            raise ArgumentError(
-                f"directory is {kind(self.directory)}; a path is needed, as a str or a Path."
-            )
+        checked_path("directory", self.directory)
         seconds = self.every_seconds
         if seconds is not None and (not isinstance(seconds, Real) or not 0 <= seconds < math.inf):
             raise ArgumentError(
@@ -77,6 +75,13 @@ class Checkpoints:
         from vernal._checkpointing.manager import Manager  # it imports this module
 
         return Manager(self)
+
+
+def checked_path(name: str, path: Any) -> Path:
+    """Return an argument as a `Path`; `ArgumentError` if it is not one."""
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentError(f"{name} is {kind(path)}; a path is needed, as a str or a Path.")
+    return Path(path)
 
 
 def orbax():

@@ -28,7 +28,6 @@ from vernal._training.state import TrainState
 from vernal.errors import CheckpointError, first_line
 
 _FORMAT = 2
-_STATE = "0"  # the part of the arrays that is the run's state, which is encoded first
 
 
 class Damaged(Exception):
@@ -133,7 +132,7 @@ def read_run(path: Path, start: TrainState) -> RunState:
     """
     content = _read_content(path)
     check_alike(
-        within(_specs(content), _STATE),
+        _of_state(_specs(content), content),
         named_arrays(start),
         where=f"the checkpoint {path}",
         fix=(
@@ -163,7 +162,8 @@ def read_model(path: Path) -> dict[str, np.ndarray]:
         CheckpointError: If another version of Vernal wrote the checkpoint.
         Exception: If the checkpoint is damaged: `Damaged`, or whatever reading raises.
     """
-    return within(_read_arrays(path, _read_content(path)), f"{_STATE}.model")
+    content = _read_content(path)
+    return within(_of_state(_read_arrays(path, content), content), "model")
 
 
 def _read_content(path: Path) -> dict[str, Any]:
@@ -193,11 +193,11 @@ def _read_arrays(path: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
         for name, (shape, dtype) in specs.items()
         if 0 not in shape
     }
-    read = _read(path, arrays=orbax().args.StandardRestore(targets)).arrays
-    empty = {name: np.zeros(*specs[name]) for name in specs if name not in targets}
-    arrays = {name: (read | empty)[name] for name in specs}
-    for name, array in arrays.items():
-        if digest(array) != content["arrays"][name][-1]:
+    arrays = _read(path, arrays=orbax().args.StandardRestore(targets)).arrays
+    for name, (shape, dtype) in specs.items():
+        if 0 in shape:
+            arrays[name] = np.zeros(shape, dtype)
+        if digest(arrays[name]) != content["arrays"][name][-1]:
             raise Damaged(f"{name} is not what was written")
     return arrays
 
@@ -205,6 +205,12 @@ def _read_arrays(path: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
 def _specs(content: dict[str, Any]) -> dict[str, Spec]:
     arrays = content["arrays"].items()
     return {name: Spec(tuple(shape), dtype) for name, (shape, dtype, _) in arrays}
+
+
+def _of_state(arrays: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """Return those arrays of a checkpoint that belong to the run's state."""
+    number, _ = content["run"]["state"]["@state"]
+    return within(arrays, number)
 
 
 def _read(path: Path, **items: Any) -> Any:

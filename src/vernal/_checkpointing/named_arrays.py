@@ -92,9 +92,7 @@ def digest(values: Array | np.ndarray) -> str:
     return hashlib.sha256(contiguous.reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def check_alike(
-    saved: Mapping[str, Any], needed: Mapping[str, Any], *, where: str, fix: str
-) -> None:
+def check_alike(saved: dict[str, Any], needed: dict[str, Any], *, where: str, fix: str) -> None:
     """Check that what was saved has the arrays that are needed, with their shapes and dtypes.
 
     Args:
@@ -106,22 +104,11 @@ def check_alike(
     Raises:
         CheckpointError: If they differ. The message names the first array that does.
     """
-    for name in needed:
-        if name in saved and spec(saved[name]) != spec(needed[name]):
-            raise CheckpointError(
-                f"{name} is {spec(saved[name])} in {where}, but {spec(needed[name])} here.\n  {fix}"
-            )
-    missing = [name for name in needed if name not in saved]
-    extra = [name for name in saved if name not in needed]
-    if missing and extra:
-        difference = f"{where} has no {_few(missing)}, but it has {_few(extra)}"
-    elif missing:
-        difference = f"{where} has no {_few(missing)}"
-    elif extra:
-        difference = f"{where} has {_few(extra)}, which is not needed here"
-    else:
-        return
-    raise CheckpointError(f"{difference}.\n  {fix}")
+    for name in needed | saved:
+        there = spec(saved[name]) if name in saved else "missing"
+        here = spec(needed[name]) if name in needed else "missing"
+        if there != here:
+            raise CheckpointError(f"{name} is {there} in {where}, but {here} here.\n  {fix}")
 
 
 def _is_array(leaf: Any) -> bool:
@@ -148,8 +135,3 @@ def _placed(array: Array | jax.ShapeDtypeStruct) -> jax.sharding.Sharding | None
     # `jax.jit` compiles again for an array that was put somewhere, even on the default device.
     is_chosen = isinstance(array, jax.Array) and not array.committed
     return None if is_chosen else array.sharding
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -5,11 +5,12 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import PyTree
 
+from vernal._checkpointing.config import checked_path
 from vernal._checkpointing.format import Damaged, newest_good, read_model
 from vernal._checkpointing.named_arrays import (
     check_alike,
@@ -41,7 +42,7 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
         CheckpointError: If the file cannot be written, or two arrays have the same name.
         MissingExtraError: If safetensors is not installed.
     """
-    path = _checked_path(path)
+    path = checked_path("path", path)
     safetensors = _safetensors()
     arrays = named_arrays(model)
     if not arrays:
@@ -84,7 +85,7 @@ def load(path: str | os.PathLike[str], like: Model, *, keep: str | Iterable[str]
             has another shape or dtype. The message names it.
         MissingExtraError: If safetensors, or Orbax for a directory, is not installed.
     """
-    path = _checked_path(path)
+    path = checked_path("path", path)
     arrays = named_arrays(like)
     parts = (keep,) if isinstance(keep, str) else tuple(keep)
     for part in parts:
@@ -136,12 +137,6 @@ def _read_directory(path: Path) -> dict[str, np.ndarray]:
 def _is_within(name: str, parts: tuple[str, ...]) -> bool:
     """Return whether an array belongs to one of some parts of a model."""
     return any(name == part or name.startswith(f"{part}.") for part in parts)
-
-
-def _checked_path(path: Any) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise ArgumentError(f"path is {kind(path)}; a path is needed, as a str or a Path.")
-    return Path(path)
 
 
 def _safetensors():
