@@ -105,7 +105,9 @@ def faults(session: nox.Session) -> None:
     session.run(*PYTEST, "--dist", "load", "--long", "tests/faults", *session.posargs)
     others = "tests", "--ignore", "tests/faults", "-m", "long"
     # 5: none was left by what was passed on, such as `-k`.
-    session.run(*PYTEST, "--dist", "load", "--long", *others, *session.posargs, success_codes=[0, 5])
+    session.run(
+        *PYTEST, "--dist", "load", "--long", *others, *session.posargs, success_codes=[0, 5]
+    )
 
 
 @nox.session
