@@ -276,8 +276,9 @@ def test_a_file_that_was_closed_is_an_error(tmp_path):
 
 def test_a_file_is_not_put_on_a_device_as_a_whole():
     x, y = examples(40)
-    how = {"epochs": 2, "batch_size": 8}
     with limits(gathers_on_host=False, read_bytes=80):
         file = Noted(x)
-        assert seen((file, y), **how) == seen((x, jnp.asarray(y)), **how)
+        from_file = seen((file, y), epochs=2, batch_size=8)
+        from_memory = seen((x, jnp.asarray(y)), epochs=2, batch_size=8)
+    assert from_file == from_memory
     assert max(len(read) for read in file.reads) <= 10
