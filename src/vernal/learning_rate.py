@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from vernal import plot
 from vernal._data.array_source import ArraySource
 from vernal._data.loader_source import is_function
-from vernal._training.preparation import checked_data
+from vernal._training.preflight import checked_data
 from vernal._training.state import TrainState
 from vernal._training.trainer import Trainer
 from vernal.errors import ArgumentError, DataError, short_traceback, whole_number

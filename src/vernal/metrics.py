@@ -205,3 +205,25 @@ def _same_shape(name: str, prediction: Array, target: Array) -> None:
                 f"but {name} needs {jnp.shape(prediction)}, the shape of the predictions.",
             )
         )
+
+
+def mean_over_batches(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the weighted average over the leading axis; 0 if the weights are all zero."""
+    return np.tensordot(weights, values, 1) / (weights.sum() or 1.0)
+
+
+def combine_batches(
+    metric: AbstractMetric, averages: PyTree[np.ndarray], weights: np.ndarray
+) -> Any:
+    """Return a metric over all batches, from the averages that it took over each.
+
+    Args:
+        metric: The metric.
+        averages: What its `of_batch` returned, with the batches along the leading axis.
+        weights: The batches' weights.
+    """
+    means = jax.tree.map(lambda values: mean_over_batches(values, weights), averages)
+    spread = jax.tree.map(
+        lambda values, mean: mean_over_batches((values - mean) ** 2, weights), averages, means
+    )
+    return metric.value(means, spread, weights.sum())

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from vernal._inspection import table as _table
 from vernal._inspection.flops import count
 from vernal._training.jaxprs import LOOPS, holds
-from vernal._training.preparation import checked_data
+from vernal._training.preflight import checked_data
 from vernal._training.state import TrainState, model_of
 from vernal._training.trainer import Trainer
 from vernal._training.update import update

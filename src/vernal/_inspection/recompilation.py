@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
+from vernal._data.arrays import PARTS
 from vernal._shapes.modules import module_paths
 from vernal._training.compilation import watchers
 from vernal.errors import RecompilationError
@@ -70,10 +71,30 @@ def _watch(program: str, parts: dict[str, PyTree]) -> None:
 watchers.append(_watch)
 
 
-def _description(parts: dict[str, PyTree]) -> dict[str, str]:
+def _named(parts: dict[str, Any]) -> dict[str, PyTree]:
+    """Return what a program depends on, by the names that users know."""
+    named = {}
+    for name, part in parts.items():
+        if name == "batch" and isinstance(part, tuple) and len(part) in (2, 3):
+            named |= dict(zip(PARTS, part, strict=False))
+        elif name == "batch":
+            named["data"] = part
+        elif name in ("choices", "objective"):
+            named |= part._asdict()
+        elif name == "state":
+            kept = ("model", "model_state", "opt_state", "key")
+            named |= {field: getattr(part, field) for field in kept}
+        else:
+            named[name] = part
+    if "objective" in named:
+        named |= named.pop("objective")._asdict()
+    return named
+
+
+def _description(parts: dict[str, Any]) -> dict[str, str]:
     """Describe every leaf and static field that a compiled program depends on, by its path."""
     found = {}
-    for name, part in parts.items():
+    for name, part in _named(parts).items():
         for keys, leaf in jax.tree_util.tree_flatten_with_path(part)[0]:
             found[name + jax.tree_util.keystr(keys)] = _shown(leaf)
         if name == "opt_state":  # it repeats the model's modules

@@ -21,13 +21,7 @@ from vernal._training.compilation import compiles
 from vernal._training.jaxprs import holds
 from vernal._training.objective import Measured
 from vernal._training.state import TrainState
-from vernal._training.update import (
-    Choices,
-    changing_part,
-    parts_of_program,
-    strongly_typed,
-    update,
-)
+from vernal._training.update import Choices, changing_part, strongly_typed, update
 
 
 class Inputs(NamedTuple):
@@ -76,7 +70,9 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
     some_batch = inputs.batches if inputs.repeats else _row(inputs.batches, 0)
     compiles(
         inputs.program,
-        **parts_of_program(choices, eqx.combine(changing, fixed), some_batch),
+        batch=some_batch,
+        state=eqx.combine(changing, fixed),
+        choices=choices,
         batches_at_once=inputs.capacity,
         last_batches=inputs.last_batches,
     )

@@ -1,6 +1,7 @@
 """One pass over data without training: averages, and predictions."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -14,24 +15,41 @@ from vernal._data.array_source import ArraySource
 from vernal._data.loader_source import LoaderSource
 from vernal._data.superbatch import empty
 from vernal._training.compilation import compiles
-from vernal._training.objective import (
-    Measured,
-    Objective,
-    combine_batches,
-    mean_over_batches,
-    measure,
-    outputs,
-)
-from vernal._training.update import named_parts
+from vernal._training.objective import Measured, Objective, measure, outputs
+from vernal.metrics import combine_batches, mean_over_batches
 
-AnySource = ArraySource | LoaderSource
+
+class _Measure(eqx.Module):
+    """Measures a batch, with dropout and the like switched off."""
+
+    objective: Objective
+    model: PyTree
+    model_state: PyTree
+
+    def __call__(self, batch: PyTree) -> Measured:
+        model = eqx.nn.inference_mode(self.model)
+        key = jax.random.key(0)
+        measured = measure(self.objective, model, self.model_state, batch, key)
+        return measured._replace(model_state=None)
+
+
+class _Predict(eqx.Module):
+    """Applies a model to the examples of a batch, with dropout and the like switched off."""
+
+    model: PyTree
+    model_state: PyTree
+    compute_dtype: np.dtype | None
+
+    def __call__(self, x: PyTree) -> PyTree:
+        model = eqx.nn.inference_mode(self.model)
+        return outputs(model, self.model_state, x, self.compute_dtype)
 
 
 def evaluate(
     objective: Objective,
     model: PyTree,
     model_state: PyTree,
-    source: AnySource,
+    source: ArraySource | LoaderSource,
     *,
     loops: bool,
 ) -> dict[str, Any]:
@@ -46,11 +64,11 @@ def evaluate(
     """
     parts = []
     weights = []
-    for arrays, count, size in _stacks(source, loops):
-        made = _measure_batches(objective, model, model_state, arrays, np.int32(count), loops)
-        part = jax.tree.map(lambda leaf, n=count: leaf[:n].astype(np.float64), jax.device_get(made))
+    measure_batch = _Measure(objective, model, model_state)
+    for made, filled, size in _each(measure_batch, source, loops=loops):
+        part = jax.tree.map(lambda x, n=filled: x[:n].astype(np.float64), jax.device_get(made))
         parts.append(part)
-        weights.append(np.full(count, float(size)) if part.weight is None else part.weight)
+        weights.append(np.full(filled, float(size)) if part.weight is None else part.weight)
     weights = np.concatenate(weights)
     measured = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
@@ -63,19 +81,19 @@ def evaluate(
 def predict(
     model: PyTree,
     model_state: PyTree,
-    source: AnySource,
+    source: ArraySource | LoaderSource,
     *,
     compute_dtype: np.dtype | None,
     loops: bool,
-) -> Array:
+) -> PyTree:
     """Apply a model, in inference mode, to all examples."""
-    whole = None
     parts = []
-    filled = 0
-    for arrays, count, size in _stacks(source, loops):
-        made = _predict_batches(model, model_state, arrays, np.int32(count), compute_dtype, loops)
-        rows = count * size
-        part = jax.tree.map(lambda leaf, rows=rows: leaf[:rows], made)
+    whole = None
+    start = 0
+    apply = _Predict(model, model_state, compute_dtype)
+    for made, filled, size in _each(apply, source, loops=loops):
+        rows = filled * size
+        part = jax.tree.map(lambda x, n=rows: x.reshape(-1, *x.shape[2:])[:n], made)
         if isinstance(source, LoaderSource):  # its number of examples is known at its end
             parts.append(part)
             continue
@@ -84,115 +102,75 @@ def predict(
 
         # Written in place, so that the outputs are in memory once.
         if whole is None:
-            whole = jax.tree.map(lambda leaf: _empty_like(leaf, source.examples), part)
+            shape = jax.tree.map(lambda x: (source.examples, *x.shape[1:]), part)
+            whole = jax.tree.map(lambda x, s: empty(s, np.dtype(x.dtype)), part, shape)
         for target, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
-            target[filled : filled + rows] = leaf
-        filled += rows
+            target[start : start + rows] = leaf
+        start += rows
 
     if parts:
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
     return jax.tree.map(jnp.asarray, whole)
 
 
-def _empty_like(leaf: Array, examples: int) -> np.ndarray:
-    return empty((examples, *leaf.shape[1:]), np.dtype(leaf.dtype))
+def _each(
+    function: Callable, source: ArraySource | LoaderSource, *, loops: bool
+) -> Iterator[tuple[PyTree, int, int]]:
+    """Apply a function of a batch to all batches of one pass.
 
-
-def _stacks(source: AnySource, loops: bool) -> Iterator[tuple[PyTree, int, int]]:
-    """Yield the batches of one pass, stacked: the arrays, how many are filled, their size."""
+    Yields:
+        Results for several batches, which lie along the leading axis; how many of them are filled;
+        and how many examples each batch has.
+    """
     for superbatch in source.one_pass():
-        if superbatch.repeats:
-            yield (
-                jax.tree.map(lambda leaf: leaf[None], superbatch.batches),
-                1,
-                superbatch.batch_size,
-            )
+        if superbatch.repeats or not loops:
+            cursors = range(superbatch.start, min(superbatch.stop, superbatch.epoch_length))
+            for cursor in cursors:
+                made = _of_one_batch(function, superbatch.batch(cursor))
+                yield made, 1, int(superbatch.sizes(cursor, cursor + 1)[0])
             continue
 
-        if not loops:
-            sizes = superbatch.sizes(superbatch.start, superbatch.stop)
-            for cursor, size in zip(range(superbatch.start, superbatch.stop), sizes, strict=True):
-                batch = superbatch.batch(cursor)
-                yield jax.tree.map(lambda leaf: leaf[None], batch), 1, int(size)
-            continue
-
-        has_last = (
-            superbatch.last_batches is not None and superbatch.stop == superbatch.epoch_length
-        )
+        ends_epoch = superbatch.stop == superbatch.epoch_length
+        has_last = superbatch.last_batches is not None and ends_epoch
         full_batches = superbatch.stop - superbatch.start - has_last
         if full_batches:
-            yield superbatch.batches, full_batches, superbatch.batch_size
+            made = _of_batches(function, superbatch.batches, np.array(full_batches))
+            yield made, full_batches, superbatch.batch_size
         if has_last:
-            yield superbatch.last_batches, 1, superbatch.last_size
+            last = jax.tree.map(lambda x: x[0], superbatch.last_batches)
+            yield _of_one_batch(function, last), 1, superbatch.last_size
 
 
 @eqx.filter_jit
-def _measure_batches(
-    objective: Objective,
-    model: PyTree,
-    model_state: PyTree,
-    batches: PyTree,
-    count: Array,
-    loops: bool,
-) -> Measured:
-    """Measure batch after batch, with dropout and the like switched off."""
-    compiles(
-        "evaluate",
-        **named_parts(batches),
-        model=model,
-        model_state=model_state,
-        **objective._asdict(),
-    )
-    inferring = eqx.nn.inference_mode(model)
-
-    def measured(batch: PyTree) -> Measured:
-        made = measure(objective, inferring, model_state, batch, jax.random.key(0))
-        return made._replace(model_state=None)
-
-    return _map_filled(measured, batches, count, loops)
+def _of_one_batch(function: Callable, batch: PyTree) -> PyTree:
+    _compiles(function, batch)
+    return jax.tree.map(lambda x: jnp.asarray(x)[None], function(batch))
 
 
 @eqx.filter_jit
-def _predict_batches(
-    model: PyTree,
-    model_state: PyTree,
-    batches: PyTree,
-    count: Array,
-    compute_dtype: np.dtype | None,
-    loops: bool,
-) -> PyTree:
-    """Predict batch after batch; the examples of all batches lie along the leading axis."""
-    compiles(
-        "predict", x=batches, model=model, model_state=model_state, compute_dtype=compute_dtype
-    )
-    inferring = eqx.nn.inference_mode(model)
-
-    def predicted(x: PyTree) -> PyTree:
-        return outputs(inferring, model_state, x, compute_dtype)
-
-    made = _map_filled(predicted, batches, count, loops)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
-
-
-def _map_filled(function: Callable, batches: PyTree, count: Array, loops: bool) -> PyTree:
+def _of_batches(function: Callable, batches: PyTree, count: Array) -> PyTree:
     """Apply a function to the first `count` batches of some arrays; the rest stays zero."""
-    if not loops:
-        only = jax.tree.map(lambda leaf: leaf[0], batches)
-        return jax.tree.map(lambda result: jnp.asarray(result)[None], function(only))
-
-    function = jax.jit(function, inline=True)  # traced once: here for the shapes, and in the loop
-    capacity = len(jax.tree.leaves(batches)[0])
 
     def batch_at(i: Any) -> PyTree:
-        return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, i, keepdims=False), batches)
+        return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), batches)
 
     def one_batch(i: Array, results: PyTree) -> PyTree:
-        return jax.tree.map(
-            lambda buffer, value: lax.dynamic_update_index_in_dim(buffer, value, i, 0),
-            results,
-            function(batch_at(i)),
-        )
+        made = once(batch_at(i))
+        put = lax.dynamic_update_index_in_dim
+        return jax.tree.map(lambda buffer, value: put(buffer, value, i, 0), results, made)
 
-    shapes = jax.eval_shape(function, batch_at(0))
-    empty = jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), shapes)
-    return lax.fori_loop(0, count, one_batch, empty)
+    @partial(jax.jit, inline=True)  # traced once: for the shapes, and in the loop
+    def once(batch: PyTree) -> PyTree:
+        return function(batch)
+
+    _compiles(function, batch_at(0))
+    capacity = len(jax.tree.leaves(batches)[0])
+    shapes = jax.eval_shape(once, batch_at(0))
+    nothing = jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), shapes)
+    return lax.fori_loop(0, count, one_batch, nothing)
+
+
+def _compiles(function: Callable, batch: PyTree) -> None:
+    program = "evaluate" if isinstance(function, _Measure) else "predict"
+    batch_name = "batch" if isinstance(function, _Measure) else "x"
+    compiles(program, **{batch_name: batch}, **vars(function))

@@ -8,8 +8,11 @@ from typing import Any
 
 from vernal._training.checkpointer import Checkpointer, RunState, check_same_run
 from vernal._training.chunks import TrainingRun
+from vernal._training.evaluate import evaluate
 from vernal._training.history import Epoch, Recorder
 from vernal._training.interrupt import Interrupt
+from vernal._training.objective import Objective
+from vernal._training.preflight import CheckedData
 from vernal._training.progress import Progress
 from vernal._training.state import TrainState
 from vernal.errors import NonFiniteError
@@ -193,3 +196,26 @@ def keeping_progress_in_errors(
         if attributes.get("history") is None:
             attributes["history"] = recorder.history(time.perf_counter() - began)
         raise
+
+
+def validator(
+    objective: Objective, run: TrainingRun, held_out: CheckedData | None
+) -> Callable[[], dict[str, float]] | None:
+    """Return what measures a run's model on validation data, if there is any."""
+    if held_out is None:
+        return None
+
+    def validate() -> dict[str, float]:
+        state = run.state_until_next_chunk()
+        model, model_state = state.model, state.model_state
+        return evaluate(objective, model, model_state, held_out.source, loops=held_out.loops)
+
+    return validate
+
+
+def finished(state: TrainState, callbacks: list[Any]) -> TrainState:
+    """Return the state that a run ends with, as the callbacks want it."""
+    for callback in callbacks:
+        if hasattr(callback, "finish"):
+            state = callback.finish(state)
+    return state

@@ -11,9 +11,8 @@ from jaxtyping import PyTree
 
 from vernal import plot
 from vernal._training.measurements import Measurements
-from vernal._training.objective import combine_batches
 from vernal._training.state import TrainState
-from vernal.metrics import AbstractMetric
+from vernal.metrics import AbstractMetric, combine_batches
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,9 +48,9 @@ class Measured(NamedTuple):
         model_state: The model's state after the batch.
     """
 
-    info: dict[str, Array]
-    weight: Array | None
-    averages: dict[str, PyTree[Array]]
+    info: dict[str, Any]
+    weight: Any
+    averages: dict[str, PyTree]
     model_state: PyTree
 
 
@@ -115,7 +115,7 @@ def _measure_custom(
 
 def _parts_of_result(result: Any, *, stateful: bool) -> tuple[Any, dict[str, Any], PyTree]:
     """Return the value, the metrics and the model state that a custom loss returned."""
-    parts: tuple = result if isinstance(result, tuple) else (result,)
+    parts: tuple[Any, ...] = result if isinstance(result, tuple) else (result,)
     if stateful:
         needed = "(scalar, dict of metrics, model_state)"
         fits = len(parts) == 3
@@ -205,25 +205,3 @@ def outputs(model: PyTree, model_state: PyTree, x: PyTree, dtype: np.dtype | Non
     model = cast(model, dtype)
     prediction, _ = forward(model, cast(x, dtype), None, copy_of_state(model_state))
     return _in_full_precision(prediction, dtype)
-
-
-def mean_over_batches(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the weighted average over the leading axis; 0 if the weights are all zero."""
-    return np.tensordot(weights, values, 1) / (weights.sum() or 1.0)
-
-
-def combine_batches(
-    metric: AbstractMetric, averages: PyTree[np.ndarray], weights: np.ndarray
-) -> Any:
-    """Return a metric over all batches, from the averages that it took over each.
-
-    Args:
-        metric: The metric.
-        averages: What its `of_batch` returned, with the batches along the leading axis.
-        weights: The batches' weights.
-    """
-    means = jax.tree.map(lambda values: mean_over_batches(values, weights), averages)
-    spread = jax.tree.map(
-        lambda values, mean: mean_over_batches((values - mean) ** 2, weights), averages, means
-    )
-    return metric.value(means, spread, weights.sum())

@@ -15,25 +15,32 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from vernal import _arguments
 from vernal._data.arrays import as_arrays
 from vernal._data.sources import is_loader
-from vernal._training import checks
 from vernal._training.checkpointer import Checkpointing, check_checkpoints, open_checkpointer
 from vernal._training.chunks import TrainingRun
 from vernal._training.compiled_loop import step_by_loop
 from vernal._training.evaluate import evaluate, predict
-from vernal._training.fit import Saving, Stops, keeping_progress_in_errors, train
+from vernal._training.fit import (
+    Saving,
+    Stops,
+    finished,
+    keeping_progress_in_errors,
+    train,
+    validator,
+)
 from vernal._training.history import Epoch, History, Recorder
 from vernal._training.interrupt import Interrupt
 from vernal._training.jaxprs import in_outer_trace
 from vernal._training.objective import Objective
-from vernal._training.preflight import explained, preflight
-from vernal._training.preparation import (
+from vernal._training.preflight import (
     CheckedData,
     checked_data,
     choices_for,
+    explained,
+    preflight,
     recorded_names,
-    validator,
     with_checked_opt_state,
 )
 from vernal._training.progress import Progress
@@ -79,9 +86,14 @@ class Trainer:
 
     @short_traceback
     def __post_init__(self):
-        checks.check_optimizer(self.optimizer)
-        checks.check_on_nonfinite(self.on_nonfinite)
-        objective = checks.checked_objective(self.loss, self.metrics, self.compute_dtype)
+        _arguments.check_optimizer(self.optimizer)
+        _arguments.check_loss(self.loss)
+        _arguments.check_on_nonfinite(self.on_nonfinite)
+        objective = Objective(
+            loss=self.loss,
+            metrics=_arguments.checked_metrics(self.metrics, self.loss),
+            compute_dtype=_arguments.checked_dtype(self.compute_dtype),
+        )
         object.__setattr__(self, "_objective", objective)
 
     @short_traceback
@@ -269,7 +281,7 @@ class Trainer:
                 state, data, validation_data, batch_size=batch_size, shuffle=shuffle
             )
             names = recorded_names(checked.measured, state, validates=held_out is not None)
-            callbacks = checks.checked_callbacks(callbacks, names)
+            callbacks = _arguments.checked_callbacks(callbacks, names)
 
             last_epoch = saving.began[1] + epochs
             run = self._run(
@@ -287,10 +299,7 @@ class Trainer:
 
         interrupt.report(recorder.steps, checkpointer.path)
         interrupt.end_process()
-        state = run.state_until_next_chunk()
-        for callback in callbacks:
-            if hasattr(callback, "finish"):
-                state = callback.finish(state)
+        state = finished(run.state_until_next_chunk(), callbacks)
         return state, recorder.history(time.perf_counter() - began)
 
     @short_traceback
@@ -317,7 +326,7 @@ class Trainer:
             VernalError: `ArgumentError`, `DataError` or `ShapeError`, before compiling.
         """
         model, model_state = model_of(model_or_state)
-        checks.check_stateful(self.loss, model, model_state)
+        _arguments.check_stateful(self.loss, model, model_state)
         checked = checked_data(self._objective, model, model_state, data, batch_size=batch_size)
         return evaluate(self._objective, model, model_state, checked.source, loops=checked.loops)
 
@@ -343,7 +352,7 @@ class Trainer:
             VernalError: `ArgumentError`, `DataError` or `ShapeError`, before compiling.
         """
         model, model_state = model_of(model_or_state)
-        checks.check_stateful(None, model, model_state)
+        _arguments.check_stateful(None, model, model_state)
         inferring = eqx.nn.inference_mode(model)
         checked = checked_data(None, inferring, model_state, x, batch_size=batch_size, name="x")
         return predict(
@@ -355,7 +364,7 @@ class Trainer:
         )
 
     def _choices(self, model: PyTree, model_state: PyTree) -> Choices:
-        checks.check_stateful(self.loss, model, model_state)
+        _arguments.check_stateful(self.loss, model, model_state)
         return choices_for(self.optimizer, self._objective.in_training, self.trainable, model)
 
     def _state_of(self, model_or_state: PyTree | TrainState) -> TrainState:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
@@ -105,7 +106,7 @@ def update(
 
 def strongly_typed(leaf: Any) -> Any:
     """Return an array whose dtype stays: JAX's weak types, of Python's numbers, do not."""
-    if not eqx.is_array(leaf) or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if not eqx.is_array(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf
     return lax.convert_element_type(leaf, leaf.dtype)
 
@@ -161,35 +162,15 @@ def changing_part(choices: Choices, state: TrainState) -> tuple[TrainState, Trai
 
     The counts and the key are part of the rest. `equinox.combine` undoes the split.
     """
+    fixed: Any = False
     mask = TrainState(
         model=choices.trained_mask(state.model),
         model_state=eqx.is_array,
         opt_state=eqx.is_array,
-        step=False,
-        epoch=False,
-        batch=False,
-        key=False,
-        data_state=False,
+        step=fixed,
+        epoch=fixed,
+        batch=fixed,
+        key=fixed,
+        data_state=fixed,
     )
     return eqx.partition(state, mask)
-
-
-def parts_of_program(choices: Choices, state: TrainState, batch: PyTree) -> dict[str, PyTree]:
-    """Return all that a step's program depends on, by the names that users know."""
-    return {
-        **named_parts(batch),
-        "model": state.model,
-        "model_state": state.model_state,
-        "optimizer": choices.optimizer,
-        **choices.objective._asdict(),
-        "trained": choices.trained,
-        "opt_state": state.opt_state,
-        "key": state.key,
-    }
-
-
-def named_parts(batch: PyTree) -> dict[str, PyTree]:
-    """Return a batch's parts by the names that users know."""
-    if isinstance(batch, tuple) and len(batch) in (2, 3):
-        return dict(zip(("x", "y", "sample_weight"), batch, strict=False))
-    return {"data": batch}

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from vernal._training.objective import Objective
 from vernal.errors import ArgumentError, kind
 from vernal.losses import AbstractSupervised
 from vernal.metrics import AbstractMetric, Mean, top_k
@@ -55,12 +54,6 @@ def check_on_nonfinite(choice) -> None:
     """Raise `ArgumentError` if this is neither "raise" nor "ignore"."""
     if choice not in ("raise", "ignore"):
         raise ArgumentError(f'on_nonfinite is {choice!r}; "raise" or "ignore" is needed.')
-
-
-def checked_objective(loss, metrics, compute_dtype) -> Objective:
-    """Put together what to measure; `ArgumentError` if one of the choices cannot be used."""
-    check_loss(loss)
-    return Objective(loss, checked_metrics(metrics, loss), checked_dtype(compute_dtype))
 
 
 def check_stateful(loss: Callable | None, model: PyTree, model_state: PyTree) -> None:
