@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from vernal import plot
 from vernal._data.array_source import ArraySource
 from vernal._data.loader_source import is_function
-from vernal._training.checks import checked_source
+from vernal._training.checks import checked_source, model_of
 from vernal._training.state import TrainState
 from vernal._training.trainer import Trainer
 from vernal.errors import ArgumentError, DataError, short_traceback, whole_number
@@ -99,7 +99,8 @@ def find_learning_rate(
     updates = whole_number("updates", updates, at_least=_TENTH)
     _check_bounds(lowest, highest)
     is_state = isinstance(model_or_state, TrainState)
-    state = model_or_state if is_state else trainer.init(model_or_state)
+    model, _ = model_of(model_or_state)
+    state = model_or_state if is_state else trainer.init(model)
     dtype = _rate_dtype(state.opt_state)
     batches = _batches(trainer, state, data, batch_size)
 
