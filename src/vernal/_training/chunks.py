@@ -48,7 +48,7 @@ class TrainingRun:
         source: The data.
         loops: Whether steps may be made in a compiled loop.
         rewinds: Whether to go back, and raise, when numbers stop being finite.
-        last_epoch: Number of the epoch that the run ends before.
+        epochs: Most epochs that the run trains: the data of no more is gathered.
         every_steps: A chunk ends after each step whose number is a multiple of this.
     """
 
@@ -60,7 +60,7 @@ class TrainingRun:
         *,
         loops: bool,
         rewinds: bool,
-        last_epoch: int = sys.maxsize,
+        epochs: int = sys.maxsize,
         every_steps: int | None = None,
     ):
         self._choices = choices
@@ -69,13 +69,13 @@ class TrainingRun:
         self._rewinds = rewinds
         self._every_steps = every_steps or sys.maxsize
         self.step = int(state.step)
-        self.last_epoch = last_epoch
+        epoch, batch = int(state.epoch), int(state.batch)
         self._superbatches = source.superbatches(
-            int(state.epoch),
-            int(state.batch),
+            epoch,
+            batch,
             key=state.key,
             loader_state=state.data_state,
-            last_epoch=last_epoch,
+            last_epoch=epoch + batch // source.epoch_length + epochs,
         )
         self._superbatch = next(self._superbatches)
         self._cursor = self._superbatch.start

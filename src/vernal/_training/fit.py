@@ -76,6 +76,14 @@ class Saving:
             if hasattr(callback, "start"):
                 callback.start()
 
+    def first_epoch(self, run: TrainingRun) -> int:
+        """Return the number of the epoch that the run began in, when it was new."""
+        if self._restored is None:
+            return run.epoch
+
+        _, epoch, batch = self.began  # the steps of a user's own may be more than an epoch
+        return epoch + (0 if run.epoch_length is None else batch // run.epoch_length)
+
     def save(self, run: TrainingRun, recorder: Recorder) -> None:
         """Save the run as it is now."""
         if not self._saves:
@@ -134,18 +142,19 @@ def train(
     saving: Saving,
     stops: Stops,
     *,
+    last_epoch: int,
     bar: Progress,
     interrupt: Interrupt,
 ) -> None:
-    """Train to the run's last epoch, or until a callback or the user ends the run."""
+    """Train to the start of an epoch, or until a callback or the user ends the run."""
     epoch_began = time.perf_counter()
     # A problem with the checkpoints shows before there is anything to lose.
     saving.save(run, recorder)
     saving.wait()
 
-    while (run.epoch < run.last_epoch or saving.pending) and not saving.stopped:
+    while (run.epoch < last_epoch or saving.pending) and not saving.stopped:
         # 1. Train. An epoch that was saved before step 2 is complete already.
-        stop = run.epoch if saving.pending else stops.next_after(run.epoch, run.last_epoch)
+        stop = run.epoch if saving.pending else stops.next_after(run.epoch, last_epoch)
         for chunk in run.chunks(stop, interrupt.is_requested):
             recorder.add(chunk)
             bar.show_chunk(chunk)

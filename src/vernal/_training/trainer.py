@@ -283,10 +283,8 @@ class Trainer:
             names = recorded_names(checked.measured, state, validates=held_out is not None)
             callbacks = _arguments.checked_callbacks(callbacks, names)
 
-            last_epoch = saving.began[1] + epochs
-            run = self._run(
-                state, checked, last_epoch=last_epoch, every_steps=checkpointer.every_steps
-            )
+            run = self._run(state, checked, epochs=epochs, every_steps=checkpointer.every_steps)
+            last_epoch = saving.first_epoch(run) + epochs
             recorder = Recorder(objective.metrics)
             saving.begin(run, recorder, callbacks, jax.tree.structure(checked.measured.averages))
 
@@ -295,7 +293,15 @@ class Trainer:
             bar = Progress(progress, run.steps_until(last_epoch))
             interrupt = Interrupt(saves=checkpointer.path is not None)
             with keeping_progress_in_errors(run, recorder, began), interrupt, bar:
-                train(run, recorder, saving, stops, bar=bar, interrupt=interrupt)
+                train(
+                    run,
+                    recorder,
+                    saving,
+                    stops,
+                    last_epoch=last_epoch,
+                    bar=bar,
+                    interrupt=interrupt,
+                )
 
         interrupt.report(recorder.steps, checkpointer.path)
         interrupt.end_process()
@@ -413,7 +419,7 @@ class Trainer:
         state: TrainState,
         checked: CheckedData,
         *,
-        last_epoch: int = sys.maxsize,
+        epochs: int = sys.maxsize,
         every_steps: int | None = None,
     ) -> TrainingRun:
         return TrainingRun(
@@ -422,6 +428,6 @@ class Trainer:
             checked.source,
             loops=checked.loops,
             rewinds=self.on_nonfinite == "raise",
-            last_epoch=last_epoch,
+            epochs=epochs,
             every_steps=every_steps,
         )
