@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +42,11 @@ class Script:
         assert process.stdout
         process.stdout.readline()  # it says that it begins
         return process
+
+    def wait_for_training(self, process, directory) -> None:
+        """Wait until it writes its first checkpoint, in which `fit` holds signals back."""
+        while process.poll() is None and not any(Path(directory).glob("[0-9]*")):
+            time.sleep(0.05)
 
     def end(self, process) -> "Ended":
         """Wait for its end."""

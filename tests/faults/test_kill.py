@@ -9,17 +9,19 @@ import pytest
 from runs import RUNS, made_by
 
 
-def killed_until_done(script, name, directory, rng):
-    """How often the process was killed, five times at most, and the hash in the end."""
-    for kills in range(5):
+def killed_until_done(script, name, directory, rng, most):
+    """How often the process was killed, which is bounded, and the hash in the end."""
+    for kills in range(most):
         process = script.begin(name, directory, "--seconds", 0.1)
-        time.sleep(rng.uniform(0, 3))
+        if rng.random() < 0.8:
+            script.wait_for_training(process, directory)
+        time.sleep(rng.uniform(0, 1))
         process.send_signal(signal.SIGKILL)
         ended = script.end(process)
         if ended.status == 0:
             return kills, ended.hash
         assert ended.status == -signal.SIGKILL, ended.error
-    return 5, made_by(name, directory)
+    return most, made_by(name, directory)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -33,7 +35,7 @@ def test_a_run_that_is_killed_at_random_times_is_the_same_run(
     while kills < (10 if long else 1):
         attempt += 1
         directory = tmp_path / str(attempt)
-        more, made = killed_until_done(script, name, directory, rng)
+        more, made = killed_until_done(script, name, directory, rng, 5 if long else 2)
         assert made == expected(name)
         kills += more
         shutil.rmtree(directory)

@@ -24,7 +24,8 @@ def handlers():
 def test_sigterm_saves_and_ends_with_143(script, expected, tmp_path, tried):
     directory = tmp_path / "run"
     process = script.begin("ragged", directory, "--seconds", 0.3)
-    time.sleep(1.5)
+    script.wait_for_training(process, directory)
+    time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     ended = script.end(process)
     assert ended.status == 143, ended.error
