@@ -247,14 +247,18 @@ def test_a_cnn_with_batch_norm_reads_held_out_digits(reader, digits):
 
 
 @pytest.mark.parametrize("size", [20, None], ids=["ragged batches", "full batch"])
-def test_convolutions_and_batch_norm_are_those_of_a_loop_by_hand(size, digits):
+def test_convolutions_and_batch_norm_are_the_same_in_each_tier(size, digits):
     data = (digits[0][0][:50], digits[0][1][:50])
     trainer = vernal.Trainer(optax.adam(3e-3), losses.CrossEntropy())
-    make = lambda: cnn(4, 4)
-    if size is None:
-        trained_in_each_tier(trainer, make, data, epochs=6, size=size)
-        return
-    trained(trainer, make, data, mean_of(cross_entropy), epochs=2, size=size)
+    trained_in_each_tier(trainer, lambda: cnn(4, 4), data, epochs=6, size=size)
+
+
+def test_convolutions_and_batch_norm_are_those_of_a_loop_by_hand(digits):
+    data = (digits[0][0][:40], digits[0][1][:40])
+    # Not Adam: a bias before a batch norm has a gradient of 0, and Adam would scale its rounding.
+    trainer = vernal.Trainer(optax.sgd(0.1, momentum=0.9), losses.CrossEntropy())
+    objective = mean_of(cross_entropy)
+    compare_with_a_loop_by_hand(trainer, lambda: cnn(4), data, objective, epochs=2, size=20)
 
 
 def test_measuring_uses_batch_norms_running_statistics_and_leaves_them_alone(reader, digits):
