@@ -107,23 +107,22 @@ def loop_by_hand(
     model_state=None,
     key=KEY,
     trainable=eqx.is_inexact_array,
+    needs: tuple[str, ...] = (),
 ) -> Trained:
     """Train by the loop that Equinox's documentation teaches: the reference for `fit`.
 
     Args:
         objective: Called as `objective(model, batch, key, model_state)`. Returns a scalar, a dict
             of metrics, and the new model state.
-        optimizer: From Optax. It is given the value, the gradient and the objective, as an
-            optimizer with extra arguments wants them.
+        optimizer: From Optax.
         model: Stays as it is.
         batches: One for each step.
         model_state: For the objective.
         key: Folded with the number of the step.
         trainable: Which leaves to train.
+        needs: What the optimizer's update takes beside gradients and parameters: some of
+            "value", "grad" and "value_fn".
     """
-    if isinstance(optimizer, optax.MultiSteps):
-        optimizer = optimizer.gradient_transformation()
-    optimizer = optax.with_extra_args_support(optimizer)
 
     @eqx.filter_jit
     def step(model, model_state, opt_state, batch, key):
@@ -135,7 +134,8 @@ def loop_by_hand(
             return value, ({"loss": value, **metrics}, new_state)
 
         (value, (info, new_state)), grads = eqx.filter_value_and_grad(loss, has_aux=True)(params)
-        extra = {"value": value, "grad": grads, "value_fn": lambda params: loss(params)[0]}
+        every = {"value": value, "grad": grads, "value_fn": lambda params: loss(params)[0]}
+        extra = {name: every[name] for name in needs}
         updates, opt_state = optimizer.update(grads, opt_state, params, **extra)
         return eqx.apply_updates(model, updates), new_state, opt_state, info
 

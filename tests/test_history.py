@@ -203,8 +203,8 @@ def test_pandas_takes_the_record(data):
     ("size", "steps", "most"), [(None, 1, 5), (5, 3, 7.5)], ids=["an epoch a step", "three steps"]
 )
 def test_a_step_takes_four_bytes_and_an_epoch_of_several_eight(size, steps, most, data):
-    """A record may take twice that while it moves to where there is more room."""
-    epochs = 60_000 // steps
+    """While a record grows, it may take twice that. A few superbatches are held, too."""
+    epochs = 150_000 // steps
     TRAINER.fit(start(), data, epochs=2, batch_size=size)  # compiling takes memory, too
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
@@ -214,8 +214,8 @@ def test_a_step_takes_four_bytes_and_an_epoch_of_several_eight(size, steps, most
     made = len(history.steps["loss"])
     assert made == steps * epochs
     assert history.steps["loss"].nbytes == 4 * made
-    assert now - before < most * made + 2**17
-    assert peak - before < 2 * most * made + 2**20
+    assert now - before < most * made + 2**19
+    assert peak - before < 2 * most * made + 2**21
 
 
 def test_a_history_has_no_room_to_spare(data):

@@ -131,10 +131,9 @@ def compare_with_a_loop_by_hand(trainer, make, data, objective, *, epochs, size)
         )
         assert_float64((state.model, history.steps["loss"]))
         assert len(numbers(expected.model)) == len(numbers(start.model))
-        assert_close(state.model, expected.model)
-        assert_close(state.opt_state, expected.opt_states[-1])
-        if start.model_state is not None:
-            assert_close(state.model_state, expected.model_state)
+        assert_close(
+            changing(state), (expected.model, expected.model_state, expected.opt_states[-1])
+        )
         for name, values in expected.steps.items():
             np.testing.assert_allclose(history.steps[name], values, rtol=1e-10, atol=1e-12)
 
@@ -248,14 +247,18 @@ def test_a_cnn_with_batch_norm_reads_held_out_digits(reader, digits):
 
 
 @pytest.mark.parametrize("size", [20, None], ids=["ragged batches", "full batch"])
-def test_convolutions_and_batch_norm_are_those_of_a_loop_by_hand(size, digits):
+def test_convolutions_and_batch_norm_are_the_same_in_each_tier(size, digits):
     data = (digits[0][0][:50], digits[0][1][:50])
     trainer = vernal.Trainer(optax.adam(3e-3), losses.CrossEntropy())
-    make = lambda: cnn(4, 4)
-    if size is None:
-        trained_in_each_tier(trainer, make, data, epochs=6, size=size)
-        return
-    trained(trainer, make, data, mean_of(cross_entropy), epochs=2, size=size)
+    trained_in_each_tier(trainer, lambda: cnn(4, 4), data, epochs=6, size=size)
+
+
+def test_convolutions_and_batch_norm_are_those_of_a_loop_by_hand(digits):
+    data = (digits[0][0][:40], digits[0][1][:40])
+    # Not Adam: a bias before a batch norm has a gradient of 0, and Adam would scale its rounding.
+    trainer = vernal.Trainer(optax.sgd(0.1, momentum=0.9), losses.CrossEntropy())
+    objective = mean_of(cross_entropy)
+    compare_with_a_loop_by_hand(trainer, lambda: cnn(4), data, objective, epochs=2, size=20)
 
 
 def test_measuring_uses_batch_norms_running_statistics_and_leaves_them_alone(reader, digits):
