@@ -200,9 +200,9 @@ def test_pandas_takes_the_record(data):
 
 
 @pytest.mark.parametrize(
-    ("size", "steps", "most"), [(None, 1, 5), (5, 3, 7.5)], ids=["an epoch a step", "three steps"]
+    ("size", "steps", "most"), [(None, 1, 12.5), (5, 3, 7.5)], ids=["an epoch a step", "three steps"]
 )
-def test_a_step_takes_four_bytes_and_an_epoch_of_several_eight(size, steps, most, data):
+def test_a_step_takes_four_bytes_and_an_epoch_eight(size, steps, most, data):
     """While a record grows, it may take twice that. A few superbatches are held, too."""
     epochs = 150_000 // steps
     TRAINER.fit(start(), data, epochs=2, batch_size=size)  # compiling takes memory, too
@@ -220,10 +220,10 @@ def test_a_step_takes_four_bytes_and_an_epoch_of_several_eight(size, steps, most
 
 def test_a_history_has_no_room_to_spare(data):
     _, history = TRAINER.fit(start(), data, epochs=1001)
-    assert history.epochs["loss"] is history.steps["loss"]
-    assert history.epochs is not history.steps
     assert history.steps["loss"].base is None
     assert history.steps["loss"].nbytes == 4 * 1001
+    # Where each epoch is one step, the two agree to the bit.
+    np.testing.assert_array_equal(history.epochs["loss"], history.steps["loss"])
 
 
 @pytest.mark.parametrize("lengths", [[1, 1, 2, 2, 2], [2, 2, 1, 1, 1]], ids=str)
@@ -248,10 +248,10 @@ def record(steps, seconds=1.25, **epochs):
 @pytest.mark.parametrize(
     ("history", "says"),
     [
-        (History(), "History(0 epochs, 0 updates, 0.00 s)"),
+        (History(), "History(0 epochs, 0 steps, 0.00 s)"),
         (
             record([4, 2, 1], loss=[2, 0.5]),
-            "History(2 epochs, 3 updates, loss 2 → 0.5, 1.25 s)",
+            "History(2 epochs, 3 steps, loss 2 → 0.5, 1.25 s)",
         ),
         (
             record([0.123456], loss=[0.123456]),
@@ -259,10 +259,10 @@ def record(steps, seconds=1.25, **epochs):
         ),
         (
             record([1] * 12000, loss=[3] * 6000, val_loss=[np.nan, 9, 7] * 2000),
-            "History(6,000 epochs, 12,000 updates, loss 3 → 3, val_loss 9 → 7, 1.25 s)",
+            "History(6,000 epochs, 12,000 steps, loss 3 → 3, val_loss 9 → 7, 1.25 s)",
         ),
         # Stopped in the first epoch: what there is are the updates.
-        (record([4, 2, 1]), "History(0 epochs, 3 updates, loss 4 → 1, 1.25 s)"),
+        (record([4, 2, 1]), "History(0 epochs, 3 steps, loss 4 → 1, 1.25 s)"),
     ],
 )
 def test_a_history_says_how_the_run_went(history, says):
@@ -277,7 +277,7 @@ def test_a_history_does_not_hide_that_a_run_diverged():
 def test_a_real_run_in_words(data):
     _, history = TRAINER.fit(start(), data, epochs=3, batch_size=5)
     first, last = (f"{history.epochs['loss'][i]:.4g}" for i in (0, -1))
-    assert repr(history).startswith(f"History(3 epochs, 9 updates, loss {first} → {last}, ")
+    assert repr(history).startswith(f"History(3 epochs, 9 steps, loss {first} → {last}, ")
     assert first != last
 
 
