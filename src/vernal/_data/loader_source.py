@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PyTree
 
 from vernal import _limits
 from vernal._data.arrays import as_arrays, signature
-from vernal._data.superbatch import Superbatch, empty, nbytes
+from vernal._data.superbatch import Start, Superbatch, empty, nbytes
 from vernal.errors import ArgumentError, DataError, kind
 
 # What loaders call the methods by which they return their state, and take it back.
@@ -64,17 +64,10 @@ class LoaderSource:
         self._check_shapes = shapes
         self._check_labels = labels
 
-    def superbatches(
-        self,
-        epoch: int,
-        batch: int,
-        *,
-        key: PRNGKeyArray | None = None,
-        loader_state: Any = None,
-        last_epoch: int = sys.maxsize,
-    ) -> Iterator[Superbatch]:
-        """Yield the batches of a run, in the loader's own order; see `Source`."""
+    def superbatches(self, start: Start) -> Iterator[Superbatch]:
+        """Yield the batches of a run, in the loader's own order, without end."""
         begun, self._begun = self._begun, None
+        epoch, batch, loader_state = start.epoch, start.batch, start.loader_state
         while True:
             if loader_state is not None:
                 begun = _Pass(self._opened(), loader_state)

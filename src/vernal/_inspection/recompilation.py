@@ -71,16 +71,17 @@ def _watch(program: str, parts: dict[str, PyTree]) -> None:
 watchers.append(_watch)
 
 
-def _named(parts: dict[str, Any]) -> dict[str, PyTree]:
+def _named(parts: dict[str, Any]) -> dict[str, Any]:
     """Return what a program depends on, by the names that users know."""
-    named = {}
+    named: dict[str, Any] = {}
+    part: Any
     for name, part in parts.items():
         if name == "batch" and isinstance(part, tuple) and len(part) in (2, 3):
             named |= dict(zip(PARTS, part, strict=False))
         elif name == "batch":
             named["data"] = part
         elif name in ("choices", "objective"):
-            named |= part._asdict()
+            named |= dict(zip(part._fields, part, strict=True))
         elif name == "state":
             kept = ("model", "model_state", "opt_state", "key")
             named |= {field: getattr(part, field) for field in kept}

@@ -11,8 +11,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from vernal._data.array_source import ArraySource
 from vernal._data.loader_source import LoaderSource
+from vernal._data.sources import Source
 from vernal._data.superbatch import empty
 from vernal._training.compilation import compiles
 from vernal._training.objective import Measured, Objective, measure, outputs
@@ -49,7 +49,7 @@ def evaluate(
     objective: Objective,
     model: PyTree,
     model_state: PyTree,
-    source: ArraySource | LoaderSource,
+    source: Source,
     *,
     loops: bool,
 ) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def evaluate(
 def predict(
     model: PyTree,
     model_state: PyTree,
-    source: ArraySource | LoaderSource,
+    source: Source,
     *,
     compute_dtype: np.dtype | None,
     loops: bool,
@@ -113,9 +113,7 @@ def predict(
     return jax.tree.map(jnp.asarray, whole)
 
 
-def _each(
-    function: Callable, source: ArraySource | LoaderSource, *, loops: bool
-) -> Iterator[tuple[PyTree, int, int]]:
+def _each(function: Callable, source: Source, *, loops: bool) -> Iterator[tuple[PyTree, int, int]]:
     """Apply a function of a batch to all batches of one pass.
 
     Yields:
@@ -148,7 +146,7 @@ def _of_one_batch(function: Callable, batch: PyTree) -> PyTree:
 
 
 @eqx.filter_jit
-def _of_batches(function: Callable, batches: PyTree, count: Array) -> PyTree:
+def _of_batches(function: Callable, batches: PyTree, count: Any) -> PyTree:
     """Apply a function to the first `count` batches of some arrays; the rest stays zero."""
 
     def batch_at(i: Any) -> PyTree:
