@@ -81,7 +81,7 @@ def _named(parts: dict[str, Any]) -> dict[str, Any]:
         elif name == "batch":
             named["data"] = part
         elif name in ("choices", "objective"):
-            named |= dict(zip(part._fields, part, strict=True))
+            named |= {field: getattr(part, field) for field in part._fields}
         elif name == "state":
             kept = ("model", "model_state", "opt_state", "key")
             named |= {field: getattr(part, field) for field in kept}
