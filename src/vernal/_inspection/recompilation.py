@@ -15,6 +15,8 @@ from jaxtyping import PyTree
 from vernal._data.arrays import PARTS
 from vernal._shapes.modules import module_paths
 from vernal._training.compilation import watchers
+from vernal._training.objective import Objective
+from vernal._training.update import Choices
 from vernal.errors import RecompilationError
 
 _log = logging.getLogger("vernal")
@@ -74,14 +76,13 @@ watchers.append(_watch)
 def _named(parts: dict[str, Any]) -> dict[str, Any]:
     """Return what a program depends on, by the names that users know."""
     named: dict[str, Any] = {}
-    part: Any
     for name, part in parts.items():
-        if name == "batch" and isinstance(part, tuple) and len(part) in (2, 3):
+        if isinstance(part, Choices | Objective):
+            named |= part._asdict()
+        elif name == "batch" and isinstance(part, tuple) and len(part) in (2, 3):
             named |= dict(zip(PARTS, part, strict=False))
         elif name == "batch":
             named["data"] = part
-        elif name in ("choices", "objective"):
-            named |= {field: getattr(part, field) for field in part._fields}
         elif name == "state":
             kept = ("model", "model_state", "opt_state", "key")
             named |= {field: getattr(part, field) for field in kept}
