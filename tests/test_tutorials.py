@@ -209,7 +209,7 @@ POLYNOMIAL_LOSSES = {
 }
 
 
-@pytest.mark.parametrize("partitionable", [False, True])
+@pytest.mark.parametrize("partitionable", [pytest.param(False, marks=pytest.mark.long), True])
 def test_the_trainer_gives_the_published_losses_on_a_polynomial(partitionable):
     # JAX has two ways to derive random numbers from a key; the losses of both are published.
     with jax.threefry_partitionable(partitionable):
