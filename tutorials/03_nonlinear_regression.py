@@ -145,9 +145,9 @@ fig.savefig(PICTURES / "03_widths.png")
 
 # %% [markdown]
 # Each larger width makes the error smaller. There are two reasons. More units can bend in more
-# places. And more units learn faster. Adam moves each parameter by about 0.001 a step, so by about
-# 3 in all. Many small changes together lift a curve to 200. The loss curves show it: at 3,000 steps
-# both networks were still learning.
+# places. And more units learn faster. Adam moves each parameter by at most about 0.001 a step, so
+# by about 3 in all. Many small changes together lift a curve to 200. The loss curves show it: at
+# 3,000 steps both networks were still learning.
 #
 # The width-4 network here and the small network above end close to each other. So the extra layer
 # without an activation helped little, as expected.
