@@ -146,7 +146,7 @@ def test_02_lists_the_operations_that_make_a_table_and_what_they_cost(run):
     data = variables["x_column"], variables["line"][:, None]
     trainer = vernal.Trainer(optax.adam(0.001), losses.MeanSquaredError())
     assert "[100,100]" not in str(vernal.update_jaxpr(trainer, variables["model"], data))
-    broken, right = re.findall(r": 1 update on a batch of 100: ([\d.,]+ k?)FLOP", printed)
+    broken, right = re.findall(r": 1 step on a batch of 100: ([\d.,]+ k?)FLOP", printed)
     flops = lambda text: float(text.replace(",", "").replace(" k", "e3"))
     assert flops(broken) > 20 * flops(right)
 

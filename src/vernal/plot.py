@@ -91,7 +91,7 @@ def history(record: Record, *, ax=None, label: str | None = None):
         positive = positive and bool(np.all(values[places] > 0))
     if positive:
         ax.set_yscale("log")
-    ax.set_xlabel("epoch" if curves else "update")
+    ax.set_xlabel("epoch" if curves else "step")
     ax.set_ylabel("loss")
     if len(ax.lines) > 1:
         ax.legend()

@@ -8,9 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-# How much is read at once, unless one of the file's own chunks is larger; and of what is not
-# wanted in between, how much is rather read than left out by another call.
-_READ_BYTES, _GAP_BYTES = 2**22, 2**16
+from vernal import _limits
 
 
 def is_in_file(array: Any) -> bool:
@@ -37,8 +35,9 @@ class FileArray:
         # Any part of a chunk costs as much to read as all of it.
         chunks = getattr(array, "chunks", None)
         chunk = int(np.max(chunks[0])) if chunks else 1
-        self._block = max(1, _READ_BYTES // row // chunk) * chunk  # rows to read at once
-        self._gap = chunk if chunks else max(1, _GAP_BYTES // row)
+        limits = _limits.current()
+        self._block = max(1, limits.read_bytes // row // chunk) * chunk  # rows to read at once
+        self._gap = chunk if chunks else max(1, limits.gap_bytes // row)
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -160,12 +160,13 @@ class TrainingRun:
 
     def _start_chunk(self, until_epoch: int) -> tuple[list[Measurements], Exception | None]:
         """Queue a chunk's calls; return them, and what the source of the data raised, if it did."""
-        most_bytes = _limits.current().chunk_bytes
-        left = min(self._next_steps, self._every_steps - self.step % self._every_steps)
+        limits = _limits.current()
+        to_checkpoint = self._every_steps - self.step % self._every_steps
+        left = min(self._next_steps, limits.chunk_steps, to_checkpoint)
         began = time.perf_counter()
         calls = []
         passed_bytes = 0
-        while left > 0 and passed_bytes < most_bytes and self.epoch < until_epoch:
+        while left > 0 and passed_bytes < limits.chunk_bytes and self.epoch < until_epoch:
             superbatch, cursor, first_step = self._superbatch, self._cursor, self.step
             to_epoch = (until_epoch - superbatch.epoch) * superbatch.epoch_length - cursor
             steps = min(left, superbatch.stop - cursor, to_epoch, superbatch.capacity)
