@@ -10,10 +10,10 @@ memory that the process took at most. Two of them begin at once, `fit` with the 
 they compile keeps one core busy, mostly. Then the rivals take turns, one by one, so that a machine
 that slows down does so for all; in another order each turn, and after a pause, because the threads
 of some spin on for a while. A turn is one run, or as many as take 0.4 s, of which the mean counts;
-one that is far behind `fit` has one turn or two. Rivals whose loop is in Python train for a tenth of
-the epochs, or less where that would take long: `≈` stands before what all epochs would take, and
-their first fit and their loss are of the shorter run. The memory that a process happens to get makes
-it some hundredths faster or slower, for as long as it lives: so `fit`, and whoever is about as
+one that is far behind `fit` has one turn or two. Rivals whose loop is in Python train for a tenth
+of the epochs, or less where that would take long: `≈` stands before what all epochs would take, and
+their first fit and their loss are of the shorter run. The memory that a process happens to get
+makes it some hundredths faster or slower, for as long as it lives: so `fit`, and whoever is about as
 fast, take as many turns again in a second process. On a machine that is too slow for all of it in
 about `--minutes`, those that stand last in the list are left out, and named.
 
@@ -127,6 +127,7 @@ class Rival:
         self.facts |= self._answer()
 
     def _answer(self) -> dict:
+        assert self._process.stdout is not None
         for answer in self._process.stdout:
             if answer.startswith("@"):
                 return json.loads(answer[1:])
@@ -163,6 +164,7 @@ class Rival:
 
     def ask(self) -> None:
         """Have it tell its loss."""
+        assert self._process.stdin is not None
         self._process.stdin.close()
 
     def hear(self) -> None:

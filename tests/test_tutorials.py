@@ -110,6 +110,7 @@ def test_the_trainer_gives_the_published_weights_after_100_steps():
     trainer = vernal.Trainer(optax.sgd(0.001), losses.MeanSquaredError())
     state, history = trainer.fit(model, (x, y), epochs=100)
     assert [str(number) for number in state.model.weight[0]] == ["1.0531881", "2.0895174"]
+    assert state.model.bias is not None
     assert str(state.model.bias[0]) == "0.5365327"
 
     # The losses on the way, from the gradient as it is worked out on paper.
@@ -172,6 +173,7 @@ def test_the_trainer_gives_the_published_terrible_fit():
     model = nn.Linear(1, 1, weight_init=start, key=jax.random.key(0))
     trainer = vernal.Trainer(optax.adam(0.001), half_squared_error)
     state, history = trainer.fit(model, (x, y), epochs=10_000)
+    assert state.model.bias is not None
     assert str(state.model.bias[0]) == "9.870098"
     assert abs(state.model.weight[0, 0]) < 1e-6
     predictions = np.asarray(trainer.predict(state, x))
