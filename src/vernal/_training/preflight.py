@@ -174,7 +174,7 @@ def label_check(
         try:
             loss.check_labels(batch[1], prediction.shape)
         except ExamplesError as error:
-            raise ExamplesError(about(name, str(error))) from None
+            raise ExamplesError(about(name, error.args[0])) from None
 
     return check
 
@@ -230,7 +230,7 @@ def checked_data(
     except ExamplesError as error:
         raise explained(error, objective, model, model_state, name=name, given=data) from None
     except DataError as error:
-        raise DataError(about(name, str(error))) from None
+        raise DataError(about(name, error.args[0])) from None
 
     check_shapes = functools.partial(preflight, objective, model, model_state, name=name)
     check_labels = label_check(objective, model, model_state, source.example, name)

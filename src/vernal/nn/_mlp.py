@@ -3,13 +3,12 @@ from typing import Literal
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jax.nn.initializers import zeros
 from jaxtyping import Array, PRNGKeyArray
 
-from vernal.errors import short_traceback
+from vernal.errors import ShapeError, short_traceback
 from vernal.nn._linear import Linear, default_weight_init
-from vernal.nn._shape_check import locating
+from vernal.nn._shape_check import shape_error
 
 
 def _identity(x: Array) -> Array:
@@ -75,7 +74,6 @@ class MLP(eqx.Module):
         self.final_activation = final_activation
         self.use_bias = use_bias
         self.use_final_bias = use_final_bias
-        dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
         sizes = [in_size] + [width_size] * depth + [out_size]
         biases = [use_bias] * depth + [use_final_bias]
         self.layers = _draw_layers(sizes, biases, weight_init, bias_init, dtype, key)
@@ -96,8 +94,13 @@ class MLP(eqx.Module):
         """
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            with locating(layer, f"{type(self).__name__}.layers[{i}]"):
+            try:
                 x = layer(x)
+            except ShapeError:
+                if not isinstance(layer, Linear):
+                    raise
+                where = f"{type(self).__name__}.layers[{i}] ({type(layer).__name__})"
+                raise shape_error(layer, x, where) from None
             x = self.final_activation(x) if i == last else self.activation(x)
         return x
 
