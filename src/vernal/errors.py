@@ -211,8 +211,9 @@ def kind(thing: Any) -> str:
 
 
 def _wrapped(line: str) -> list[str]:
-    # Paths, code and what is in parentheses, such as a shape, stay in one piece.
-    glued = re.sub(r" (?=[^()]*\))", _NO_BREAK, line)
+    # Paths, code and what is in parentheses, such as a shape, stay in one piece, and with the word
+    # before.
+    glued = re.sub(r" (?=\(|[^()]*\))", _NO_BREAK, line)
     wrapped = textwrap.wrap(
         glued,
         width=100,

@@ -105,7 +105,8 @@ def unmet(call: Call) -> Unmet | None:
     for name, need in needs(call.module).items():
         value: Any = call.arguments.get(name)
         is_pair = isinstance(call.module, eqx.nn.LSTMCell) and isinstance(value, tuple)
-        for array in value if is_pair else (value,):
+        arrays: Any = value if is_pair else (value,)
+        for array in arrays:
             if not hasattr(array, "shape"):
                 return Unmet(call, name, kind(array), need)
             if not need.takes_shape(array.shape):
