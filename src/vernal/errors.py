@@ -5,6 +5,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -32,6 +33,10 @@ class VernalError(Exception):
 
     full_traceback: TracebackType | None = None
 
+    def __init_subclass__(cls) -> None:
+        if cls.__module__ == __name__:
+            cls.__module__ = "vernal"  # where users import it from
+
     def __str__(self) -> str:
         lines: list[str] = []
         for line in super().__str__().splitlines():
@@ -42,19 +47,13 @@ class VernalError(Exception):
 class ArgumentError(VernalError, ValueError):
     """A choice cannot be used: an optimizer that is a class, a negative number of epochs, ..."""
 
-    __module__ = "vernal"
-
 
 class DataError(VernalError, ValueError):
     """The data cannot be trained on: unequal lengths, no examples, strings, NaN, ..."""
 
-    __module__ = "vernal"
-
 
 class ShapeError(VernalError, ValueError):
     """Model, data and loss disagree about a shape."""
-
-    __module__ = "vernal"
 
 
 class ExamplesError(ShapeError, DataError):
@@ -64,17 +63,17 @@ class ExamplesError(ShapeError, DataError):
         arrays: The data, for which a fix may be found.
     """
 
-    __module__ = "vernal"
-
     def __init__(self, message: str, arrays: Any = None):
         super().__init__(message)
         self.arrays = arrays
 
 
+@dataclass(eq=False, repr=False)
 class NonFiniteError(VernalError, ArithmeticError):
     """A loss, gradient or parameter is not finite any more; the step that did it was not made.
 
     Attributes:
+        message: The message; as the one positional argument, Python keeps it in `args`, too.
         update: The step, counted from 0.
         epoch: The step's epoch, counted from 0.
         path: The first array that is not finite, such as `MLP.layers[0].weight`; `None` if only
@@ -84,44 +83,26 @@ class NonFiniteError(VernalError, ArithmeticError):
         history: The `History` up to there.
     """
 
-    __module__ = "vernal"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        update: int,
-        epoch: int,
-        path: str | None,
-        grad_norm: float | None,
-        state: Any,
-        history: Any = None,
-    ):
-        super().__init__(message)
-        self.update = update
-        self.epoch = epoch
-        self.path = path
-        self.grad_norm = grad_norm
-        self.state = state
-        self.history = history
+    message: str
+    _: KW_ONLY
+    update: int
+    epoch: int
+    path: str | None
+    grad_norm: float | None
+    state: Any
+    history: Any = None
 
 
 class CheckpointError(VernalError, RuntimeError):
     """A checkpoint cannot be written, is damaged, or does not fit what it is to be read into."""
 
-    __module__ = "vernal"
-
 
 class RecompilationError(VernalError, RuntimeError):
     """Something compiles again inside of `no_recompilation`."""
 
-    __module__ = "vernal"
-
 
 class MissingExtraError(VernalError, ImportError):
     """An optional dependency is not installed; the message has the command that installs it."""
-
-    __module__ = "vernal"
 
 
 def short_traceback(function: Function) -> Function:

@@ -44,7 +44,7 @@ def forward(
     Raises:
         ShapeError: If the new state is not the same for all examples, or not returned.
     """
-    parameters = _parameters(model)
+    parameters = inspect.signature(model).parameters
     parameter = parameters.get("key")
     if key is None and parameter is not None and parameter.default is parameter.empty:
         key = jax.random.key(0)
@@ -84,13 +84,6 @@ def predictions(
     """Apply a model to a batch, as `forward` does, and leave out the new model state."""
     outputs, _ = forward(model, x, key, model_state)
     return outputs
-
-
-def _parameters(model: Callable) -> Mapping[str, inspect.Parameter]:
-    if inspect.isfunction(model):
-        return inspect.signature(model).parameters
-    parameters = inspect.signature(type(model).__call__).parameters
-    return dict(list(parameters.items())[1:])  # without `self`
 
 
 def _takes_state(parameters: Mapping[str, inspect.Parameter]) -> bool:
@@ -269,14 +262,14 @@ def _check_range(y: Array, most: int, needed: str, *, for_signs: str) -> None:
     wrong = _first_out_of_range(y, most)
     if wrong is None:
         return
-    low = float(min(part.min() for _, part in blocks(y)))
-    high = float(max(part.max() for _, part in blocks(y)))
+    values = np.unique(np.concatenate([np.unique(part) for _, part in blocks(y)]))
+    low, high = values[0], values[-1]
     hint = ""
     if most == 0:
         hint = "\n  Two classes and one logit are for losses.BinaryCrossEntropy()."
     elif low == 1 and high <= most + 1:
         hint = "\n  Try y - 1."
-    elif (low, high) == (-1, 1) and all(np.all(np.abs(part) == 1) for _, part in blocks(y)):
+    elif values.tolist() == [-1, 1]:
         hint = f"\n  Try {for_signs}."
     elif low == -1 and high <= most - 1:
         hint = "\n  Try y + 1."

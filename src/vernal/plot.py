@@ -103,12 +103,7 @@ def learning_rates(found: Any, *, ax=None):
 
 
 @short_traceback
-def predictions(
-    models: PyTree | Mapping[str, PyTree],
-    data: tuple[ArrayLike, ArrayLike],
-    *,
-    ax=None,
-):
+def predictions(models: PyTree, data: tuple[ArrayLike, ArrayLike], *, ax=None):
     """Draw data as points, and the predictions of models of one number as lines.
 
     Args:

@@ -4,7 +4,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import equinox as eqx
@@ -13,19 +13,13 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
+from vernal import losses
 from vernal._data.arrays import PARTS
 from vernal._data.files import blocks
 from vernal._shapes.calls import Calls, watched
 from vernal._shapes.fixes import Fix, as_line, fixes_of
 from vernal._shapes.layer_shapes import Unmet, unmet
 from vernal._shapes.structs import shapes_of
-from vernal.losses import (
-    AbstractSupervised,
-    BinaryCrossEntropy,
-    CrossEntropy,
-    Supervised,
-    predictions,
-)
 
 # How long to look for a fix, in seconds: a large model takes its time to trace.
 _PATIENCE = 5.0
@@ -47,11 +41,9 @@ class Attempt:
     model_state: PyTree
     measured: Callable[[Callable | None, PyTree, PyTree], PyTree]
 
-    def works(self, batch: PyTree, *, loss: Any = None, model: PyTree = None) -> bool:
-        """Say whether a batch can be measured, perhaps with another loss or model."""
-        loss = self.loss if loss is None else loss
-        model = self.model if model is None else model
-        return _traces(lambda batch: self.measured(loss, model, batch), batch)
+    def works(self, batch: PyTree) -> bool:
+        """Say whether a batch can be measured."""
+        return _traces(functools.partial(self.measured, self.loss, self.model), batch)
 
     def predicted(self, x: PyTree) -> Any:
         """Trace the model's predictions, as shapes.
@@ -62,8 +54,7 @@ class Attempt:
         """
 
         def apply(model, x):
-            key = None if self.loss is None else jax.random.key(0)
-            return predictions(model, x, key, self.model_state)
+            return losses.predictions(model, x, jax.random.key(0), self.model_state)
 
         made, calls, _ = watched(apply, self.model, x)
         return None if any(unmet(call) for call in calls.made) else made
@@ -99,13 +90,13 @@ def suggestion(
     """
     at_most = 3
     loss = attempt.loss
-    is_supervised = isinstance(loss, AbstractSupervised)
+    is_supervised = isinstance(loss, losses.AbstractSupervised)
     if is_supervised and calls is not None and calls.failed:
         line = _whole_batch(loss, attempt.model, batch)
         if line:
             return line
     if loss is not None and not is_supervised:
-        if attempt.works(batch, model=jax.vmap(attempt.model)):
+        if replace(attempt, model=jax.vmap(attempt.model)).works(batch):
             return "\n  Try jax.vmap(model) in the loss: the model takes one example."
         # Such a loss may fail for any reason: the more changes, the less likely that they help.
         at_most = 1 if calls is not None and fault is None else 2
@@ -163,14 +154,15 @@ def _found(
         arrays = [fix.array for fix in choice]
         if loss is None:
             return predicted(arrays[0]) is not None
-        if isinstance(loss, AbstractSupervised):
-            return _traces(loss.average, predicted(arrays[0]), *arrays[1:])
+        if isinstance(loss, losses.AbstractSupervised):
+            made = predicted(arrays[0])
+            return made is not None and _traces(loss.average, made, *arrays[1:])
         return attempt.works(jax.tree.structure(batch).unflatten(arrays))
 
     x_options = _x_options(names[0], x, fault)
     classes: Sequence[int] = ()
-    if isinstance(loss, AbstractSupervised):
-        made = (predicted(fix.array) for fix in x_options)
+    if isinstance(loss, losses.AbstractSupervised):
+        made = (predicted(fix.array) for fix in x_options if time.perf_counter() < until)
         first = next((prediction for prediction in made if prediction is not None), None)
         classes = getattr(first, "shape", ())[-1:]
     options = [x_options]
@@ -196,16 +188,12 @@ def _same_length(choice: Sequence[Fix]) -> bool:
 
 def _other_loss(attempt: Attempt, batch: PyTree) -> str:
     """Find a loss that suits the data as it is."""
-    others = {
-        "losses.CrossEntropy()": CrossEntropy(),
-        "losses.Supervised(optax.losses.softmax_cross_entropy)": Supervised(
-            optax.losses.softmax_cross_entropy
-        ),
-    }
-    if isinstance(attempt.loss, CrossEntropy) and _is_binary(batch[1]):
-        others["losses.BinaryCrossEntropy()"] = BinaryCrossEntropy()
-    for code, other in others.items():
-        if type(other) is not type(attempt.loss) and attempt.works(batch, loss=other):
+    codes = ["losses.CrossEntropy()", "losses.Supervised(optax.losses.softmax_cross_entropy)"]
+    if isinstance(attempt.loss, losses.CrossEntropy) and _is_binary(batch[1]):
+        codes.append("losses.BinaryCrossEntropy()")
+    for code in codes:
+        other = eval(code)
+        if type(other) is not type(attempt.loss) and replace(attempt, loss=other).works(batch):
             return f"\n  Try Trainer(optimizer, {code})."
     return ""
 
@@ -214,7 +202,7 @@ def _is_binary(labels: Any) -> bool:
     return all(set(np.unique(part).tolist()) <= {0, 1} for _, part in blocks(labels))
 
 
-def _whole_batch(loss: AbstractSupervised, model: PyTree, batch: PyTree) -> str:
+def _whole_batch(loss: losses.AbstractSupervised, model: PyTree, batch: PyTree) -> str:
     """Suggest another loss where the model takes a whole batch."""
     x, *others = batch
     if len(jax.tree.leaves(x)[0]) == 1:  # one example and a batch of one look alike
@@ -222,7 +210,7 @@ def _whole_batch(loss: AbstractSupervised, model: PyTree, batch: PyTree) -> str:
     if not _traces(lambda x, *others: loss.average(model(x), *others), x, *others):
         return ""
     code = repr(loss)
-    if isinstance(loss, Supervised):
+    if isinstance(loss, losses.Supervised):
         name = getattr(loss.fn, "__name__", "")
         if loss.fn is not getattr(optax.losses, name, None):
             return "\n  The model takes a whole batch: give it one in a loss(model, batch, key)."

@@ -112,11 +112,10 @@ def _is_whole(array: Any) -> bool:
 
 
 def _is_one_hot(array: Any) -> bool:
-    def are_one_hot(rows: np.ndarray) -> bool:
-        binary = np.all((rows == 0) | (rows == 1))
-        return bool(binary and np.all(rows.sum(-1) == 1))
-
-    return len(array.shape) > 1 and array.shape[-1] > 1 and _all_blocks(array, are_one_hot)
+    if len(array.shape) < 2 or array.shape[-1] < 2:
+        return False
+    binary = _all_blocks(array, lambda rows: np.all((rows == 0) | (rows == 1)))
+    return binary and _all_blocks(array, lambda rows: np.all(rows.sum(-1) == 1))
 
 
 def _all_blocks(array: Any, condition: Callable) -> bool:
@@ -129,12 +128,12 @@ def _all_blocks(array: Any, condition: Callable) -> bool:
 def as_line(choice: Iterable[Fix]) -> str:
     """Word a suggestion: `Try x[:, None], which has shape (100, 1).`"""
     changed = [fix for fix in choice if fix.cost]
-    codes = " and ".join(fix.code for fix in changed)
     several = len(changed) > 1
     if all(fix.code.startswith(f"{fix.name}.astype(") for fix in changed):
-        has = "which are" if several else "which is"
+        has = "are" if several else "is"
         results = [str(fix.array.dtype) for fix in changed]
     else:
-        has = "which have shapes" if several else "which has shape"
+        has = "have shapes" if several else "has shape"
         results = [str(fix.array.shape) for fix in changed]
-    return f"Try {codes}, {has} {' and '.join(results)}."
+    codes = " and ".join(fix.code for fix in changed)
+    return f"Try {codes}, which {has} {' and '.join(results)}."

@@ -39,10 +39,9 @@ class Needed:
             shape = shape[: len(needed)]
         if self.batched and leading and len(shape) > len(needed):
             shape = shape[len(shape) - len(needed) :]
-        if len(needed) != len(shape):
-            return False
-        sizes = zip(needed, shape, strict=True)
-        return all(isinstance(need, str) or need == size for need, size in sizes)
+        sizes = zip(needed, shape, strict=False)
+        fit = all(isinstance(need, str) or need == size for need, size in sizes)
+        return len(needed) == len(shape) and fit
 
 
 def needs(layer: Any) -> dict[str, Needed]:

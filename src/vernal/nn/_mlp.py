@@ -1,4 +1,6 @@
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import equinox as eqx
@@ -108,16 +110,7 @@ class MLP(eqx.Module):
 @eqx.filter_jit
 def _draw_layers(sizes, biases, weight_init, bias_init, dtype, key) -> tuple[Linear, ...]:
     """Draw every layer in one compiled program: one by one they cost half a second of compiling."""
-    layers: list[Linear] = []
-    for i, layer_key in enumerate(jax.random.split(key, len(biases))):
-        layer = Linear(
-            in_features=sizes[i],
-            out_features=sizes[i + 1],
-            use_bias=biases[i],
-            weight_init=weight_init,
-            bias_init=bias_init,
-            dtype=dtype,
-            key=layer_key,
-        )
-        layers.append(layer)
-    return tuple(layers)
+    make = partial(Linear, weight_init=weight_init, bias_init=bias_init, dtype=dtype)
+    keys = jax.random.split(key, len(biases))
+    layers = zip(pairwise(sizes), biases, keys, strict=True)
+    return tuple(make(n_in, n_out, bias, key=key) for (n_in, n_out), bias, key in layers)
