@@ -18,9 +18,7 @@ from vernal.metrics import AbstractMetric, Mean, top_k
 
 def check_optimizer(optimizer) -> None:
     """Raise `ArgumentError` if this is not an Optax optimizer."""
-    is_one = callable(getattr(optimizer, "init", None)) and callable(
-        getattr(optimizer, "update", None)
-    )
+    is_one = all(callable(getattr(optimizer, name, None)) for name in ("init", "update"))
     if isinstance(optimizer, type) or not is_one:
         name = getattr(optimizer, "__name__", None)
         call = f"{name}(...)" if callable(optimizer) and name else "optax.adam(1e-3)"

@@ -2,18 +2,18 @@
 
 import functools
 import inspect
+import re
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
-P = ParamSpec("P")
-T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable)
 
-_WIDTH = 100
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 # The libraries whose frames say nothing to a user about a mistake in the user's own program.
 _LIBRARIES = ("vernal", "jax", "equinox", "optax", "jaxtyping", "beartype", "contextlib")
 # Names that are read with a vowel first, besides those that are written with one.
@@ -24,6 +24,7 @@ class VernalError(Exception):
     """Base of every error that Vernal raises on purpose.
 
     Attributes:
+        args: The message, as it was before it was wrapped for a terminal.
         full_traceback: The frames inside Vernal and JAX, which the printed traceback leaves out;
             `None` where nothing was left out. `traceback.print_tb` prints them.
     """
@@ -32,57 +33,27 @@ class VernalError(Exception):
 
     full_traceback: TracebackType | None = None
 
-    def __init__(self, message: str):
+    def __init_subclass__(cls) -> None:
+        if cls.__module__ == __name__:
+            cls.__module__ = "vernal"  # where users import it from
+
+    def __str__(self) -> str:
         lines: list[str] = []
-        for line in message.splitlines():
+        for line in super().__str__().splitlines():
             lines += _wrapped(line) or [line]
-        super().__init__("\n".join(lines))
+        return "\n".join(lines)
 
 
 class ArgumentError(VernalError, ValueError):
     """A choice cannot be used: an optimizer that is a class, a negative number of epochs, ..."""
 
-    __module__ = "vernal"
-
 
 class DataError(VernalError, ValueError):
     """The data cannot be trained on: unequal lengths, no examples, strings, NaN, ..."""
 
-    __module__ = "vernal"
-
-
-@dataclass(frozen=True)
-class Misfit:
-    """An input that does not fit a layer: a model around the layer can say where the layer is.
-
-    Attributes:
-        layer: The layer itself.
-        given: The first part of the sentence, such as "x has shape (100,),".
-        where: The layer's path, as far out as it is known, and its type.
-        needed: The last part of the sentence, such as "needs (*batch, 1).".
-    """
-
-    layer: Any
-    given: str
-    where: str
-    needed: str
-
-    def __str__(self) -> str:
-        return joined(self.given, f"but {self.where} {self.needed}")
-
 
 class ShapeError(VernalError, ValueError):
-    """Model, data and loss disagree about a shape.
-
-    Attributes:
-        at: The layer that the error is about, and what the layer needs, if a layer raised it.
-    """
-
-    __module__ = "vernal"
-
-    def __init__(self, message: str, at: Misfit | None = None):
-        super().__init__(message)
-        self.at = at
+    """Model, data and loss disagree about a shape."""
 
 
 class ExamplesError(ShapeError, DataError):
@@ -92,17 +63,17 @@ class ExamplesError(ShapeError, DataError):
         arrays: The data, for which a fix may be found.
     """
 
-    __module__ = "vernal"
-
     def __init__(self, message: str, arrays: Any = None):
         super().__init__(message)
         self.arrays = arrays
 
 
+@dataclass(eq=False, repr=False)
 class NonFiniteError(VernalError, ArithmeticError):
     """A loss, gradient or parameter is not finite any more; the step that did it was not made.
 
     Attributes:
+        message: The message; as the one positional argument, Python keeps it in `args`, too.
         update: The step, counted from 0.
         epoch: The step's epoch, counted from 0.
         path: The first array that is not finite, such as `MLP.layers[0].weight`; `None` if only
@@ -112,89 +83,61 @@ class NonFiniteError(VernalError, ArithmeticError):
         history: The `History` up to there.
     """
 
-    __module__ = "vernal"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        update: int,
-        epoch: int,
-        path: str | None,
-        grad_norm: float | None,
-        state: Any,
-        history: Any = None,
-    ):
-        super().__init__(message)
-        self.update = update
-        self.epoch = epoch
-        self.path = path
-        self.grad_norm = grad_norm
-        self.state = state
-        self.history = history
+    message: str
+    _: KW_ONLY
+    update: int
+    epoch: int
+    path: str | None
+    grad_norm: float | None
+    state: Any
+    history: Any = None
 
 
 class CheckpointError(VernalError, RuntimeError):
     """A checkpoint cannot be written, is damaged, or does not fit what it is to be read into."""
 
-    __module__ = "vernal"
-
 
 class RecompilationError(VernalError, RuntimeError):
     """Something compiles again inside of `no_recompilation`."""
-
-    __module__ = "vernal"
 
 
 class MissingExtraError(VernalError, ImportError):
     """An optional dependency is not installed; the message has the command that installs it."""
 
-    __module__ = "vernal"
 
-
-def short_traceback(function: Callable[P, T]) -> Callable[P, T]:
+def short_traceback(function: Function) -> Function:
     """Decorate a public function or generator: its errors show the user's lines, and no others.
 
     A `VernalError` keeps its type, message and attributes. Other exceptions pass as they are.
     """
-    if inspect.isgeneratorfunction(function):
-
-        @functools.wraps(function)
-        def iterate(*args: P.args, **kwargs: P.kwargs) -> Any:
-            try:
-                return (yield from function(*args, **kwargs))
-            except VernalError as error:
-                raise _shortened(error) from error.__cause__
-
-        return cast(Callable[P, T], iterate)
 
     @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+    def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except VernalError as error:
             raise _shortened(error) from error.__cause__
 
-    return call
+    @functools.wraps(function)
+    def iterate(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return (yield from function(*args, **kwargs))
+        except VernalError as error:
+            raise _shortened(error) from error.__cause__
+
+    return cast(Function, iterate if inspect.isgeneratorfunction(function) else call)
 
 
 def _shortened(error: VernalError) -> VernalError:
+    """Leave out the frames of libraries, and a cause that has no others: it stays the context."""
     if error.full_traceback is None:
         error.full_traceback = error.__traceback__
-    _leave_out_libraries(error)
-    return error
-
-
-def _leave_out_libraries(error: BaseException) -> None:
-    """Leave out frames of libraries, and causes that have no others; these stay as the context."""
     error.__traceback__ = _users_frames(error.__traceback__)
     cause = error.__cause__
     if cause is not None:
-        _leave_out_libraries(cause)
-        if cause.__traceback__ is None:
-            error.__cause__ = None
-            error.__context__ = cause
-    error.__suppress_context__ = True
+        cause.__traceback__ = _users_frames(cause.__traceback__)
+        error.__cause__ = cause if cause.__traceback__ else None
+    return error
 
 
 def _users_frames(traceback: TracebackType | None) -> TracebackType | None:
@@ -221,16 +164,8 @@ def whole_number(name: str, value: Any, *, at_least: int) -> int:
 
 def about(name: str, message: str) -> str:
     """Name the argument that a message is about, if it is not the main one."""
-    if name in ("data", "x") or name in message:
-        return message
-    fits = len(f"in {name}, {message}".partition("\n")[0]) <= _WIDTH
-    return f"in {name}, {message}" if fits else f"in {name},\n  {message}"
-
-
-def joined(first: str, second: str) -> str:
-    """Join two parts of a sentence: on one line if they fit, else broken where they meet."""
-    fits = len(first) + len(second.partition("\n")[0]) < _WIDTH
-    return f"{first} {second}" if fits else f"{first}\n  {second}"
+    is_clear = name in ("data", "x") or name in message
+    return message if is_clear else f"in {name}, {message}"
 
 
 def first_line(error: Exception) -> str:
@@ -257,11 +192,14 @@ def kind(thing: Any) -> str:
 
 
 def _wrapped(line: str) -> list[str]:
-    # Paths and code stay in one piece.
-    return textwrap.wrap(
-        line,
-        width=_WIDTH,
+    # Paths, code and what is in parentheses, such as a shape, stay in one piece, and with the word
+    # before.
+    glued = re.sub(r" (?=\(|[^()]*\))", _NO_BREAK, line)
+    wrapped = textwrap.wrap(
+        glued,
+        width=100,
         subsequent_indent="  ",
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return [part.replace(_NO_BREAK, " ") for part in wrapped]

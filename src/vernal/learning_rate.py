@@ -13,8 +13,7 @@ from jaxtyping import PyTree
 
 from vernal import plot
 from vernal._data.array_source import ArraySource
-from vernal._data.loader_source import is_function
-from vernal._training.preflight import checked_data
+from vernal._data.loader_source import LoaderSource
 from vernal._training.state import TrainState
 from vernal._training.trainer import Trainer
 from vernal.errors import ArgumentError, DataError, short_traceback, whole_number
@@ -98,10 +97,10 @@ def find_learning_rate(
     """
     updates = whole_number("updates", updates, at_least=_TENTH)
     _check_bounds(lowest, highest)
-    is_state = isinstance(model_or_state, TrainState)
-    state = model_or_state if is_state else trainer.init(model_or_state)
+    state = trainer._state_of(model_or_state)
     dtype = _rate_dtype(state.opt_state)
-    batches = _batches(trainer, state, data, batch_size)
+    checked, _ = trainer._checked(state, data, None, batch_size=batch_size, shuffle=True)
+    batches = _full_batches(checked.source, state, batch_size)
 
     rates, losses, smoothed = [], [], []
     memory = 1 - _TENTH / updates
@@ -119,17 +118,14 @@ def find_learning_rate(
         if smoothed[-1] > low + (_WORST - 1) * abs(low):
             break
 
-    made = np.array(rates, jnp.promote_types(dtype, np.float32))
-    averages = np.array(smoothed, jnp.result_type(float))
-    suggestion = _suggestion(made, averages, updates // _TENTH)
-    return LearningRates(made, np.array(losses, averages.dtype), averages, suggestion)
+    rates, losses, smoothed = np.array([rates, losses, smoothed], jnp.result_type(float))
+    return LearningRates(rates, losses, smoothed, _suggestion(rates, smoothed, updates // _TENTH))
 
 
 def _check_bounds(lowest: Any, highest: Any) -> None:
-    kinds = [
-        np.asarray(rate).dtype.kind if np.ndim(rate) == 0 else "" for rate in (lowest, highest)
-    ]
-    if not set(kinds) <= set("iuf") or not 0 < lowest < highest < np.inf:
+    bounds = [np.asarray(bound) for bound in (lowest, highest)]
+    are_numbers = all(bound.ndim == 0 and bound.dtype.kind in "iuf" for bound in bounds)
+    if not are_numbers or not 0 < lowest < highest < np.inf:
         raise ArgumentError(
             "lowest and highest need to be positive numbers, highest the larger; they are "
             f"{lowest!r} and {highest!r}.\n  Try lowest=1e-7, highest=10.0."
@@ -153,8 +149,7 @@ def _rate_dtype(opt_state: Any) -> np.dtype:
         # The schedule sets the rate anew in each step, whatever it was before.
         problem = "takes its learning rate from a schedule; a range test sets a number."
     else:
-        dtype = jnp.result_type(rates[0])
-        return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
+        return jnp.result_type(rates[0], float)
     line = "Try optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)."
     raise ArgumentError(f"the optimizer {problem}\n  {line}")
 
@@ -169,34 +164,18 @@ def _with_rate(state: TrainState, rate: np.generic) -> TrainState:
     return replace(state, opt_state=opt_state)
 
 
-def _batches(
-    trainer: Trainer, state: TrainState, data: Any, batch_size: int | None
+def _full_batches(
+    source: ArraySource | LoaderSource, state: TrainState, batch_size: int | None
 ) -> Iterator[PyTree]:
-    """Check the data as `fit` does; then give its full batches, epoch after epoch."""
-    checked = checked_data(
-        trainer._objective.in_training,
-        state.model,
-        state.model_state,
-        data,
-        batch_size=batch_size,
-        shuffle=True,
-        trains=True,
-    )
-    source = checked.source
-    full = len(jax.tree.leaves(source.example)[0]) if batch_size is None else batch_size
+    """Yield the batches that are not smaller than the first, epoch after epoch."""
+    full = batch_size or len(jax.tree.leaves(source.example)[0])
     for epoch in itertools.count(int(state.epoch)):
-        if isinstance(source, ArraySource):
-            batches = source.batches(epoch, state.key)
-        else:
-            batches = data() if is_function(data) else data
-        # PyTorch's loaders give lists.
-        given = (tuple(batch) if isinstance(batch, list) else batch for batch in batches)
-        number = 0
-        for batch in given:
+        is_empty = True
+        for batch in source.batches(epoch, state.key):
             if len(jax.tree.leaves(batch)[0]) >= full:
-                number += 1
+                is_empty = False
                 yield batch
-        if number == 0:
+        if is_empty:
             raise DataError(
                 f"data has no batch of {full} examples when it is read again."
                 "\n  Pass a list, or an object whose __iter__ starts afresh."

@@ -7,7 +7,7 @@ scalar metrics; see `Loss`. The losses below take a batch `(x, y)` or `(x, y, sa
 import abc
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -17,21 +17,12 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal._data.files import blocks
-from vernal.errors import DataError, ExamplesError, ShapeError, joined, kind
+from vernal.errors import DataError, ExamplesError, ShapeError, kind
 
-
-class Loss(Protocol):
-    """A loss: the extension point of a `Trainer`."""
-
-    def __call__(self, model: Any, batch: Any, key: Any, /) -> Any:
-        """Measure a model on a batch: a scalar, or `(scalar, dict of scalar metrics)`."""
-
-
-class StatefulLoss(Protocol):
-    """A loss for a model with a state."""
-
-    def __call__(self, model: Any, batch: Any, key: Any, model_state: Any, /) -> Any:
-        """Measure a model on a batch: `(scalar, dict of scalar metrics, new model_state)`."""
+# A loss is the extension point of a `Trainer`: `loss(model, batch, key)` returns a scalar, or
+# `(scalar, dict of scalar metrics)`. For a model with a state, `loss(model, batch, key,
+# model_state)` returns `(scalar, dict of scalar metrics, new model_state)`.
+Loss: TypeAlias = Callable[[Any, Any, Any], Any] | Callable[[Any, Any, Any, Any], Any]
 
 
 def forward(
@@ -53,7 +44,7 @@ def forward(
     Raises:
         ShapeError: If the new state is not the same for all examples, or not returned.
     """
-    parameters = _parameters(model)
+    parameters = inspect.signature(model).parameters
     parameter = parameters.get("key")
     if key is None and parameter is not None and parameter.default is parameter.empty:
         key = jax.random.key(0)
@@ -93,13 +84,6 @@ def predictions(
     """Apply a model to a batch, as `forward` does, and leave out the new model state."""
     outputs, _ = forward(model, x, key, model_state)
     return outputs
-
-
-def _parameters(model: Callable) -> Mapping[str, inspect.Parameter]:
-    if inspect.isfunction(model):
-        return inspect.signature(model).parameters
-    parameters = inspect.signature(type(model).__call__).parameters
-    return dict(list(parameters.items())[1:])  # without `self`
 
 
 def _takes_state(parameters: Mapping[str, inspect.Parameter]) -> bool:
@@ -187,17 +171,13 @@ class AbstractSupervised(eqx.Module):
         needed = self.target_shape(prediction.shape)
         if y.shape != needed:
             raise ShapeError(
-                joined(
-                    f"y has shape {y.shape},",
-                    f"but {name} needs {needed} for predictions of shape {prediction.shape}.",
-                )
+                f"y has shape {y.shape}, "
+                f"but {name} needs {needed} for predictions of shape {prediction.shape}."
             )
         if weight is not None and weight.shape != y.shape[:1]:
             raise ShapeError(
-                joined(
-                    f"sample_weight has shape {weight.shape},",
-                    f"but {name} needs {y.shape[:1]}, one weight an example.",
-                )
+                f"sample_weight has shape {weight.shape}, "
+                f"but {name} needs {y.shape[:1]}, one weight an example."
             )
 
 
@@ -259,8 +239,10 @@ class CrossEntropy(AbstractSupervised):
 
     def target_shape(self, prediction_shape):
         if len(prediction_shape) < 2:
-            given = f"predictions have shape {prediction_shape},"
-            raise ShapeError(joined(given, "but CrossEntropy needs a logit for each class, last."))
+            raise ShapeError(
+                f"predictions have shape {prediction_shape}, "
+                "but CrossEntropy needs a logit for each class, last."
+            )
         return prediction_shape[:-1]
 
     def check_labels(self, y: Array, prediction_shape: tuple[int, ...]) -> None:
@@ -280,18 +262,18 @@ def _check_range(y: Array, most: int, needed: str, *, for_signs: str) -> None:
     wrong = _first_out_of_range(y, most)
     if wrong is None:
         return
-    low = float(min(part.min() for _, part in blocks(y)))
-    high = float(max(part.max() for _, part in blocks(y)))
+    values = np.unique(np.concatenate([np.unique(part) for _, part in blocks(y)]))
+    low, high = values[0], values[-1]
     hint = ""
     if most == 0:
         hint = "\n  Two classes and one logit are for losses.BinaryCrossEntropy()."
     elif low == 1 and high <= most + 1:
         hint = "\n  Try y - 1."
-    elif (low, high) == (-1, 1) and all(np.all(np.abs(part) == 1) for _, part in blocks(y)):
+    elif values.tolist() == [-1, 1]:
         hint = f"\n  Try {for_signs}."
     elif low == -1 and high <= most - 1:
         hint = "\n  Try y + 1."
-    raise ExamplesError(joined(f"{wrong},", f"but {needed}.") + hint)
+    raise ExamplesError(f"{wrong}, but {needed}.{hint}")
 
 
 def _first_out_of_range(y: Array, most: int) -> str | None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from vernal.errors import ShapeError, joined
+from vernal.errors import ShapeError
 from vernal.losses import weighted_mean
 
 
@@ -187,10 +187,8 @@ def _classes(name: str, prediction: Array, target: Array) -> tuple[Array, Array,
         target = jnp.argmax(target, axis=-1)
     elif shape[:-1] != jnp.shape(target) or not shape:
         raise ShapeError(
-            joined(
-                f"y has shape {jnp.shape(target)} an example,",
-                f"but {name} needs {shape[:-1]}, or one-hot {shape}, for predictions of {shape}.",
-            )
+            f"y has shape {jnp.shape(target)} an example, "
+            f"but {name} needs {shape[:-1]}, or one-hot {shape}, for predictions of {shape}."
         )
     if not jnp.issubdtype(target.dtype, jnp.integer):
         raise ShapeError(f"y is {target.dtype}, but {name} needs integer labels.")
@@ -200,10 +198,8 @@ def _classes(name: str, prediction: Array, target: Array) -> tuple[Array, Array,
 def _same_shape(name: str, prediction: Array, target: Array) -> None:
     if jnp.shape(prediction) != jnp.shape(target):
         raise ShapeError(
-            joined(
-                f"y has shape {jnp.shape(target)},",
-                f"but {name} needs {jnp.shape(prediction)}, the shape of the predictions.",
-            )
+            f"y has shape {jnp.shape(target)}, "
+            f"but {name} needs {jnp.shape(prediction)}, the shape of the predictions."
         )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import equinox as eqx
 import numpy as np
@@ -19,44 +19,6 @@ _POINTS = 500
 _STRETCHES = 1000
 
 
-class Record(Protocol):
-    """What `history` draws: a `vernal.History`, or anything with its `steps` and `epochs`."""
-
-    @property
-    def steps(self) -> Mapping[str, np.ndarray]:
-        """Name -> one value a step."""
-        ...
-
-    @property
-    def epochs(self) -> Mapping[str, np.ndarray]:
-        """Name -> one value an epoch."""
-        ...
-
-
-class RangeTest(Protocol):
-    """What `learning_rates` draws: a `vernal.LearningRates`."""
-
-    @property
-    def rates(self) -> np.ndarray:
-        """The learning rate of each step."""
-        ...
-
-    @property
-    def losses(self) -> np.ndarray:
-        """The loss of each step."""
-        ...
-
-    @property
-    def smoothed(self) -> np.ndarray:
-        """The average of the losses so far."""
-        ...
-
-    @property
-    def suggestion(self) -> float | None:
-        """The learning rate to mark, if there is one."""
-        ...
-
-
 def _axes(ax):
     """The axes to draw on: the caller's, or new ones."""
     try:
@@ -68,13 +30,13 @@ def _axes(ax):
     return plt.subplots()[1] if ax is None else ax
 
 
-def history(record: Record, *, ax=None, label: str | None = None):
+def history(record: Any, *, ax=None, label: str | None = None):
     """Draw the loss curve: an epoch's average each, validation's too.
 
     Of very many epochs only some are drawn, the extremes among them: the picture is the same.
 
     Args:
-        record: A `vernal.History`.
+        record: A `vernal.History`, or anything with its `steps` and `epochs`.
         ax: matplotlib's axes to draw on; `None` makes new ones.
         label: A name for the run, where one picture shows several.
 
@@ -82,26 +44,19 @@ def history(record: Record, *, ax=None, label: str | None = None):
         The axes.
     """
     ax = _axes(ax)
-    curves = {name: record.epochs[name] for name in record.epochs if name in ("loss", "val_loss")}
+    curves = {name: record.epochs[name] for name in ("loss", "val_loss") if name in record.epochs}
     drawn = curves or {"loss": record.steps.get("loss", np.empty(0))}
-    positive = True
+    names = {"loss": label or "loss", "val_loss": f"{label}: val_loss" if label else "val_loss"}
     for name, values in drawn.items():
         places = _places(values)
-        ax.plot(places + 1, values[places], label=_curve_name(name, label))
-        positive = positive and bool(np.all(values[places] > 0))
-    if positive:
+        ax.plot(places + 1, values[places], label=names[name])
+    if all(np.all(np.asarray(line.get_ydata()) > 0) for line in ax.lines):
         ax.set_yscale("log")
     ax.set_xlabel("epoch" if curves else "step")
     ax.set_ylabel("loss")
     if len(ax.lines) > 1:
         ax.legend()
     return ax
-
-
-def _curve_name(name: str, label: str | None) -> str:
-    if label is None:
-        return name
-    return label if name == "loss" else f"{label}: {name}"
 
 
 def _places(values: np.ndarray) -> np.ndarray:
@@ -122,11 +77,11 @@ def _places(values: np.ndarray) -> np.ndarray:
     return np.array(places, int)
 
 
-def learning_rates(found: RangeTest, *, ax=None):
+def learning_rates(found: Any, *, ax=None):
     """Draw what a learning-rate range test measured: the loss over the rate, and the suggestion.
 
     Args:
-        found: What `vernal.find_learning_rate` returns.
+        found: The `vernal.LearningRates` that `vernal.find_learning_rate` returns.
         ax: matplotlib's axes to draw on; `None` makes new ones.
 
     Returns:
@@ -148,12 +103,7 @@ def learning_rates(found: RangeTest, *, ax=None):
 
 
 @short_traceback
-def predictions(
-    models: PyTree | Mapping[str, PyTree],
-    data: tuple[ArrayLike, ArrayLike],
-    *,
-    ax=None,
-):
+def predictions(models: PyTree, data: tuple[ArrayLike, ArrayLike], *, ax=None):
     """Draw data as points, and the predictions of models of one number as lines.
 
     Args:
@@ -167,16 +117,13 @@ def predictions(
     Raises:
         ShapeError: If an example's x, y or prediction is more than one number.
     """
-    arrays = as_arrays(tuple(data))
-    x, y = (np.asarray(array) for array in arrays)
+    x, y = map(np.asarray, as_arrays(tuple(data)))
     _check_one_number("x", x)
     _check_one_number("y", y)
     named = models if isinstance(models, Mapping) else {"model": models}
     dtype = x.dtype if np.issubdtype(x.dtype, np.inexact) else float
     grid = np.linspace(x.min(), x.max(), _POINTS, dtype=dtype).reshape(-1, *x.shape[1:])
     curves = {name: _predicted(model, grid) for name, model in named.items()}
-    for curve in curves.values():
-        _check_one_number("predictions", curve)
 
     ax = _axes(ax)
     ax.scatter(x, y, s=12, color="0.6", label="data")
@@ -189,9 +136,9 @@ def predictions(
 
 
 def _predicted(model: Any, x: np.ndarray) -> np.ndarray:
-    """Apply a model to x, in inference mode; `ShapeError` if the model does not take x."""
+    """Apply a model to x, in inference mode; `ShapeError` if it does not return single numbers."""
     model_state = None
-    if hasattr(model, "model") and hasattr(model, "model_state"):
+    if hasattr(model, "opt_state"):  # a `TrainState`
         model_state = model.model_state
         model = model.model
     model = eqx.nn.inference_mode(model)
@@ -206,7 +153,9 @@ def _predicted(model: Any, x: np.ndarray) -> np.ndarray:
         attempt = Attempt(None, model, model_state, measured)
         explanation = shape_error(attempt, x, error, name="x")
         raise explanation from explanation.__cause__
-    return np.asarray(_apply(model, model_state, x))
+    outputs = np.asarray(_apply(model, model_state, x))
+    _check_one_number("predictions", outputs)
+    return outputs
 
 
 @eqx.filter_jit

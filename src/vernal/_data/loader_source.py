@@ -95,6 +95,10 @@ class LoaderSource:
         """Yield the batches of one epoch."""
         yield from self._rest_of_epoch(_Pass(self._opened()), 0)
 
+    def batches(self, epoch: int, key: PRNGKeyArray | None) -> Iterator[PyTree]:
+        """Yield the batches of one epoch one by one, in the loader's own order."""
+        return map(_as_batch, self._opened())
+
     def _opened(self) -> Iterable:
         """Return what to iterate over: the loader, or what a function returns at each call."""
         if not is_function(self._loader):

@@ -1,20 +1,18 @@
 """What is wrong where model, loss and data do not fit, in terms of the data."""
 
-import itertools
+import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from vernal._explain.suggestions import Attempt, suggestion
 from vernal._shapes.calls import Calls, located, watched
-from vernal._shapes.layer_shapes import Unmet, at_fault
-from vernal.errors import ExamplesError, ShapeError, about, first_line, joined, kind
+from vernal._shapes.layer_shapes import Unmet, at_fault, needs
+from vernal.errors import ExamplesError, ShapeError, about, first_line, kind
 from vernal.losses import AbstractSupervised
-
-# What an array is while JAX traces.
-_TRACERS = ("DynamicJaxprTracer", "BatchTracer", "JVPTracer", "Tracer")
 
 
 def shape_error(
@@ -43,10 +41,12 @@ def shape_error(
     if fault is not None:
         message = _of_layer(fault, calls, attempt.model, batch)
     elif isinstance(error, ShapeError):
-        message = str(error)
+        message = error.args[0]
     else:
-        message = joined(_where(attempt, batch, calls), _first_line(error))
-    hint = suggestion(attempt, batch, given, calls)
+        # What JAX calls a tracer is an array to the user.
+        reason = re.sub(r"\w*Tracer", "array", first_line(error))
+        message = f"{_where(attempt, batch, calls)} {reason}"
+    hint = suggestion(attempt, batch, given, calls, fault)
     if isinstance(error, NameError) and "axis name" in str(error):
         hint = '\n  The axis of the examples is called "batch": give the layer that name.'
     explained = ShapeError(about(name, message + hint))
@@ -63,14 +63,7 @@ def examples_error(
     arrays = error.arrays
     if arrays is not None and all(np.size(leaf) for leaf in jax.tree.leaves(arrays)):
         hint = suggestion(attempt, arrays, given)
-    return ExamplesError(about(name, str(error) + hint))
-
-
-def _first_line(error: Exception) -> str:
-    line = first_line(error)
-    for tracer in _TRACERS:
-        line = line.replace(tracer, "array")
-    return line
+    return ExamplesError(about(name, error.args[0] + hint))
 
 
 def _where(attempt: Attempt, batch: PyTree, calls: Calls) -> str:
@@ -97,21 +90,23 @@ def _of_layer(fault: Unmet, calls: Calls, model: PyTree, batch: PyTree) -> str:
     layer = located(model, fault.call.path, fault.call.module)
     is_of_data = _is_of_data(fault, calls, x)
     if isinstance(fault.given, np.dtype):
+        needed = "integers" if fault.need.dtype is jnp.integer else "floats"
         if is_of_data:
-            return joined(f"x is {fault.given},", f"but {layer} needs {fault.needed}.")
-        return f"{layer} needs {fault.needed}; its {fault.argument} is {fault.given}."
+            return f"x is {fault.given}, but {layer} needs {needed}."
+        return f"{layer} needs {needed}; its {fault.argument} is {fault.given}."
 
-    needed = fault.needed if fault.alone else f"{fault.argument} of shape {fault.needed}"
+    is_alone = len(needs(fault.call.module)) == 1
+    needed = f"{fault.need}" if is_alone else f"{fault.argument} of shape {fault.need}"
     if is_of_data:
         n, *example = x.shape
         each = f"has shape {tuple(example)}" if example else "is a single number"
         its = "its one example" if n == 1 else f"each of its {n} examples"
-        return joined(f"x has shape {x.shape}: {its} {each},", f"but {layer} needs {needed}.")
+        return f"x has shape {x.shape}: {its} {each}, but {layer} needs {needed}."
     if hasattr(x, "shape"):
         data = f"x has shape {x.shape}"
     else:
         data = f"the batch is {kind(batch)}" if x is batch else f"x is {kind(x)}"
-    return joined(f"{layer} needs {needed},", f"and is given {fault.given}; {data}.")
+    return f"{layer} needs {needed}, and is given {fault.given}; {data}."
 
 
 def _is_of_data(fault: Unmet, calls: Calls, x: Any) -> bool:
@@ -120,13 +115,13 @@ def _is_of_data(fault: Unmet, calls: Calls, x: Any) -> bool:
         return False
     if fault.given not in (x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype)):
         return False
-    outers: list[int] = []
+    depth = 0
     outer = fault.call.outer
     while outer is not None:
-        outers.append(id(outer))
+        depth += 1
         outer = outer.outer
-    before = itertools.takewhile(lambda call: call is not fault.call, calls.made)
-    return all(id(call) in outers for call in before)
+    # The calls around it began before it. If others did, they may have made its input.
+    return calls.made[depth] is fault.call
 
 
 def _x_of(batch: PyTree) -> Any:

@@ -1,9 +1,10 @@
 """Which line to suggest where model, loss and data disagree: each is tried before it is said."""
 
+import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import equinox as eqx
@@ -12,19 +13,13 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
+from vernal import losses
 from vernal._data.arrays import PARTS
 from vernal._data.files import blocks
 from vernal._shapes.calls import Calls, watched
 from vernal._shapes.fixes import Fix, as_line, fixes_of
-from vernal._shapes.layer_shapes import Unmet, at_fault, needs, unmet
+from vernal._shapes.layer_shapes import Unmet, unmet
 from vernal._shapes.structs import shapes_of
-from vernal.losses import (
-    AbstractSupervised,
-    BinaryCrossEntropy,
-    CrossEntropy,
-    Supervised,
-    predictions,
-)
 
 # How long to look for a fix, in seconds: a large model takes its time to trace.
 _PATIENCE = 5.0
@@ -46,11 +41,9 @@ class Attempt:
     model_state: PyTree
     measured: Callable[[Callable | None, PyTree, PyTree], PyTree]
 
-    def works(self, batch: PyTree, *, loss: Any = None, model: PyTree = None) -> bool:
-        """Say whether a batch can be measured, perhaps with another loss or model."""
-        loss = self.loss if loss is None else loss
-        model = self.model if model is None else model
-        return _traced(lambda batch: self.measured(loss, model, batch), batch) is not None
+    def works(self, batch: PyTree) -> bool:
+        """Say whether a batch can be measured."""
+        return _traces(functools.partial(self.measured, self.loss, self.model), batch)
 
     def predicted(self, x: PyTree) -> Any:
         """Trace the model's predictions, as shapes.
@@ -61,22 +54,28 @@ class Attempt:
         """
 
         def apply(model, x):
-            key = None if self.loss is None else jax.random.key(0)
-            return predictions(model, x, key, self.model_state)
+            return losses.predictions(model, x, jax.random.key(0), self.model_state)
 
         made, calls, _ = watched(apply, self.model, x)
         return None if any(unmet(call) for call in calls.made) else made
 
 
-def _traced(function: Callable, *args: PyTree) -> PyTree:
-    """Trace a function on shapes; `None` if it raises."""
+def _traces(function: Callable, *args: PyTree) -> bool:
+    """Say whether a function can be traced on shapes."""
     try:
-        return eqx.filter_eval_shape(function, *shapes_of(args))
+        eqx.filter_eval_shape(function, *shapes_of(args))
     except Exception:
-        return None
+        return False
+    return True
 
 
-def suggestion(attempt: Attempt, batch: PyTree, given: PyTree, calls: Calls | None = None) -> str:
+def suggestion(
+    attempt: Attempt,
+    batch: PyTree,
+    given: PyTree,
+    calls: Calls | None = None,
+    fault: Unmet | None = None,
+) -> str:
     """Find a line that fixes the data, the use of the model or the loss.
 
     Args:
@@ -84,30 +83,28 @@ def suggestion(attempt: Attempt, batch: PyTree, given: PyTree, calls: Calls | No
         batch: The arrays that it failed on.
         given: What the user passed, where the batch was made from it: lists do not index as arrays.
         calls: The calls of the model's modules, if they were watched.
+        fault: What a layer was given, if that is wrong.
 
     Returns:
         The line of the message, after a line break; or nothing.
     """
-    until = time.perf_counter() + _PATIENCE
-    fault = None if calls is None else at_fault(calls)
-    names = _names(given)
-    if attempt.loss is None:
-        fix = _for_x_alone(attempt, batch, names[0], fault)
-        return f"\n  {as_line([fix])}" if fix else ""
+    at_most = 3
+    loss = attempt.loss
+    is_supervised = isinstance(loss, losses.AbstractSupervised)
+    if is_supervised and calls is not None and calls.failed:
+        line = _whole_batch(loss, attempt.model, batch)
+        if line:
+            return line
+    if loss is not None and not is_supervised:
+        if replace(attempt, model=jax.vmap(attempt.model)).works(batch):
+            return "\n  Try jax.vmap(model) in the loss: the model takes one example."
+        # Such a loss may fail for any reason: the more changes, the less likely that they help.
+        at_most = 1 if calls is not None and fault is None else 2
 
-    if isinstance(attempt.loss, AbstractSupervised):
-        if calls is not None and calls.failed:
-            line = _whole_batch(attempt.loss, attempt.model, batch)
-            if line:
-                return line
-        found = _for_supervised(attempt, batch, names, fault, until)
-        return f"\n  {as_line(found)}" if found else _other_loss(attempt, batch)
-
-    if attempt.works(batch, model=jax.vmap(attempt.model)):
-        return "\n  Try jax.vmap(model) in the loss: the model takes one example."
-    at_most = 1 if calls is not None and fault is None else 2
-    found = _for_custom(attempt, batch, names, at_most, until)
-    return f"\n  {as_line(found)}" if found else ""
+    found = _found(attempt, batch, names=_names(given), fault=fault, at_most=at_most)
+    if found:
+        return f"\n  {as_line(found)}"
+    return _other_loss(attempt, batch) if is_supervised else ""
 
 
 def _names(given: PyTree) -> list[str]:
@@ -133,15 +130,52 @@ def _x_options(name: str, x: Any, fault: Unmet | None) -> list[Fix]:
     options = _options(name, x)
     if fault is None or not hasattr(x, "shape") or fault.given != x.shape[1:]:
         return options
-    need = needs(fault.call.module)[fault.argument]
+    need = fault.need
     return [fix for fix in options if need.takes_shape(fix.array.shape[1:], leading=False)]
 
 
-def _for_x_alone(attempt: Attempt, x: PyTree, name: str, fault: Unmet | None) -> Fix | None:
-    for fix in _x_options(name, x, fault):
-        if fix.changes and attempt.predicted(fix.array) is not None:
-            return fix
-    return None
+def _found(
+    attempt: Attempt, batch: PyTree, *, names: list[str], fault: Unmet | None, at_most: int
+) -> Sequence[Fix]:
+    """Find the likeliest changes, of at most so many arrays, with which the batch can be measured.
+
+    Returns:
+        A fix for each array; nothing if none was found, or none is needed.
+    """
+    until = time.perf_counter() + _PATIENCE
+    loss: Any = attempt.loss
+    has_parts = loss is not None and isinstance(batch, tuple | list)
+    x, *others = batch if has_parts else (batch,)
+    if len(others) >= len(names):
+        return ()
+    predicted = functools.cache(attempt.predicted)
+
+    def works(choice: Sequence[Fix]) -> bool:
+        arrays = [fix.array for fix in choice]
+        if loss is None:
+            return predicted(arrays[0]) is not None
+        if isinstance(loss, losses.AbstractSupervised):
+            made = predicted(arrays[0])
+            return made is not None and _traces(loss.average, made, *arrays[1:])
+        return attempt.works(jax.tree.structure(batch).unflatten(arrays))
+
+    x_options = _x_options(names[0], x, fault)
+    classes: Sequence[int] = ()
+    if isinstance(loss, losses.AbstractSupervised):
+        made = (predicted(fix.array) for fix in x_options if time.perf_counter() < until)
+        first = next((prediction for prediction in made if prediction is not None), None)
+        classes = getattr(first, "shape", ())[-1:]
+    options = [x_options]
+    for name, array in zip(names[1:], others, strict=False):
+        options.append(_options(name, array, classes))
+
+    for choice in sorted(itertools.product(*options), key=_cost):
+        changes = sum(fix.cost > 0 for fix in choice)
+        if time.perf_counter() > until:
+            break
+        if changes <= at_most and _same_length(choice) and works(choice):
+            return choice if changes else ()
+    return ()
 
 
 def _cost(choice: Sequence[Fix]) -> int:
@@ -152,70 +186,14 @@ def _same_length(choice: Sequence[Fix]) -> bool:
     return len({fix.array.shape[0] for fix in choice}) == 1
 
 
-def _for_supervised(
-    attempt: Attempt, batch: PyTree, names: list[str], fault: Unmet | None, until: float
-) -> Sequence[Fix] | None:
-    """Find the likeliest changes of x, y and the weights with which the loss can be averaged."""
-    if not (isinstance(batch, tuple | list) and len(batch) in (2, 3)):
-        return None
-    x, y, *weights = batch
-    loss: Any = attempt.loss
-    weight_options = [_options(names[2], weight) for weight in weights]
-    best: Sequence[Fix] | None = None
-    for x_fix in _x_options(names[0], x, fault):
-        if (best and x_fix.cost >= _cost(best)) or time.perf_counter() > until:
-            break
-        prediction = attempt.predicted(x_fix.array)
-        if not hasattr(prediction, "shape") or not prediction.shape:
-            continue
-        y_options = _options(names[1], y, prediction.shape[-1:])
-        for choice in itertools.product([x_fix], y_options, *weight_options):
-            if (best and _cost(choice) >= _cost(best)) or not _same_length(choice):
-                continue
-            targets = [fix.array for fix in choice[1:]]
-            if _traced(loss.average, prediction, *targets) is not None:
-                best = choice
-    return best if best and any(fix.changes for fix in best) else None
-
-
-def _for_custom(
-    attempt: Attempt, batch: PyTree, names: list[str], at_most: int, until: float
-) -> Sequence[Fix] | None:
-    """Find the likeliest change of at most so many arrays: such a loss may fail for any reason."""
-    for choice in _choices(batch, names, at_most):
-        if time.perf_counter() > until:
-            return None
-        arrays = tuple(fix.array for fix in choice)
-        changed = type(batch)(arrays) if isinstance(batch, tuple | list) else arrays[0]
-        if attempt.works(changed):
-            return choice
-    return None
-
-
-def _choices(batch: PyTree, names: list[str], at_most: int) -> Iterator[Sequence[Fix]]:
-    """Go through changes of at most so many arrays of a batch, the likeliest first."""
-    arrays = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-    if len(arrays) > len(names) or not all(hasattr(array, "shape") for array in arrays):
-        return
-    options = [_options(name, array) for name, array in zip(names, arrays, strict=False)]
-    for choice in sorted(itertools.product(*options), key=_cost):
-        changes = sum(fix.changes for fix in choice)
-        if 0 < changes <= at_most and _same_length(choice):
-            yield choice
-
-
 def _other_loss(attempt: Attempt, batch: PyTree) -> str:
     """Find a loss that suits the data as it is."""
-    others = {
-        "losses.CrossEntropy()": CrossEntropy(),
-        "losses.Supervised(optax.losses.softmax_cross_entropy)": Supervised(
-            optax.losses.softmax_cross_entropy
-        ),
-    }
-    if isinstance(attempt.loss, CrossEntropy) and _is_binary(batch[1]):
-        others["losses.BinaryCrossEntropy()"] = BinaryCrossEntropy()
-    for code, other in others.items():
-        if type(other) is not type(attempt.loss) and attempt.works(batch, loss=other):
+    codes = ["losses.CrossEntropy()", "losses.Supervised(optax.losses.softmax_cross_entropy)"]
+    if isinstance(attempt.loss, losses.CrossEntropy) and _is_binary(batch[1]):
+        codes.append("losses.BinaryCrossEntropy()")
+    for code in codes:
+        other = eval(code)
+        if type(other) is not type(attempt.loss) and replace(attempt, loss=other).works(batch):
             return f"\n  Try Trainer(optimizer, {code})."
     return ""
 
@@ -224,16 +202,15 @@ def _is_binary(labels: Any) -> bool:
     return all(set(np.unique(part).tolist()) <= {0, 1} for _, part in blocks(labels))
 
 
-def _whole_batch(loss: AbstractSupervised, model: PyTree, batch: PyTree) -> str:
+def _whole_batch(loss: losses.AbstractSupervised, model: PyTree, batch: PyTree) -> str:
     """Suggest another loss where the model takes a whole batch."""
     x, *others = batch
     if len(jax.tree.leaves(x)[0]) == 1:  # one example and a batch of one look alike
         return ""
-    averaged = _traced(lambda x, *others: loss.average(model(x), *others), x, *others)
-    if averaged is None:
+    if not _traces(lambda x, *others: loss.average(model(x), *others), x, *others):
         return ""
     code = repr(loss)
-    if isinstance(loss, Supervised):
+    if isinstance(loss, losses.Supervised):
         name = getattr(loss.fn, "__name__", "")
         if loss.fn is not getattr(optax.losses, name, None):
             return "\n  The model takes a whole batch: give it one in a loss(model, batch, key)."

@@ -1,9 +1,10 @@
 """Which modules of a model are called, and with what: watched from outside, during a trace."""
 
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import CodeType, FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import equinox as eqx
@@ -66,15 +67,15 @@ class Calls:
         sys.setprofile(self._see)
         return self
 
-    def __exit__(self, kind, error: BaseException | None, traceback) -> None:
+    def __exit__(self, kind, error: BaseException | None, frames) -> None:
         sys.setprofile(None)
         if hasattr(self._previous, "enable"):  # a cProfile.Profile, which sets itself
             self._previous.enable()
         else:
             sys.setprofile(self._previous)
-        left = [id(self._frames[frame]) for frame in _frames_left(error) if frame in self._frames]
-        for call in self.made:
-            if id(call) in left:
+        left = set(_frames_left(error))
+        for frame, call in self._frames.items():
+            if frame in left:
                 self.failed = call
         self._frames.clear()  # they keep all their variables
 
@@ -87,9 +88,10 @@ class Calls:
             self._end(frame, result)
 
     def _begin(self, frame: FrameType) -> None:
-        if not frame.f_code.co_argcount:
+        code = frame.f_code
+        if not code.co_argcount:
             return
-        self_name, *names = _parameters(frame.f_code)
+        self_name, *names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         module = frame.f_locals.get(self_name)
         if not isinstance(module, eqx.Module) or id(module) not in self._modules:
             return
@@ -118,19 +120,9 @@ class Calls:
 def _frames_left(error: BaseException | None) -> Iterator[FrameType]:
     """Go through the frames that an exception left, and those of the exceptions before it."""
     while error is not None:
-        yield from _frames(error.__traceback__)
-        yield from _frames(getattr(error, "full_traceback", None))
+        for left in (error.__traceback__, getattr(error, "full_traceback", None)):
+            yield from (frame for frame, _ in traceback.walk_tb(left))
         error = error.__context__
-
-
-def _frames(traceback: TracebackType | None) -> Iterator[FrameType]:
-    while traceback is not None:
-        yield traceback.tb_frame
-        traceback = traceback.tb_next
-
-
-def _parameters(code: CodeType) -> tuple[str, ...]:
-    return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
 
 def watched(

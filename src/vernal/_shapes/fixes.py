@@ -1,5 +1,6 @@
 """Lines of code that may fix data of a wrong shape; each is tried before it is suggested."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,18 +23,13 @@ class Fix:
         name: What the user calls the array; any expression will do.
         code: The line; the name alone if the array stays as it is.
         array: The result's shape and dtype.
-        cost: The likelier a fix is, the lower its cost.
+        cost: The likelier a fix is, the lower its cost; 0 if it changes nothing.
     """
 
     name: str
     code: str
     array: jax.ShapeDtypeStruct
     cost: int = 0
-
-    @property
-    def changes(self) -> bool:
-        """Whether the line changes the array at all."""
-        return self.code != self.name
 
 
 def fixes_of(name: str, array: Any, classes: Iterable[int] = ()) -> list[Fix]:
@@ -45,17 +41,10 @@ def fixes_of(name: str, array: Any, classes: Iterable[int] = ()) -> list[Fix]:
         classes: How many classes an array of labels may stand for.
     """
     start = Fix(name, name, shapes_of(array))
-    once = list(_tried(start, _shape_lines(start.array.shape)))
-    shaped = [start, *once]
-    for fix in once:
-        if ".squeeze(" in fix.code:
-            twice = _tried(fix, _shape_lines(fix.array.shape))
-            shaped += [more for more in twice if more.code.startswith(f"{fix.code}.squeeze(")]
-
     whole = _is_whole(array)
     one_hot = _is_one_hot(array)
     every: list[Fix] = []
-    for fix in shaped:
+    for fix in [start, *_tried(start, _shape_lines(start.array.shape))]:
         lines = _dtype_lines(fix.array.dtype, whole, one_hot and fix is start, classes)
         every += [fix, *_tried(fix, lines)]
 
@@ -69,16 +58,16 @@ def fixes_of(name: str, array: Any, classes: Iterable[int] = ()) -> list[Fix]:
 def _shape_lines(shape: tuple[int, ...]) -> Iterator[tuple[int, str]]:
     """Give lines that change a shape, with braces for the array, each after its cost."""
     rank = len(shape)
-    for axis in range(1, rank):
-        if shape[axis] == 1:
-            yield 1, f"{{0}}.squeeze({axis})"
+    axes = [axis for axis, size in enumerate(shape) if size == 1 and rank > 1]
+    for axis in axes:
+        yield (1 if axis else 2), f"{{0}}.squeeze({axis})"
+    for first, second in itertools.combinations(axes, 2):
+        yield (2 if first else 3), f"{{0}}.squeeze({first}).squeeze({second - 1})"
     if rank == 0:
         yield 6, "{0}[None, None]"
     yield 2, "{0}[:, None]"
     if rank > 1:
         yield 2, "{0}[..., None]"
-        if shape[0] == 1:
-            yield 2, "{0}.squeeze(0)"
     if rank == 2:
         yield 3, "{0}.T"
     if rank > 2:
@@ -123,11 +112,10 @@ def _is_whole(array: Any) -> bool:
 
 
 def _is_one_hot(array: Any) -> bool:
-    def are_one_hot(rows: np.ndarray) -> bool:
-        binary = np.all((rows == 0) | (rows == 1))
-        return bool(binary and np.all(rows.sum(-1) == 1))
-
-    return len(array.shape) > 1 and array.shape[-1] > 1 and _all_blocks(array, are_one_hot)
+    if len(array.shape) < 2 or array.shape[-1] < 2:
+        return False
+    binary = _all_blocks(array, lambda rows: np.all((rows == 0) | (rows == 1)))
+    return binary and _all_blocks(array, lambda rows: np.all(rows.sum(-1) == 1))
 
 
 def _all_blocks(array: Any, condition: Callable) -> bool:
@@ -139,13 +127,13 @@ def _all_blocks(array: Any, condition: Callable) -> bool:
 
 def as_line(choice: Iterable[Fix]) -> str:
     """Word a suggestion: `Try x[:, None], which has shape (100, 1).`"""
-    changed = [fix for fix in choice if fix.changes]
-    codes = " and ".join(fix.code for fix in changed)
+    changed = [fix for fix in choice if fix.cost]
     several = len(changed) > 1
     if all(fix.code.startswith(f"{fix.name}.astype(") for fix in changed):
-        has = "which are" if several else "which is"
+        has = "are" if several else "is"
         results = [str(fix.array.dtype) for fix in changed]
     else:
-        has = "which have shapes" if several else "which has shape"
+        has = "have shapes" if several else "has shape"
         results = [str(fix.array.shape) for fix in changed]
-    return f"Try {codes}, {has} {' and '.join(results)}."
+    codes = " and ".join(fix.code for fix in changed)
+    return f"Try {codes}, which {has} {' and '.join(results)}."

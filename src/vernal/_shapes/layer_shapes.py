@@ -29,8 +29,7 @@ class Needed:
     def __str__(self) -> str:
         if self.shape == () and self.dtype is jnp.integer:
             return "an integer"
-        sizes = ", ".join(map(str, self.shape))
-        return f"({sizes},)" if len(self.shape) == 1 else f"({sizes})"
+        return str(self.shape).replace("'", "")
 
     def takes_shape(self, shape: tuple[int, ...], *, leading: bool = True) -> bool:
         """Say whether an argument may have this shape: with leading axes, if those are taken."""
@@ -40,10 +39,9 @@ class Needed:
             shape = shape[: len(needed)]
         if self.batched and leading and len(shape) > len(needed):
             shape = shape[len(shape) - len(needed) :]
-        if len(needed) != len(shape):
-            return False
-        sizes = zip(needed, shape, strict=True)
-        return all(isinstance(need, str) or need == size for need, size in sizes)
+        sizes = zip(needed, shape, strict=False)
+        fit = all(isinstance(need, str) or need == size for need, size in sizes)
+        return len(needed) == len(shape) and fit
 
 
 def needs(layer: Any) -> dict[str, Needed]:
@@ -92,34 +90,28 @@ class Unmet:
         call: The layer's call.
         argument: The argument's name.
         given: Its shape or dtype, whichever is wrong; or its kind, if it is not an array.
-        needed: What the layer needs.
-        alone: Whether it is the only argument whose shape the layer fixes.
+        need: What the layer needs.
     """
 
     call: Call
     argument: str
     given: Any
-    needed: str
-    alone: bool
+    need: Needed
 
 
 def unmet(call: Call) -> Unmet | None:
     """Find the first argument of a call that is not as its layer needs it, if there is one."""
-    needed = needs(call.module)
-    alone = len(needed) == 1
-    for name, need in needed.items():
+    for name, need in needs(call.module).items():
         value: Any = call.arguments.get(name)
-        is_lstm = isinstance(call.module, eqx.nn.LSTMCell)
-        is_pair = is_lstm and name == "hidden" and isinstance(value, tuple)
+        is_pair = isinstance(call.module, eqx.nn.LSTMCell) and isinstance(value, tuple)
         arrays: Any = value if is_pair else (value,)
         for array in arrays:
             if not hasattr(array, "shape"):
-                return Unmet(call, name, kind(array), str(need), alone)
+                return Unmet(call, name, kind(array), need)
             if not need.takes_shape(array.shape):
-                return Unmet(call, name, array.shape, str(need), alone)
+                return Unmet(call, name, array.shape, need)
             if not jnp.issubdtype(array.dtype, need.dtype):
-                needed_dtype = "integers" if need.dtype is jnp.integer else "floats"
-                return Unmet(call, name, array.dtype, needed_dtype, alone)
+                return Unmet(call, name, array.dtype, need)
     return None
 
 
@@ -134,7 +126,4 @@ def at_fault(calls: Calls) -> Unmet | None:
     while call is not None:
         found = unmet(call) or found
         call = call.outer
-    if found is not None:
-        return found
-    wrong = (unmet(call) for call in calls.made)
-    return next((fault for fault in wrong if fault is not None), None)
+    return found or next(filter(None, map(unmet, calls.made)), None)

@@ -173,7 +173,7 @@ def label_check(
         try:
             loss.check_labels(batch[1], prediction.shape)
         except ExamplesError as error:
-            raise ExamplesError(about(name, str(error))) from None
+            raise ExamplesError(about(name, error.args[0])) from None
 
     return check
 
@@ -229,15 +229,15 @@ def checked_data(
     except ExamplesError as error:
         raise explained(error, objective, model, model_state, name=name, given=data) from None
     except DataError as error:
-        raise DataError(about(name, str(error))) from None
+        raise DataError(about(name, error.args[0])) from None
 
     check_shapes = functools.partial(preflight, objective, model, model_state, name=name)
+    of_arrays = None if isinstance(source, LoaderSource) else data
+    traced = check_shapes(source.example, given=of_arrays)
     check_labels = label_check(objective, model, model_state, source.example, name)
     if isinstance(source, LoaderSource):
-        traced = check_shapes(source.example)
         source.check_each_batch(shapes=check_shapes, labels=check_labels)
     else:
-        traced = check_shapes(source.example, given=data)
         check_labels(source.example)
     loops = _limits.current().loops_convolutions or not traced.convolves
     return CheckedData(source, loops, traced.shapes)

@@ -29,6 +29,7 @@ from vernal._training.progress import Progress
 from vernal._training.state import TrainState, model_of
 from vernal._training.update import Choices, new_state, update
 from vernal.errors import ArgumentError, ExamplesError, kind, short_traceback, whole_number
+from vernal.losses import Loss
 
 Model = TypeVar("Model")
 
@@ -58,7 +59,7 @@ class Trainer:
     """
 
     optimizer: optax.GradientTransformation | optax.MultiSteps
-    loss: Callable
+    loss: Loss
     _: KW_ONLY
     metrics: Mapping[str, Callable] | None = None
     trainable: PyTree = eqx.is_inexact_array

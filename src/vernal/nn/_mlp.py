@@ -1,15 +1,16 @@
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jax.nn.initializers import zeros
 from jaxtyping import Array, PRNGKeyArray
 
-from vernal.errors import short_traceback
+from vernal.errors import ShapeError, short_traceback
 from vernal.nn._linear import Linear, default_weight_init
-from vernal.nn._shape_check import locating
+from vernal.nn._shape_check import shape_error
 
 
 def _identity(x: Array) -> Array:
@@ -75,7 +76,6 @@ class MLP(eqx.Module):
         self.final_activation = final_activation
         self.use_bias = use_bias
         self.use_final_bias = use_final_bias
-        dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
         sizes = [in_size] + [width_size] * depth + [out_size]
         biases = [use_bias] * depth + [use_final_bias]
         self.layers = _draw_layers(sizes, biases, weight_init, bias_init, dtype, key)
@@ -96,8 +96,13 @@ class MLP(eqx.Module):
         """
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            with locating(layer, f"{type(self).__name__}.layers[{i}]"):
+            try:
                 x = layer(x)
+            except ShapeError:
+                if not isinstance(layer, Linear):
+                    raise
+                where = f"{type(self).__name__}.layers[{i}] ({type(layer).__name__})"
+                raise shape_error(layer, x, where) from None
             x = self.final_activation(x) if i == last else self.activation(x)
         return x
 
@@ -105,16 +110,7 @@ class MLP(eqx.Module):
 @eqx.filter_jit
 def _draw_layers(sizes, biases, weight_init, bias_init, dtype, key) -> tuple[Linear, ...]:
     """Draw every layer in one compiled program: one by one they cost half a second of compiling."""
-    layers: list[Linear] = []
-    for i, layer_key in enumerate(jax.random.split(key, len(biases))):
-        layer = Linear(
-            in_features=sizes[i],
-            out_features=sizes[i + 1],
-            use_bias=biases[i],
-            weight_init=weight_init,
-            bias_init=bias_init,
-            dtype=dtype,
-            key=layer_key,
-        )
-        layers.append(layer)
-    return tuple(layers)
+    make = partial(Linear, weight_init=weight_init, bias_init=bias_init, dtype=dtype)
+    keys = jax.random.split(key, len(biases))
+    layers = zip(pairwise(sizes), biases, keys, strict=True)
+    return tuple(make(n_in, n_out, bias, key=key) for (n_in, n_out), bias, key in layers)

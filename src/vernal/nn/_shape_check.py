@@ -1,16 +1,14 @@
 """Shapes, checked before anything compiles and explained in Vernal's words."""
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import jaxtyping
 
 from vernal._shapes.fixes import as_line, fixes_of
-from vernal.errors import Misfit, ShapeError
+from vernal.errors import ShapeError
 
 
 def checked(method: Callable) -> Callable:
@@ -33,39 +31,24 @@ def checked(method: Callable) -> Callable:
         try:
             return typechecked()(self, x)
         except jaxtyping.TypeCheckError:
-            raise _shape_error(self, x, self._in) from None
+            raise shape_error(self, x, type(self).__name__) from None
 
     return call
 
 
-def _shape_error(layer: Any, x: Any, size: int) -> ShapeError:
-    hint = ""
+def shape_error(layer: Any, x: Any, where: str) -> ShapeError:
+    """Say why x does not fit a layer, named by `where`; with a fix for x, if there is one."""
+    size = layer._in
     if not hasattr(x, "shape"):
-        given = f"x is a {type(x).__name__},"
-        needed = "needs an array of floats."
-    elif not jnp.issubdtype(x.dtype, jnp.floating):
-        given = f"x is {x.dtype},"
-        needed = "needs floats."
+        return ShapeError(f"x is a {type(x).__name__}, but {where} needs an array of floats.")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        message = f"x is {x.dtype}, but {where} needs floats."
         if not jnp.issubdtype(x.dtype, jnp.complexfloating):
-            hint = '\n  Try x.astype("float32").'
-    else:
-        given = f"x has shape {x.shape},"
-        needed = f"needs ({size},) or (*batch, {size})."
-        for fix in fixes_of("x", x):
-            if fix.array.shape[-1:] == (size,) and fix.array.dtype == x.dtype:
-                hint = f"\n  {as_line([fix])}"
-                break
-    misfit = Misfit(layer, given, type(layer).__name__, needed + hint)
-    return ShapeError(str(misfit), misfit)
+            message += '\n  Try x.astype("float32").'
+        return ShapeError(message)
 
-
-@contextlib.contextmanager
-def locating(layer: Any, path: str) -> Iterator[None]:
-    """Name a layer by its path in the model, in a `ShapeError` that the layer raises inside."""
-    try:
-        yield
-    except ShapeError as error:
-        if error.at is None or error.at.layer is not layer:
-            raise
-        misfit = replace(error.at, where=f"{path} ({type(layer).__name__})")
-        raise ShapeError(str(misfit), misfit) from None
+    message = f"x has shape {x.shape}, but {where} needs ({size},) or (*batch, {size})."
+    for fix in fixes_of("x", x):
+        if fix.array.shape[-1:] == (size,) and fix.array.dtype == x.dtype:
+            return ShapeError(f"{message}\n  {as_line([fix])}")
+    return ShapeError(message)
