@@ -3,12 +3,10 @@
 import csv
 import io
 import os
-from pathlib import Path
 from typing import Any
 
 from vernal._training.history import Epoch
-from vernal.callbacks._paths import checked_path, unwritable
-from vernal.errors import ArgumentError
+from vernal.errors import ArgumentError, checked_path, unwritable
 
 _FIRST_COLUMNS = ["epoch", "seconds"]
 
@@ -29,7 +27,7 @@ class CSVLog:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, append: bool = False):
-        self.path = Path(checked_path("path", path))
+        self.path = checked_path("path", path)
         self.append = append
         self._columns: list[str] = []  # empty before the file is open
 
