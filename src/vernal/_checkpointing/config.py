@@ -5,10 +5,9 @@ import os
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any
 
 from vernal._training.checkpointer import Checkpointer
-from vernal.errors import ArgumentError, MissingExtraError, kind, whole_number
+from vernal.errors import ArgumentError, checked_path, kind, optional_import, whole_number
 
 
 @dataclass(frozen=True)
@@ -77,20 +76,6 @@ class Checkpoints:
         return Manager(self)
 
 
-def checked_path(name: str, path: Any) -> Path:
-    """Return an argument as a `Path`; `ArgumentError` if it is not one."""
-    if not isinstance(path, str | os.PathLike):
-        raise ArgumentError(f"{name} is {kind(path)}; a path is needed, as a str or a Path.")
-    return Path(path)
-
-
 def orbax():
     """Import Orbax; `MissingExtraError` if it is not installed."""
-    try:
-        import orbax.checkpoint
-    except ImportError as error:
-        raise MissingExtraError(
-            "vernal.Checkpoints needs Orbax, which is not installed."
-            "\n  Run: pip install 'vernal[checkpoint]'"
-        ) from error
-    return orbax.checkpoint
+    return optional_import("orbax.checkpoint", user="vernal.Checkpoints", extra="checkpoint")

@@ -46,8 +46,7 @@ class _AbstractWatcher:
             )
         if self.mode not in ("min", "max", "auto"):
             raise ArgumentError(
-                f'mode is {kind(self.mode)}; "min", "max" or "auto" is needed.'
-                '\n  Try mode="auto".'
+                f'mode is {kind(self.mode)}; "min", "max" or "auto" is needed.\n  Try mode="auto".'
             )
         if self.mode == "auto":
             rises = self.monitor.removeprefix("val_").startswith(_RISING)
