@@ -106,7 +106,7 @@ print(vernal.summary(model, x))
 
 # %% [markdown]
 # Two weights and a bias are 3 parameters. JAX takes 4 bytes for a number, so they take 12.
-# `(2,) f32` is an array of 2 such numbers: one example. *FLOPs* count the sums and products of one
+# `f32[2]` is an array of 2 such numbers: one example. *FLOPs* count the sums and products of one
 # prediction. There are 5 by XLA's count, the compiler that JAX uses: a product and a sum for each
 # weight, and a sum for the bias.
 #
