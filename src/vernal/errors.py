@@ -3,10 +3,12 @@
 import functools
 import importlib
 import inspect
+import math
 import os
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
@@ -220,6 +222,12 @@ def whole_number(name: str, value: Any, *, at_least: int) -> int:
     if not is_whole or value < at_least:
         raise ArgumentError(f"{name} needs to be a whole number from {at_least}; it is {value!r}.")
     return int(value)
+
+
+def check_finite(name: str, value: Any, hint: str) -> None:
+    """Raise `ArgumentError`, with a hint, if this is not a finite number from 0."""
+    if not isinstance(value, Real) or not 0 <= value < math.inf:
+        raise ArgumentError(f"{name} is {kind(value)}; a finite number from 0 is needed.\n  {hint}")
 
 
 def checked_path(name: str, value: Any) -> Path:

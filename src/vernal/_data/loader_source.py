@@ -49,12 +49,11 @@ class LoaderSource:
         self._check_shapes: Callable[[PyTree], Any] = _accept
         self._check_labels: Callable[[PyTree], Any] = _accept
 
+        self.example: PyTree = None  # the first batch, once it is read
         # The pass that was begun to see the first batch goes on later: a batch is not read twice.
-        self._begun: _Pass | None = _Pass(self._opened(), self._as_batch)
+        self._begun: _Pass | None = self._pass()
         if self._begun.failure is not None:
             raise self._begun.failure
-        if self._begun.following is None:
-            raise DataError(f"{name} is a {type(loader).__name__} without a single batch.")
         self.example = self._begun.following
 
     def check_each_batch(
@@ -81,16 +80,10 @@ class LoaderSource:
         while True:
             while batches.following is not None and batches.cursor < batch:
                 batches.advance(marks=batches.cursor + 1 == batch)
-            if batches.cursor < batch and batches.failure is None:
-                # The place was counted over several epochs.
-                more, batch = divmod(batch, batches.cursor)
-                epoch += more
-                batches = self._pass()
-                continue
-
             yield from self._rest_of_epoch(batches, epoch)
+            # Batches may be counted over several epochs.
+            epoch, batch = epoch + 1, max(0, batch - batches.cursor)
             # The next epoch begins from the loader's state, as it does in a resumed run.
-            epoch, batch = epoch + 1, 0
             batches = self._pass(batches.mark)
 
     def one_pass(self) -> Iterator[Superbatch]:
@@ -98,14 +91,15 @@ class LoaderSource:
         yield from self._rest_of_epoch(self._pass(), 0)
 
     def _pass(self, mark: Any = None) -> "_Pass":
-        """Begin to read the loader again, from a `_Pass.mark` on if there is one."""
+        """Begin to read the loader, from a `_Pass.mark` on if there is one."""
         batches = _Pass(self._opened(), self._as_batch, mark)
         if batches.is_empty and mark is not None:
             # The state that the loader had at the end of an epoch leads there again.
             batches = _Pass(self._opened(), self._as_batch)
         if batches.is_empty:
+            when = "" if self.example is None else " when it was read again"
             raise DataError(
-                f"{self._name} had no batches when it was read again."
+                f"{self._name} is a {type(self._loader).__name__} without a single batch{when}."
                 "\n  Pass a list, or an object whose __iter__ starts afresh."
             )
         return batches

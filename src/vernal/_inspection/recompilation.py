@@ -20,11 +20,8 @@ from vernal.errors import RecompilationError
 
 _log = logging.getLogger("vernal")
 _forbidden = contextvars.ContextVar("_forbidden", default=False)
-# The last programs that compiled, by name, each as a description of all it depends on. JAX keeps
-# its compiled programs, too.
-_compiled: dict[str, collections.deque] = collections.defaultdict(
-    lambda: collections.deque(maxlen=32)
-)
+# The programs that compiled, by name, each as a description of all it depends on.
+_compiled: dict[str, list[dict[str, str]]] = collections.defaultdict(list)
 _SHOWN = 3  # differences in one message
 
 

@@ -59,7 +59,7 @@ class Summary:
             "path": [row.path for row in rows],
             "layer": [_layer(row) for row in rows],
             "input": [shapes(row.inputs) for row in rows],
-            "output": ["shared" if row.shared_with else shapes(row.outputs) for row in rows],
+            "output": [_output(row) for row in rows],
             "trainable": [_nonzero(row.trainable) for row in rows],
             "frozen": [_nonzero(row.frozen) for row in rows],
             "bytes": [_nonzero(row.bytes, "B") for row in rows],
@@ -68,18 +68,10 @@ class Summary:
         if not self.frozen:
             del columns["frozen"]
         table = as_text(columns, texts=("path", "layer", "input", "output"))
-        return "\n".join([table, *self._notes()])
+        held = f"Parameters: {self.trainable + self.frozen:,}, {number(self.bytes, 'B')}."
+        return f"{table}\n{held} Shapes and FLOPs are those of one example."
 
     __repr__ = __str__
-
-    def _notes(self) -> list[str]:
-        shared = [
-            f"{row.path} is shared with {row.shared_with}, and counted there."
-            for row in self.rows
-            if row.shared_with is not None
-        ]
-        held = f"Parameters: {self.trainable + self.frozen:,}, {number(self.bytes, 'B')}."
-        return [*shared, f"{held} Shapes and FLOPs are those of one example."]
 
 
 @short_traceback
@@ -173,6 +165,10 @@ def _layer(row: Row) -> str:
     if row.calls is None:
         return f"? × {row.layer}"
     return f"{row.calls} × {row.layer}" if row.calls > 1 else row.layer
+
+
+def _output(row: Row) -> str:
+    return shapes(row.outputs) if row.shared_with is None else f"shared with {row.shared_with}"
 
 
 def _nonzero(value: int | None, unit: str = "") -> str:

@@ -2,12 +2,11 @@
 
 import math
 from dataclasses import KW_ONLY, Field, dataclass, field, fields
-from numbers import Real
 from typing import Any, Literal, cast
 
 from vernal._training.history import Epoch
 from vernal._training.state import TrainState
-from vernal.errors import ArgumentError, kind, whole_number
+from vernal.errors import ArgumentError, check_finite, kind, whole_number
 
 Mode = Literal["auto", "min", "max"]
 
@@ -97,11 +96,8 @@ class EarlyStopping(_AbstractWatcher):
     def __post_init__(self):
         self._check_monitor()
         self.patience = whole_number("patience", self.patience, at_least=1)
-        if not isinstance(self.min_delta, Real) or not 0 <= self.min_delta < math.inf:
-            raise ArgumentError(
-                f"min_delta is {kind(self.min_delta)}; a finite number from 0 is needed."
-                "\n  Try min_delta=0.0, where every improvement counts."
-            )
+        hint = "Try min_delta=0.0, where every improvement counts."
+        check_finite("min_delta", self.min_delta, hint)
 
     def __call__(self, epoch: Epoch) -> bool:
         """Look at an epoch, and return whether to stop."""
