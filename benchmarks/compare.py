@@ -13,9 +13,9 @@ of some spin on for a while. A turn is one run, or as many as take 0.4 s, of whi
 one that is far behind `fit` has one turn or two. Rivals whose loop is in Python train for a tenth
 of the epochs, or less where that would take long: `≈` stands before what all epochs would take, and
 their first fit and their loss are of the shorter run. The memory that a process happens to get
-makes it some hundredths faster or slower, for as long as it lives: so `fit`, and whoever is about as
-fast, take as many turns again in a second process. On a machine that is too slow for all of it in
-about `--minutes`, those that stand last in the list are left out, and named.
+makes it some hundredths faster or slower, for as long as it lives: so `fit`, and whoever is about
+as fast, take as many turns again in a second process. On a machine that is too slow for all of it
+in about `--minutes`, those that stand last in the list are left out, and named.
 
 `speed` is that of `fit` relative to a rival: the median of the ratios of turns, and the ratio of
 the best times. Above 1, `fit` is faster. The last column is the loss over ten thousand examples, or

@@ -105,7 +105,7 @@ print(vernal.summary(model, x))
 
 # %% [markdown]
 # Two weights and a bias are 3 parameters. JAX stores a number in 4 bytes, so they take 12.
-# `(2,) f32` is an array of 2 such numbers: one example. *FLOPs* count the sums and products of one
+# `f32[2]` is an array of 2 such numbers: one example. *FLOPs* count the sums and products of one
 # prediction. XLA, the compiler that JAX uses, counts 5: a product and a sum for each weight, and a
 # sum for the bias.
 #

@@ -37,7 +37,6 @@ class Limits:
         loader_seconds: How long to wait for a loader before training on what there is, in seconds.
         read_bytes: How much of a file is read at once, in bytes.
         gap_bytes: How much that is not needed is read over rather than skipped, in bytes.
-        suggestion_seconds: How long to look for a line that fixes a wrong shape, in seconds.
     """
 
     gathers_on_host: bool = True
@@ -54,7 +53,6 @@ class Limits:
     loader_seconds: float = 0.1
     read_bytes: int = 2**22
     gap_bytes: int = 2**16
-    suggestion_seconds: float = 5.0
 
 
 _CPU = Limits()
