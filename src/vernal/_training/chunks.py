@@ -27,7 +27,9 @@ from vernal._training.objective import Measured
 from vernal._training.state import TrainState
 from vernal._training.update import Choices, changing_part
 
-# Largest growth from one chunk to the next.
+# Steps in the first chunk, whose time is not known yet; and the largest growth from one chunk to the
+# next. The first has a few steps, so that the error of a bad one knows the gradients before it.
+_FIRST_STEPS = 4
 _GROWTH = 16
 # A chunk that begins with a copy of a large state lasts longer, so that the copies take a hundredth
 # of the time: a second for each so many bytes, and a second at most.
@@ -88,7 +90,7 @@ class TrainingRun:
         if self._copies:
             wanted = min(state_bytes / _STATE_BYTES_PER_SECOND, _MOST_SECONDS)
             self._chunk_seconds = max(self._chunk_seconds, wanted)
-        self._next_steps = 1  # how many the next chunk makes
+        self._next_steps = _FIRST_STEPS  # in the next chunk
         # Arrays that are not finite from the start, such as masks, are meant so.
         self._finite = np.asarray(nonfinite.finite_arrays(changing))
 

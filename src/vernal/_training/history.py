@@ -112,13 +112,14 @@ class Recorder:
     def add(self, chunk: list[Measurements]) -> None:
         """Add what the steps of a chunk measured."""
         for call in chunk:
+            self._step_values.append(call.measured.info)
+            self.steps += call.steps
             if call.steps:
-                self._add(call)
+                self._average(call)
 
-    def _add(self, call: Measurements) -> None:
+    def _average(self, call: Measurements) -> None:
+        """Average what the steps of a call measured over each epoch that ends with one of them."""
         measured = call.measured
-        self._step_values.append(measured.info)
-        self.steps += call.steps
         weights = measured.weight
         if weights is None:
             weights = call.superbatch.sizes(call.cursor, call.cursor + call.steps)

@@ -9,7 +9,7 @@ from vernal._data.superbatch import Superbatch
 from vernal._training.objective import Measured
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measurements:
     """What the consecutive steps of one compiled call measured.
 
