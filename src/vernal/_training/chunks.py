@@ -27,7 +27,7 @@ from vernal._training.objective import Measured
 from vernal._training.state import TrainState
 from vernal._training.update import Choices, changing_part
 
-# Steps in the first chunk, whose time is not known yet; and the largest growth from one chunk to the
+# Steps in the first chunk, whose time is not known yet; the largest growth from one chunk to the
 # next. The first has a few steps, so that the error of a bad one knows the gradients before it.
 _FIRST_STEPS = 4
 _GROWTH = 16
