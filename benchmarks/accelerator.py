@@ -53,7 +53,7 @@ def small(names: list[str], rivals: list[str], turns: int) -> None:
     for name in names:
         chosen = workload(name)
         taken = seconds([RIVALS[rival](chosen)[0] for rival in rivals], turns)
-        micro = [f"{1e6 * statistics.median(times) / chosen.updates:.1f}" for times in taken]
+        micro = [f"{1e6 * statistics.median(times) / chosen.steps:.1f}" for times in taken]
         ratios = [f"{ratio(times, taken[0]):.2f}" for times in taken[1:]]
         print(f"| ({name}) | {' | '.join(micro + ratios)} |", flush=True)
 

@@ -10,11 +10,12 @@ memory that the process took at most. Two of them begin at once, `fit` with the 
 they compile keeps one core busy, mostly. Then the rivals take turns, one by one, so that a machine
 that slows down does so for all; in another order each turn, and after a pause, because the threads
 of some spin on for a while. A turn is one run, or as many as take 0.4 s, of which the mean counts;
-one that is far behind `fit` has one turn or two, and where that would take long, of a tenth of the
-epochs: `≈` stands before ten times what those took. The memory that a process happens to get makes
-it some hundredths faster or slower, for as long as it lives: so `fit`, and whoever is about as
-fast, take as many turns again in a second process. On a machine that is too slow for all of it in
-about `--minutes`, those that stand last in the list are left out, and named.
+one that is far behind `fit` has one turn or two. Rivals whose loop is in Python train for a tenth
+of the epochs, or less where that would take long: `≈` stands before what all epochs would take, and
+their first fit and their loss are of the shorter run. The memory that a process happens to get
+makes it some hundredths faster or slower, for as long as it lives: so `fit`, and whoever is about
+as fast, take as many turns again in a second process. On a machine that is too slow for all of it
+in about `--minutes`, those that stand last in the list are left out, and named.
 
 `speed` is that of `fit` relative to a rival: the median of the ratios of turns, and the ratio of
 the best times. Above 1, `fit` is faster. The last column is the loss over ten thousand examples, or
@@ -46,6 +47,7 @@ BEHIND = 1.5  # times as slow as `fit`: then one turn will do, instead of two
 FAR = 4  # times what the first run of `fit` takes, in another's: a tenth of it will do in turns
 MEASURED = 10_000  # examples of which the loss is told
 ALWAYS = 4  # rivals that begin however late it is
+COMPILED = ("vernal", "own", "scan")  # rivals whose loop over steps is compiled
 # name -> the module and function here, what it is
 RIVALS = {
     "vernal": ("ours.prepare", "`Trainer.fit`, `equinox.nn`"),
@@ -71,7 +73,9 @@ def work(rival: str, name: str) -> None:
     module, function = RIVALS[rival][0].split(".")
     try:
         prepare = getattr(importlib.import_module(f"rivals.{module}"), function)
-        chosen = workload(name)
+        # A loop in Python would take minutes for what `fit` does in half a second.
+        whole = workload(name)
+        chosen = whole if rival in COMPILED else workload(f"{name}-")
         run, outputs = prepare(chosen)
     except ModuleNotFoundError as error:
         return tell(missing=f"{error.name} is not installed")
@@ -79,14 +83,15 @@ def work(rival: str, name: str) -> None:
         return tell(missing=str(error))
     start = time.perf_counter()
     run()
-    first, whole = time.perf_counter() - start, time.time() - began
+    first, since = time.perf_counter() - start, time.time() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    tell(first=first, whole=whole, peak=peak / 2**10 / (1024 if sys.platform == "darwin" else 1))
+    peak_mib = peak / 2**10 / (1024 if sys.platform == "darwin" else 1)
+    tell(first=first, whole=since, peak=peak_mib, shortened=whole.epochs / chosen.epochs)
     for command in sys.stdin:
         if command.strip() == "shorten":
-            run, _ = prepare(workload(f"{name}-"))
+            run, _ = prepare(workload(f"{name}--"))
             run()
-            tell(shortened=chosen.epochs / workload(f"{name}-").epochs)
+            tell(shortened=whole.epochs / workload(f"{name}--").epochs)
             continue
         runs = int(command)
         start = time.perf_counter()
@@ -122,6 +127,7 @@ class Rival:
         self.facts |= self._answer()
 
     def _answer(self) -> dict:
+        assert self._process.stdout is not None
         for answer in self._process.stdout:
             if answer.startswith("@"):
                 return json.loads(answer[1:])
@@ -158,6 +164,7 @@ class Rival:
 
     def ask(self) -> None:
         """Have it tell its loss."""
+        assert self._process.stdin is not None
         self._process.stdin.close()
 
     def hear(self) -> None:
@@ -276,7 +283,7 @@ def table(workload: str, facts: dict[str, dict]) -> str:
     what = f"{w.kind} {' → '.join(map(str, w.sizes))}, {w.examples:,} examples"
     how = "full batch" if w.batch_size is None else f"batches of {w.batch_size}"
     rows = [
-        f"({workload}) {what}, {how}, {w.updates:,} updates of {w.optimizer}",
+        f"({workload}) {what}, {how}, {w.steps:,} steps of {w.optimizer}",
         "",
         "| rival | second fit, s: median (min to max) | speed of `fit`: turns, best "
         "| first fit, s | from `python` on, s | peak memory, MiB | loss |",
@@ -288,7 +295,7 @@ def table(workload: str, facts: dict[str, dict]) -> str:
             continue
         times, found = taken(told), speed(facts, name)
         ratios = f"{found[0]:.2f}, {found[1]:.2f}" if found else ""
-        about = "≈ " if "shortened" in told else ""
+        about = "≈ " if told.get("shortened", 1) > 1 else ""
         middle = f"{about}{statistics.median(times):.3g} ({min(times):.3g} to {max(times):.3g})"
         rows.append(
             f"| {RIVALS[name][1]} | {middle} | {ratios} | {told['first']:.2f} | "

@@ -32,7 +32,7 @@ class Workload:
     rate: float = 1e-3
 
     @property
-    def updates(self) -> int:
+    def steps(self) -> int:
         """How many, in all epochs."""
         return self.epochs * -(-self.examples // (self.batch_size or self.examples))
 
@@ -97,9 +97,9 @@ LENGTH = 32  # tokens in a sequence
 WORKLOADS = {
     w.name: w
     for w in (
-        Workload("a", "dense", (2, 1), 200, None, 10_000),
+        Workload("a", "dense", (2, 1), 200, None, 400_000),
         Workload("b", "dense", (1, 128, 1), 1000, None, 1000, "tanh", "sgd", 1e-2),
-        Workload("c", "dense", (10, 64, 64, 1), 10_000, 32, 10),
+        Workload("c", "dense", (10, 64, 64, 1), 10_000, 32, 60),
         Workload("d", "dense", (32, 256, 256, 1), 100_000, 256, 3),
         Workload("e", "dense", (784, 512, 512, 1), 60_000, 128, 1),
         Workload("f", "convolutional", (1, 16, 32), 1797, 64, 5),
@@ -110,17 +110,18 @@ WORKLOADS = {
 HELD_BACK = {
     w.name: w
     for w in (
-        Workload("h1", "dense", (5, 1), 1000, 100, 100, optimizer="sgd", rate=1e-2),
-        Workload("h2", "dense", (3, 16, 16, 16, 2), 777, 50, 60),
-        Workload("h3", "dense", (20, 128, 1), 5000, 37, 10, "tanh", "sgd", 1e-2),
-        Workload("h4", "dense", (64, 300, 100, 10), 20_000, 500, 5),
+        Workload("h1", "dense", (5, 1), 1000, 100, 4000, optimizer="sgd", rate=1e-2),
+        Workload("h2", "dense", (3, 16, 16, 16, 2), 777, 50, 600),
+        Workload("h3", "dense", (20, 128, 1), 5000, 37, 60, "tanh", "sgd", 1e-2),
+        Workload("h4", "dense", (64, 300, 100, 10), 20_000, 500, 8),
         Workload("h5", "dense", (8, 32, 1), 3000, None, 2000, "tanh"),
-        Workload("h6", "dense", (100, 50, 50, 1), 30_001, 1000, 10, optimizer="sgd"),
+        Workload("h6", "dense", (100, 50, 50, 1), 30_001, 1000, 20, optimizer="sgd"),
     )
 }
 
 
 def workload(name: str) -> Workload:
-    """The workload of a name; with a `-` behind it, a tenth as long, to try things out."""
-    found = {**WORKLOADS, **HELD_BACK}[name.rstrip("-")]
-    return replace(found, epochs=max(1, found.epochs // 10)) if name[-1] == "-" else found
+    """The workload of a name; a tenth as long for each `-` behind it."""
+    short = name.rstrip("-")
+    found = {**WORKLOADS, **HELD_BACK}[short]
+    return replace(found, epochs=max(1, found.epochs // 10 ** (len(name) - len(short))))

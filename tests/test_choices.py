@@ -227,7 +227,7 @@ def test_a_model_that_needs_a_key_is_given_one_everywhere():
     state, _ = trainer().fit(model, DATA, epochs=1)
     first = trainer().predict(state, X)
     np.testing.assert_array_equal(first, trainer().predict(state, X))
-    assert np.std(first - jax.vmap(state.model.layer)(X)) > 0.5
+    assert np.std(first - jax.vmap(state.model.layer)(jnp.asarray(X))) > 0.5
     assert np.isfinite(trainer().evaluate(state, DATA)["loss"])
 
 

@@ -200,7 +200,9 @@ def test_pandas_takes_the_record(data):
 
 
 @pytest.mark.parametrize(
-    ("size", "steps", "most"), [(None, 1, 12.5), (5, 3, 7.5)], ids=["an epoch a step", "three steps"]
+    ("size", "steps", "most"),
+    [(None, 1, 12.5), (5, 3, 7.5)],
+    ids=["an epoch a step", "three steps"],
 )
 def test_a_step_takes_four_bytes_and_an_epoch_eight(size, steps, most, data):
     """While a record grows, it may take twice that. A few superbatches are held, too."""

@@ -146,14 +146,14 @@ class Spent(Loader):
 def test_a_loader_that_is_empty_when_read_again_is_an_error():
     batches = cut((np.ones((4, 2), np.float32), np.ones(4, np.float32)), [2, 2])
     model = eqx.nn.Linear(2, "scalar", key=KEY)
-    with pytest.raises(vernal.DataError, match="no batches when it was read again"):
+    with pytest.raises(vernal.DataError, match="Spent without a single batch when it was read"):
         trainer = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError())
         trainer.fit(model, Spent(batches, 2), epochs=5)
 
 
 @pytest.mark.parametrize("at", [(0, 0), (0, 1), (1, 5)])
 def test_so_it_is_wherever_a_run_starts(at):
-    with pytest.raises(vernal.DataError, match="no batches when it was read again"):
+    with pytest.raises(vernal.DataError, match="Spent without a single batch when it was read"):
         seen(Spent(cut(examples(4), [2, 2]), 1), at=at, epochs=3)
 
 
@@ -289,7 +289,7 @@ def test_while_the_device_trains_the_next_batches_are_read():
             yield part
 
     trainer = vernal.Trainer(optax.sgd(1e-4), loss)
-    with limits(loader_batches=2, first_chunk_work=1):
+    with limits(loader_batches=2):
         _, history = trainer.fit(eqx.nn.Linear(2, 1, key=KEY), batches, epochs=1)
     assert len(history.steps["loss"]) == 20
 

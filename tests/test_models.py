@@ -30,7 +30,7 @@ import vernal
 from vernal import losses, metrics
 from vernal._limits import limits
 
-ONE_STEP = {"first_chunk_work": 1, "chunk_seconds": 1e-9}  # a chunk
+ONE_STEP = {"chunk_steps": 1}  # a chunk
 
 
 def mean_of(error):

@@ -242,7 +242,7 @@ def test_trouble_in_a_later_chunk_of_several_calls():
     whole = fails(TRAINER, spoilt(301, "loss", np.nan))
     with limits(superbatch_steps=12):
         of_small_calls = fails(TRAINER, spoilt(301, "loss", np.nan))
-    with limits(first_chunk_work=1, chunk_seconds=1e-9):
+    with limits(chunk_steps=1):
         of_one_step = fails(TRAINER, spoilt(301, "loss", np.nan))
     for error in (whole, of_small_calls, of_one_step):
         assert error.update == 301

@@ -267,6 +267,7 @@ def test_l_bfgs_finds_the_least_squares(data):
     ones = np.ones((len(x), 1))
     best, *_ = np.linalg.lstsq(np.hstack([x, ones]).astype(np.float64), y, rcond=None)
     np.testing.assert_allclose(state.model.weight[0], best[:3, 0], atol=1e-4)
+    assert state.model.bias is not None
     np.testing.assert_allclose(state.model.bias, best[3], atol=1e-4)
     assert np.argmax(history.steps["loss"] < 1.0001 * history.steps["loss"].min()) < 20
 

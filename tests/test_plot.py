@@ -131,7 +131,7 @@ def test_one_loss_of_many_that_is_not_positive_makes_the_scale_linear():
     values = np.ones(50_000, np.float32)
     values[12_345] = 0
     ax = vernal.History({"loss": values}, {}).plot()
-    assert (ax.get_yscale(), ax.get_xlabel()) == ("linear", "update")
+    assert (ax.get_yscale(), ax.get_xlabel()) == ("linear", "step")
     assert 12_346 in points(ax.lines[0])[0]
 
 

@@ -1,9 +1,6 @@
 """A model's table against counts by hand; an update's program against the update it lists."""
 
-import html
-import io
 import re
-import sys
 from typing import Any
 
 import equinox as eqx
@@ -238,32 +235,26 @@ def gallery():
 # ----- what every table promises
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
 @each_of_gallery
 @pytest.mark.parametrize("width", [80, 100, 120, None])
 def test_text_fits_the_terminal_and_100_columns_elsewhere(gallery, name, width, monkeypatch):
     _, _, summary = gallery(name)
-    if width is not None:
-        monkeypatch.setattr(sys, "stdout", Terminal())
+    if width is None:
+        monkeypatch.delenv("COLUMNS", raising=False)
+    else:
         monkeypatch.setenv("COLUMNS", str(width))
     header, *lines = str(summary).splitlines()
     rules = [i for i, line in enumerate(lines) if set(line) == {"─"}]
     assert len(rules) == 2 and rules[0] == 0
     assert max(map(len, [header, *lines[: rules[1] + 2]])) <= (width or 100)
     assert "\x1b" not in str(summary)
-    for column in ("path", "layer", "output", "trainable", "bytes", "FLOPs"):
-        assert column in header
-    if width != 80:
-        assert "input" in header and "frozen" in header
-    # A row begins with the end of its path; a cell that is wrapped has no path beside it.
-    ends = [line.split()[0].lstrip("…") for line in lines[1 : rules[1]] if line[:5].strip()]
-    assert len(ends) == len(summary.rows)
-    for end, of_row in zip(ends, summary.rows, strict=True):
-        assert of_row.path.endswith(end)
+    columns = ["path", "layer", "input", "output", "trainable", "frozen", "bytes", "FLOPs"]
+    if not summary.frozen:
+        columns.remove("frozen")
+    assert header.split() == columns
+    # A path may go over several lines, and is whole.
+    paths = [line[: header.index("layer")].strip() for line in lines[1 : rules[1]]]
+    assert "".join(paths) == "".join(of_row.path for of_row in summary.rows)
     assert lines[rules[1] + 1].split()[0] == "total"
 
 
@@ -312,11 +303,11 @@ def test_nothing_is_run():
 def test_the_table_of_a_line():
     summary = vernal.summary(nn.Linear(2, 1, key=KEY), np.zeros((200, 2)))
     assert str(summary).splitlines() == [
-        "path    layer   input     output    trainable  frozen  bytes  FLOPs",
-        "───────────────────────────────────────────────────────────────────",
-        "Linear  Linear  (2,) f32  (1,) f32          3           12 B      5",
-        "───────────────────────────────────────────────────────────────────",
-        "total                                       3       0   12 B      5",
+        "path    layer   input   output  trainable  bytes  FLOPs",
+        "───────────────────────────────────────────────────────",
+        "Linear  Linear  f32[2]  f32[1]          3   12 B      5",
+        "───────────────────────────────────────────────────────",
+        "total                                   3   12 B      5",
         "Parameters: 3, 12 B. Shapes and FLOPs are those of one example.",
     ]
     assert repr(summary) == str(summary)
@@ -347,7 +338,7 @@ def test_a_convolutional_network_by_hand(gallery):
     assert row(summary, "Cnn.layers[1]").flops == 8 * 10 * 10
     assert row(summary, "Cnn.layers[5]").flops == 2 * 200 * 10 + 10
     assert row(summary, "Cnn.layers[4]").flops == 0  # in inference mode
-    assert "(3, 12, 12) f32" in str(summary)
+    assert "f32[3,12,12]" in str(summary)
 
 
 def test_layers_under_vmap_count_for_all_that_they_are_mapped_over(gallery):
@@ -358,7 +349,7 @@ def test_layers_under_vmap_count_for_all_that_they_are_mapped_over(gallery):
     attention = row(summary, "Attention.attention")
     assert attention.inputs == 3 * (shape(10, 64),)
     assert attention.flops > 2 * 2 * 10 * 10 * 64  # both products of every token with every other
-    assert "3 × (10, 64)" in str(summary)
+    assert str(summary).count("f32[10,64]") >= 4  # of the inputs alone, three
 
 
 def test_a_loop_counts_as_often_as_it_goes_round(gallery):
@@ -406,7 +397,7 @@ def test_arrays_of_the_model_and_layers_that_are_not_called(gallery):
     assert (unused.inputs, unused.outputs, unused.calls) == ((), (), 0)
     assert (unused.trainable, unused.bytes) == (16, 64)
     line = str(summary).splitlines()[4]
-    assert line.split() == [".unused", "Linear", "16", "64", "B"]
+    assert line.split() == ["Holder.unused", "Linear", "16", "64", "B"]
 
 
 # ----- what is shared
@@ -536,22 +527,11 @@ def test_a_state_has_a_model():
     )
 
 
-def test_html_shortens_nothing(gallery):
-    _, _, summary = gallery("long names")
-    table = summary._repr_html_()
-    for each in summary.rows:
-        assert f">{html.escape(each.path)}<" in table
-    assert table.count("<tr>") == len(summary.rows) + 2
-    assert "…" not in table
-    tied = gallery("tied")[2]._repr_html_()
-    assert "TiedArray.second.weight is shared with TiedArray.first.weight" in tied
-
-
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(2_000, "8,000 B"), (2_499, "9,996 B"), (2_500, "10.0 kB"), (249_990, "1.00 MB")],
+    [(2_500, "10,000 B"), (249_990, "999,960 B"), (250_000, "1.00 MB"), (2_500_000, "10.0 MB")],
 )
-def test_sizes_are_exact_below_10_000_bytes(size, text):
+def test_sizes_are_exact_below_a_million_bytes(size, text):
     summary = vernal.summary(eqx.nn.PReLU(jnp.zeros(size)), np.zeros((3, size)))
     assert f" {text} " in str(summary).splitlines()[2]
 

@@ -130,7 +130,7 @@ def test_a_frozen_backbone_makes_the_same_bits_in_each_tier_and_chunk(dtype):
         begin = trainer.init(model, key=KEY)
         fitted, history = trainer.fit(begin, data, epochs=epochs, batch_size=size)
         by_steps, measured = stepped(trainer, begin, batches_of(data, size, epochs))
-        with limits(chunk_seconds=1e-9, first_chunk_work=1):
+        with limits(chunk_steps=1):
             in_chunks, _ = trainer.fit(begin, data, epochs=epochs, batch_size=size)
         assert_same_bits(fitted.model, by_steps.model)
         assert_same_bits(fitted.model, in_chunks.model)
@@ -140,9 +140,10 @@ def test_a_frozen_backbone_makes_the_same_bits_in_each_tier_and_chunk(dtype):
 # ----- where a run is cut
 
 CHUNKS = {
-    "of one step": {"chunk_seconds": 1e-9, "first_chunk_work": 1},
-    "of seven": {"steps_per_call": 7, "superbatch_bytes": 7 * BATCH_BYTES},
-    "of a thousand": {"chunk_seconds": 1e3, "first_chunk_work": 10**12},
+    "of one step": {"chunk_steps": 1},
+    "of seven": {"chunk_steps": 7},
+    "of calls of seven": {"steps_per_call": 7, "superbatch_bytes": 7 * BATCH_BYTES},
+    "of a thousand": {"chunk_seconds": 1e3, "chunk_steps": 1000},
     "of few bytes": {"chunk_bytes": 3 * BATCH_BYTES, "superbatch_bytes": 2 * BATCH_BYTES},
     "of one batch": {"superbatch_bytes": 1, "superbatch_steps": 1},
 }
@@ -440,7 +441,7 @@ def test_ctrl_c_is_heard_in_the_middle_of_an_epoch(capsys):
                 signal.raise_signal(signal.SIGINT)
             yield batch
 
-    with limits(loader_batches=1, first_chunk_work=1, chunk_seconds=1e-9):
+    with limits(loader_batches=1, chunk_steps=1):
         state, history = ADAM.fit(start(), loader, epochs=1000)
     done = int(state.step)
     assert 12 <= done == len(history.steps["loss"]) < 20

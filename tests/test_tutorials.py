@@ -110,6 +110,7 @@ def test_the_trainer_gives_the_published_weights_after_100_steps():
     trainer = vernal.Trainer(optax.sgd(0.001), losses.MeanSquaredError())
     state, history = trainer.fit(model, (x, y), epochs=100)
     assert [str(number) for number in state.model.weight[0]] == ["1.0531881", "2.0895174"]
+    assert state.model.bias is not None
     assert str(state.model.bias[0]) == "0.5365327"
 
     # The losses on the way, from the gradient as it is worked out on paper.
@@ -146,7 +147,7 @@ def test_02_lists_the_operations_that_make_a_table_and_what_they_cost(run):
     data = variables["x_column"], variables["line"][:, None]
     trainer = vernal.Trainer(optax.adam(0.001), losses.MeanSquaredError())
     assert "[100,100]" not in str(vernal.update_jaxpr(trainer, variables["model"], data))
-    broken, right = re.findall(r": 1 update on a batch of 100: ([\d.,]+ k?)FLOP", printed)
+    broken, right = re.findall(r": 1 step on a batch of 100: ([\d.,]+ k?)FLOP", printed)
     flops = lambda text: float(text.replace(",", "").replace(" k", "e3"))
     assert flops(broken) > 20 * flops(right)
 
@@ -172,6 +173,7 @@ def test_the_trainer_gives_the_published_terrible_fit():
     model = nn.Linear(1, 1, weight_init=start, key=jax.random.key(0))
     trainer = vernal.Trainer(optax.adam(0.001), half_squared_error)
     state, history = trainer.fit(model, (x, y), epochs=10_000)
+    assert state.model.bias is not None
     assert str(state.model.bias[0]) == "9.870098"
     assert abs(state.model.weight[0, 0]) < 1e-6
     predictions = np.asarray(trainer.predict(state, x))
@@ -209,7 +211,7 @@ POLYNOMIAL_LOSSES = {
 }
 
 
-@pytest.mark.parametrize("partitionable", [False, True])
+@pytest.mark.parametrize("partitionable", [pytest.param(False, marks=pytest.mark.long), True])
 def test_the_trainer_gives_the_published_losses_on_a_polynomial(partitionable):
     # JAX has two ways to derive random numbers from a key; the losses of both are published.
     with jax.threefry_partitionable(partitionable):

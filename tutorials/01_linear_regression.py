@@ -9,8 +9,8 @@
 # - a **loss**: one number that says how wrong the model is;
 # - an **optimizer**: a rule that turns the knobs so that the loss falls.
 #
-# We start with a case in which we know how every knob should end up, because we made the data.
-# So we can tell whether training works. You need Python and a little NumPy, nothing else.
+# We start with a case in which we know how every knob should end up, because we made the data. So
+# we can check whether training works. You need Python and a little NumPy.
 
 # %%
 from pathlib import Path
@@ -43,12 +43,11 @@ PICTURES.mkdir(parents=True, exist_ok=True)
 #
 # $$y = 1.1\,x_1 + 2.1\,x_2 + 3.1.$$
 #
-# The two factors are the *weights*, the number at the end is the *bias*. The training will be told
-# neither.
+# The two factors are the *weights*, the number at the end is the *bias*. Training sees neither.
 #
-# Examples stand in rows. So `x` has shape `(200, 2)`: 200 examples, 2 numbers each. And `y` has
-# shape `(200, 1)`: 200 examples, 1 number each. It pays to keep that last 1; the next tutorial
-# shows what happens without.
+# Examples are rows. So `x` has shape `(200, 2)`: 200 examples, 2 numbers each. And `y` has shape
+# `(200, 1)`: 200 examples, 1 number each. Keep that last 1. The next tutorial shows what happens
+# without it.
 
 # %%
 rng = np.random.default_rng(SEED)
@@ -61,10 +60,10 @@ print("The first five answers:", y[:5, 0])
 
 # %% [markdown]
 # `x @ weights` is a matrix product: it multiplies each input by its weight and adds up, for all
-# examples at once. You will meet it in many spellings, all for the same sum. With the loop you see
-# what is done. `@` is short and fast. `einsum` names each axis by a letter (here `n` for examples,
-# `i` for inputs, `o` for outputs), multiplies, and adds up over the letters that do not come back
-# after the arrow: only `i` is gone.
+# examples at once. The same sum has many spellings. The loop shows each operation. `@` is short and
+# fast. `einsum` names each axis by a letter: here `n` for examples, `i` for inputs, `o` for
+# outputs. It multiplies, and adds up over the letters that are missing after the arrow. Here, only
+# `i` is missing.
 
 # %%
 by_loop = [[x1 * TRUE_WEIGHTS[0] + x2 * TRUE_WEIGHTS[1]] for x1, x2 in x]
@@ -76,8 +75,8 @@ print(f"  {by_loop[0][0]:.8f} {by_matrix_product[0, 0]:.8f} {by_einsum[0, 0]:.8f
 print("  All 200 agree:", np.allclose(by_loop, by_matrix_product), np.allclose(by_loop, by_einsum))
 
 # %% [markdown]
-# Nothing that is measured is that clean. So we also make noisy answers, off by about 0.5 each, and
-# keep the clean ones for a first try.
+# Measurements are never that clean. So we also make noisy answers, each off by about 0.5. We keep
+# the clean ones for a first try.
 
 # %%
 y_noisy = y + rng.normal(0, NOISE, y.shape)
@@ -88,15 +87,15 @@ print("The first five noisy answers:", y_noisy[:5, 0].round(3))
 # ## Model
 #
 # The model has the same form as the rule that made the data: two weights and a bias. In a real
-# problem you would not know the form, and choose one that is rich enough.
+# problem you do not know the form. Then you choose a model that is rich enough.
 #
 # `nn.Linear(2, 1)` is that model: 2 numbers in, 1 number out. It needs a `key`, JAX's source of
-# randomness, because parameters usually start at random. We start them at zero instead, so that
-# everybody sees the same numbers.
+# randomness, because parameters usually start at random. We start them at zero, so that everybody
+# sees the same numbers.
 #
-# A model is a *PyTree*: a tree whose leaves are arrays, the parameters among them. Printed, it
-# shows them. `vernal.summary` makes a table: what goes into each layer and comes out, how many
-# parameters it has, and what they take. It needs to see `x` for the shapes.
+# A model is a *PyTree*: a tree whose leaves are arrays, the parameters among them. A printed model
+# shows them. `vernal.summary` makes a table of the layers: their inputs and outputs, the number of
+# their parameters, and their memory. It takes `x` for the shapes.
 
 # %%
 model = nn.Linear(2, 1, weight_init=jax.nn.initializers.zeros, key=jax.random.key(0))
@@ -105,18 +104,18 @@ print(model)
 print(vernal.summary(model, x))
 
 # %% [markdown]
-# Two weights and a bias are 3 parameters. JAX takes 4 bytes for a number, so they take 12.
-# `(2,) f32` is an array of 2 such numbers: one example. *FLOPs* count the sums and products of one
-# prediction. There are 5 by XLA's count, the compiler that JAX uses: a product and a sum for each
-# weight, and a sum for the bias.
+# Two weights and a bias are 3 parameters. JAX stores a number in 4 bytes, so they take 12.
+# `f32[2]` is an array of 2 such numbers: one example. *FLOPs* count the sums and products of one
+# prediction. XLA, the compiler that JAX uses, counts 5: a product and a sum for each weight, and a
+# sum for the bias.
 #
 # ## Loss
 #
 # How wrong is one prediction? Take the difference from the answer and square it. The square has no
-# sign, so errors cannot cancel. And it punishes one big error more than a few small ones.
+# sign, so errors cannot cancel. It also punishes one big error more than a few small ones.
 #
-# Optax, the library of optimizers and losses that Vernal builds on, has this ready. We do one by
-# hand to see that there is no more to it. Our model predicts 0 for everything so far.
+# Optax is the library of optimizers and losses that Vernal builds on. It has this loss ready. We
+# compute one by hand to compare. So far, our model predicts 0 for everything.
 
 # %%
 prediction, answer = 0.0, y[0, 0]
@@ -126,15 +125,15 @@ squared_by_optax = optax.losses.squared_error(prediction, answer)
 print(f"One squared error, by hand {squared_by_hand:.4f} and from Optax {squared_by_optax:.4f}")
 
 # %% [markdown]
-# The *mean squared error* is the average of that over all examples: one number for the model.
+# The *mean squared error* is the average of these squares over all examples: one number for the
+# model.
 #
 # ## Optimizer, by hand
 #
 # Which way to turn the knobs? The *gradient* answers that. It has one number for each parameter:
-# how fast the loss rises if that parameter grows a little. So we go a small step the other way,
-# and look again. This is *gradient descent*. Its cousin that looks at a few examples at a time,
-# for speed, is called SGD, *stochastic gradient descent*; with all examples at once it is the
-# same.
+# how fast the loss rises if that parameter grows a little. So we go a small step the other way, and
+# look again. This is *gradient descent*. *Stochastic gradient descent*, SGD, looks at a few
+# examples at a time, for speed. With all examples at once, the two are the same.
 #
 # JAX works out the gradient of any function that is written with `jax.numpy`. You never
 # differentiate by hand. So the whole training is ten lines.
@@ -162,11 +161,11 @@ print("  weights", *params["weights"][:, 0], "bias", params["bias"])
 # %% [markdown]
 # ## The same with Vernal
 #
-# A `Trainer` holds the choices: the optimizer and the loss. `fit` takes a model and data, and gives
-# back a *state*, with the trained model in it, and a *history*, the record of the run.
+# A `Trainer` holds the choices: the optimizer and the loss. `fit` takes a model and data. It
+# returns a *state*, with the trained model in it, and a *history*, the record of the run.
 #
-# One *epoch* is one pass through the data. We pass all examples at once, which is what `fit` does
-# unless told otherwise, so here one epoch is one step.
+# One *epoch* is one pass through the data. By default, `fit` takes all examples at once. So here,
+# one epoch is one step.
 
 # %%
 trainer = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())
@@ -176,11 +175,11 @@ print(f"After {FEW_STEPS:,} steps with Vernal:")
 print("  weights", *state.model.weight[0], "bias", state.model.bias[0])
 
 # %% [markdown]
-# The same numbers, to the last digit. There is no magic in a trainer. It saves you the loop, and
-# what a loop for real work needs besides: batches, shuffling, a compiled loop instead of one that
-# goes back to Python at every step, and checks that explain mistakes.
+# Both print the same numbers. There is no magic in a trainer. It saves you the loop, and the parts
+# that real work needs: batches, shuffling, a loop that is compiled as a whole, and checks that
+# explain mistakes.
 #
-# Note also that `model` itself has not changed. `fit` returns new values and leaves yours alone.
+# Note also that `model` itself has not changed. `fit` returns new values, and does not touch yours.
 
 # %%
 print("The first five losses by hand:    ", np.round(curve_by_hand[:5], 3))
@@ -195,12 +194,13 @@ fig.savefig(PICTURES / "01_loss_by_hand.png")
 # %% [markdown]
 # The loss falls, and then it nearly stops. The weights are close to 1.1 and 2.1, but the bias,
 # 0.54, is far from 3.1. The inputs are as large as 10, so a small change of a weight changes the
-# predictions a lot: its gradient is large, and it arrives first. The bias gets there slowly.
+# predictions a lot. The gradients of the weights are large, and the weights arrive first. The bias
+# is slow.
 #
 # ## A better optimizer, and more steps
 #
-# *Adam* gives each parameter a step size of its own, so that the slow ones keep up. It is what most
-# people start with. It costs one word to change. We also take the noisy answers, and 10,000 steps.
+# *Adam* gives each parameter a step size of its own, so that the slow ones keep up. Most people
+# start with it. The change is one word. We also take the noisy answers, and 10,000 steps.
 #
 # The model may start from random weights now: wherever it starts, it should end at the same place.
 
@@ -215,10 +215,9 @@ print(f"  weights {weights_found[0]:.4f} {weights_found[1]:.4f} bias {bias_found
 print("  The truth: weights", *TRUE_WEIGHTS, "bias", TRUE_BIAS)
 
 # %% [markdown]
-# All three are recovered, each within 0.01. Could more steps do better? For a straight line the
-# best answer can be worked out without training, by *least squares*. It is the same as ours. So
-# what is left is not the training's fault: it is the noise in the answers, and only more data
-# would help.
+# Training recovers all three, each within 0.01. Could more steps do better? For a straight line,
+# *least squares* computes the best answer without training. It equals ours. So the remaining error
+# comes from the noise in the answers. Only more data would help.
 
 # %%
 columns = np.column_stack([x, np.ones(EXAMPLES)])
@@ -238,12 +237,12 @@ right.set_ylabel("prediction")
 fig.savefig(PICTURES / "01_adam.png")
 
 # %% [markdown]
-# The loss never gets to zero. It stops near 0.25, the square of the noise: no model can predict
-# what is random.
+# The loss never gets to zero. It stops near 0.25, the square of the noise. No model can predict
+# random numbers.
 #
 # ## Try it
 #
-# - Set `RATE` to 0.03. What becomes of SGD? (Vernal's losses are in `history.steps["loss"]`.)
+# - Set `RATE` to 0.03. What happens to SGD? (Vernal's losses are in `history.steps["loss"]`.)
 # - Give SGD 10,000 steps. Does the bias arrive?
 # - Set `EXAMPLES` to 20,000. How close to the truth do you get now?
 

@@ -2,8 +2,8 @@
 # # 2. Shape fixing, and a terrible fit
 #
 # Most mistakes in this trade are mistakes of shape. The bad ones do not stop the program. It runs,
-# the loss falls, and what comes out is nonsense. Here we make the two classic ones on purpose. We
-# look at what they do when nobody checks, at what Vernal says about them, and mend them.
+# the loss falls, and the result is nonsense. Here we make the two classic mistakes on purpose. We
+# see what they do without checks, read what Vernal says about them, and fix them.
 #
 # Then we train without a mistake and get a terrible fit all the same. That is a lesson, too.
 
@@ -42,13 +42,13 @@ print("x has shape", x.shape, "and y has shape", y.shape)
 
 # %% [markdown]
 # Is that 100 examples of one number? Or one example of 100 numbers? The shape `(100,)` does not
-# say. You know which you meant. The program has to guess, and this is where it goes wrong.
+# say. You know which one you mean. The program has to guess, and it may guess wrong.
 #
 # ## Mistake 1: one example of 100 numbers
 #
 # A layer needs to know how many numbers an example has. Code often reads that from the data's last
-# axis. Here the last axis is the examples, so the layer is made for 100 numbers. Without checks
-# nothing complains: the layer has 100 weights where one was meant, and it runs.
+# axis. Here the last axis counts the examples, so the layer takes 100 numbers. Without checks
+# nothing complains. The layer has 100 weights in place of one, and it runs.
 
 # %%
 layer = eqx.nn.Linear(x.shape[-1], 1, key=jax.random.key(0))
@@ -57,9 +57,9 @@ print("\nMistake 1: the layer's weight has shape", layer.weight.shape, "instead 
 print(f"  100 numbers go in, and {layer(x).size} comes out, not 100.")
 
 # %% [markdown]
-# With Vernal the rule is: the first axis counts the examples, what comes after it is one example.
-# So `fit` knows that an example is a single number, and refuses. It does so before anything is
-# compiled or trained, and it says which layer wants what.
+# Vernal has one rule: the first axis counts the examples, and the other axes are one example. So
+# `fit` knows that an example is a single number, and refuses. It refuses before anything is
+# compiled or trained, and it says what the layer needs.
 
 # %%
 trainer = vernal.Trainer(optax.adam(RATE), losses.MeanSquaredError())
@@ -76,9 +76,9 @@ print("\nVernal on the layer that was made for 100 numbers:")
 show_error(nn.Linear(100, 1, key=jax.random.key(0)), (x, y))
 
 # %% [markdown]
-# So the layer is wrong: one number goes in, `nn.Linear(1, 1)`. That leaves the data. For a layer
-# an example is a row of numbers, even if there is only one in it. Vernal has tried what would
-# help, and suggests it:
+# So the layer is wrong: one number goes in, `nn.Linear(1, 1)`. That leaves the data. For a layer,
+# an example is a row of numbers, even a row of one. Vernal looks for a fix, checks it, and suggests
+# it:
 
 # %%
 model = nn.Linear(1, 1, key=jax.random.key(0))
@@ -87,8 +87,8 @@ print("\nVernal on the right layer:")
 show_error(model, (x, y))
 
 # %% [markdown]
-# `x[:, None]` adds an axis of length 1 at the end. Nothing is computed. The column says what the
-# flat array did not: 100 examples of one number each.
+# `x[:, None]` adds an axis of length 1 at the end. Nothing is computed. The shape of the column is
+# clear: 100 examples of one number each.
 
 # %%
 x_column = x[:, None]
@@ -98,9 +98,9 @@ print("\nx has shape", x.shape, "and x[:, None] has shape", x_column.shape)
 # %% [markdown]
 # ## Mistake 2: a hundred answers for each prediction
 #
-# Suppose you mend `x` and forget `y`. The model's predictions have shape `(100, 1)`, the answers
-# `(100,)`. Now take the difference. NumPy and JAX *broadcast*: they line up shapes from the right
-# and stretch every axis of length 1. The column and the row become a table of 100 × 100, every
+# Suppose you fix `x` and forget `y`. The model's predictions have shape `(100, 1)`, the answers
+# `(100,)`. Now take the difference. NumPy and JAX *broadcast*: they line up shapes from the right,
+# and stretch every axis of length 1. The column and the row become a table of 100 × 100: every
 # prediction minus every answer.
 
 # %%
@@ -110,12 +110,12 @@ print("\nMistake 2:", predictions.shape, "minus", y.shape, "has shape", (predict
 
 # %% [markdown]
 # The mean of that table's squares is one number, as a loss should be. It has a gradient, and it
-# falls. But now every prediction is pulled towards every answer, and all it can do is to predict
+# falls. But now the loss pulls every prediction towards every answer. The best it can reach is
 # their average.
 #
 # To see this, take answers that a straight line can match perfectly, $y = 3x$. In Vernal you can
-# write a loss of your own, as a function of the model, the data and a random key. In there you
-# are on your own, with no check in the way, so that is where we make the mistake.
+# write a loss of your own, as a function of the model, the data and a random key. Vernal does not
+# check the inside of your loss. So we make the mistake there.
 
 # %%
 line = 3 * x
@@ -135,25 +135,25 @@ print(f"  The loss falls, from {first:.1f} to {last:.1f}, and looks like learnin
 print(f"  But the line should rise by 3, and it rises by {abs(state.model.weight[0, 0]):.4f}.")
 
 # %% [markdown]
-# Nothing crashed. A curve that flattens early is all there is to see, and you would probably blame
-# the model. But the table is there, if you know where to look.
+# Nothing crashed. You see only a curve that flattens early, and you would probably blame the model.
+# But you can find the table, if you know where to look.
 #
-# JAX can list a program as a *jaxpr*: one operation in a line, with the shape of what it makes.
-# `vernal.update_jaxpr` lists one whole update: forward through the model and the loss, back for
-# the gradient, and then what the optimizer does with it. It runs nothing. Here we look only for
-# tables; print `program` to see all of it.
+# JAX can list a program as a *jaxpr*: one operation in a line, with the shape of its result.
+# `vernal.update_jaxpr` lists one whole step of training: forward through the model and the loss,
+# back for the gradient, and then the optimizer. It runs nothing. Here we look only for tables.
+# Print `program` to see all of it.
 
 # %%
 program = str(vernal.update_jaxpr(broken, model, (x_column, line)))
 operations = [text.strip() for text in program.splitlines() if " = " in text]
 tables = [operation for operation in operations if ":f32[100,100] = " in operation]
 
-print(f"\nThe update has {len(operations)} operations. Of these {len(tables)} make a table:")
+print(f"\nOne step has {len(operations)} operations. Of these {len(tables)} make a table:")
 print(" ", "\n  ".join(tables))
 
 # %% [markdown]
-# `f32` says numbers of 32 bits, `[100,100]` is the shape. The first line is the subtraction that
-# went wrong, the second its square, and the others are for the gradient.
+# `f32` means numbers of 32 bits, and `[100,100]` is the shape. The first line is the wrong
+# subtraction. The second line is its square. The other lines compute the gradient.
 #
 # Vernal's own losses never broadcast a prediction against an answer:
 
@@ -162,7 +162,7 @@ print("\nVernal on a column x with a flat y:")
 show_error(model, (x_column, line))
 
 # %% [markdown]
-# We do as it says, and now it trains.
+# We follow the suggestion, and now it trains.
 
 # %%
 state, history = trainer.fit(model, (x_column, line[:, None]), epochs=STEPS)
@@ -172,9 +172,8 @@ print(f"  the loss at the end is {history.epochs['loss'][-1]:.4f}")
 print(f"  the line rises by {state.model.weight[0, 0]:.4f}")
 
 # %% [markdown]
-# The table was a waste, too. `vernal.update_cost` asks the compiler what one update takes: how
-# many sums and products (FLOP), how many bytes it reads and writes, and how much memory. Compare
-# the two.
+# The table was a waste, too. `vernal.update_cost` asks the compiler for the cost of one step: sums
+# and products (FLOP), bytes read and written, and memory. Compare the two.
 
 # %%
 print("\nWith the table:", vernal.update_cost(broken, model, (x_column, line)))
@@ -185,8 +184,8 @@ print("Without:", vernal.update_cost(trainer, model, (x_column, line[:, None])))
 #
 # All shapes are right now. So back to the parabola, with a straight line for a model.
 #
-# For a change the loss is half the squared error, *summed* over the examples and not averaged. You
-# will meet both. The half makes the gradient a little tidier; the sum makes the loss grow with the
+# For a change, the loss is half the squared error, *summed* over the examples and not averaged. You
+# will meet both. The half makes the gradient a little tidier. The sum makes the loss grow with the
 # number of examples. Again it is a loss of our own, and this time the shapes agree.
 
 
@@ -208,15 +207,15 @@ print(f"  predictions from {predictions.min():.5f} to {predictions.max():.5f}")
 print(f"  answers from {y.min():.5f} to {y.max():.5f}, on average {y.mean():.5f}")
 
 # %% [markdown]
-# (`eqx.tree_at` makes a copy of a model with one part replaced; models are never changed in place.)
+# (`eqx.tree_at` makes a copy of a model with one part replaced. Models never change in place.)
 #
-# The line is flat. The parabola falls on the left as much as it rises on the right, and whatever
-# the line gains on one side by tilting, it loses on the other.
+# The line is flat. The parabola falls on the left as much as it rises on the right. If the line
+# tilts, it loses on one side what it gains on the other.
 #
 # And it is too low! A flat line does best at the average of the answers, which is 68. This one
 # stopped at 9.87. Why? Adam's steps are about as long as the learning rate, however steep the loss
-# is. That makes it steady. But 10,000 steps of 0.001 get no further than 10. The bias was still
-# on its way. The loss says the same: it had not levelled off.
+# is. So Adam is steady. But 10,000 steps of 0.001 reach no further than 10. The bias was still on
+# its way. The loss shows it, too: it was still falling.
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -231,7 +230,7 @@ fig.savefig(PICTURES / "02_terrible_fit.png")
 # %% [markdown]
 # So two things are wrong, and neither is a mistake in the program:
 #
-# - The training stopped too early. More steps, or longer ones, mend that.
+# - The training stopped too early. More steps, or longer ones, fix that.
 # - The model is too poor. No straight line follows a parabola, however long you train.
 #
 # The next tutorial gives it a better model.

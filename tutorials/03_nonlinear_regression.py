@@ -2,9 +2,9 @@
 # # 3. Nonlinear regression: a network that bends
 #
 # The last tutorial ended with a straight line on a parabola. No line can follow a curve. So here we
-# build models that bend, a small network and a wide one, and see how much width buys.
+# build models that bend, a small network and a wide one. Then we see how much width helps.
 #
-# The data is the parabola again. Columns from the start, this time.
+# The data is the parabola again, as columns from the start.
 
 # %%
 from pathlib import Path
@@ -33,22 +33,22 @@ y = 2 * x**2
 # %% [markdown]
 # ## What makes a network bend
 #
-# Two layers, one after the other, are still a line: a line of a line is a line. What breaks it is
-# an *activation*, a function between the layers that is not a line itself. The simplest is
-# `relu`: it keeps what is positive, and makes everything else zero. Its picture is flat, has one
-# bend, and then rises.
+# Two layers, one after the other, are still a line: a line of a line is a line. To bend it, put an
+# *activation* between the layers: a function that is not a line itself. The simplest is `relu`. It
+# keeps positive numbers, and makes all others zero. Its picture is flat, has one bend, and then
+# rises.
 #
 # So a hidden layer with 4 numbers, followed by a relu, gives 4 pieces with one bend each. The last
-# layer weighs them and adds them up: a curve that can bend in 4 places.
+# layer weighs them and adds them up. The result is a curve that can bend in 4 places.
 #
 # ## A network of your own
 #
 # In Equinox a model is a class: the fields are its layers, `__call__` is what they do to **one**
-# example. Ours goes 1 → 4 → 4 → relu → 1. There is no activation after the first layer, so by the
-# rule above its first two layers are worth one. Let us see whether it matters.
+# example. Ours goes 1 → 4 → 4 → relu → 1. There is no activation after the first layer. By the rule
+# above, the first two layers are then worth one. Let us see whether that matters.
 #
-# Vernal has no base class for models. The Trainer takes any `eqx.Module`, and finds out by itself
-# what there is to train.
+# Vernal has no base class for models. The Trainer takes any `eqx.Module`, and finds the parameters
+# itself.
 
 
 # %%
@@ -74,11 +74,11 @@ class SmallNetwork(eqx.Module):
 # ## Three models, one trainer
 #
 # The first is the straight line, to compare with. The last is a network with one wide hidden layer,
-# 1 → 128 → relu → 1. It is so common that there is a name for it, multi-layer perceptron, and a
-# class: `nn.MLP(1, 1, width_size=128, depth=1)`, where `depth` counts the hidden layers. relu is
-# its activation unless you choose another.
+# 1 → 128 → relu → 1. Such networks are common, and are called multi-layer perceptrons. Vernal has a
+# class for them: `nn.MLP(1, 1, width_size=128, depth=1)`, where `depth` counts the hidden layers.
+# Its activation is relu by default.
 #
-# All three get the same optimizer and the same number of steps. One trainer serves them all: it
+# All three get the same optimizer and the same number of steps. One trainer serves them all. It
 # holds the choices, and nothing of any model.
 
 # %%
@@ -94,9 +94,9 @@ for name, model in models.items():
     states[name], histories[name] = trainer.fit(model, (x, y), epochs=STEPS)
 
 # %% [markdown]
-# `evaluate` measures the loss of a trained model. It is a mean of squares. Its square root is
-# easier to picture: that is how far off a typical prediction is, in the units of `y`. The answers
-# go from 0 to 200.
+# `evaluate` measures the loss of a trained model. The loss is a mean of squares. Its square root is
+# easier to picture: the error of a typical prediction, in the units of `y`. The answers go from 0
+# to 200.
 
 # %%
 print(f"{'model':<16}{'loss':>8}{'typical error':>16}")
@@ -114,12 +114,12 @@ right.set_title("Their losses")
 fig.savefig(PICTURES / "03_three_models.png")
 
 # %% [markdown]
-# The line is hopeless. The small network is better, not great: it has found that there are two
-# arms, and makes each of them one straight stroke. The wide network is clearly better: it bends
-# in more places, and follows the data round the bottom. It misses the ends of the arms, where the
-# parabola is steepest.
+# The line is hopeless. The small network is better, not great: it has found the two arms, and draws
+# each of them as one straight stroke. The wide network is clearly better. It bends in more places,
+# and follows the data round the bottom. It misses the ends of the arms, where the parabola is
+# steepest.
 #
-# ## How much width buys
+# ## How much width helps
 #
 # Let us try a few widths in between, with one hidden layer each.
 
@@ -144,21 +144,21 @@ ax.set_title("A wider network makes a smaller error")
 fig.savefig(PICTURES / "03_widths.png")
 
 # %% [markdown]
-# Each step in width makes the error smaller. There are two reasons. More units can bend in more
-# places. And more units learn faster: Adam moves each parameter by no more than about 0.001 a step,
-# so by about 3 in all, and it takes many small changes together to lift a curve to 200. The loss
-# curves show it: at 3,000 steps both networks were still learning.
+# Each larger width makes the error smaller. There are two reasons. More units can bend in more
+# places. And more units learn faster. Adam moves each parameter by at most about 0.001 a step, so
+# by about 3 in all. Many small changes together lift a curve to 200. The loss curves show it: at
+# 3,000 steps both networks were still learning.
 #
 # The width-4 network here and the small network above end close to each other. So the extra layer
-# without an activation bought little, as promised.
+# without an activation helped little, as expected.
 #
 # And the keys? A relu that is zero for every example has no gradient, and never learns. Among 128
-# units a few lost ones do not matter. Among 4 they do, so small networks depend on luck.
+# units, a few lost ones do not matter. Among 4 they do, so small networks depend on luck.
 #
 # ## Try it
 #
-# - Set `KEY` to `jax.random.key(0)`. What has become of the small network?
-# - Set `STEPS` to 30,000. What do 4 units reach, given the time?
+# - Set `KEY` to `jax.random.key(0)`. What happens to the small network?
+# - Set `STEPS` to 30,000. How far do 4 units get, with more time?
 # - Put a relu after the first layer of the small network, too.
 
 # %%

@@ -71,7 +71,7 @@ def prepare(workload):
 
 def prepare_many(workload):
     """As many steps an execution as there are in an epoch, to 100."""
-    steps = workload.updates // workload.epochs
+    steps = workload.steps // workload.epochs
     if steps == 1:
         raise Unfit("an execution ends with its epoch, which has one step")
     return _prepare(workload, min(100, steps))

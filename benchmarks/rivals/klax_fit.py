@@ -23,7 +23,7 @@ def prepare(workload):
             first_model(),
             data,
             batch_size=size,
-            steps=workload.updates,
+            steps=workload.steps,
             loss=klax.mse,
             optimizer=tx,
             verbose=0,

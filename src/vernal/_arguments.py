@@ -1,6 +1,7 @@
 """Arguments of `Trainer` and its methods are checked before anything is made of them."""
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -171,6 +172,18 @@ def checked_callbacks(callbacks, names: Iterable[str]) -> list[Callable]:
                 f"there are {', '.join(known)}.{hint}"
             )
     return listed
+
+
+def check_checkpoints(checkpoints: Any) -> None:
+    """Raise `ArgumentError` if `fit` was given something else as its `checkpoints`."""
+    is_path = isinstance(checkpoints, str | os.PathLike)  # a Path can be opened, but not so
+    if checkpoints is None or (hasattr(checkpoints, "open") and not is_path):
+        return
+    path = os.fspath(checkpoints) if is_path else "runs/1"
+    raise ArgumentError(
+        f"checkpoints is {kind(checkpoints)}; a vernal.Checkpoints is needed."
+        f"\n  Try checkpoints=vernal.Checkpoints({path!r})."
+    )
 
 
 def _accepts(function: Any, arguments: int) -> bool:

@@ -30,15 +30,13 @@ class Limits:
         chunk_seconds: How long a chunk of steps should take, in seconds: long enough that Python's
             part is small, short enough that a progress bar moves and Ctrl-C is heard.
         chunk_bytes: Most bytes of data that one chunk passes over.
-        first_chunk_work: Multiply-adds in a run's first chunk, whose speed is not known yet.
-        least_step_work: Multiply-adds that count for the smallest step.
+        chunk_steps: Most steps in one chunk.
         rewound_bytes: Largest state, in bytes, that is copied before each chunk, to go back to when
             numbers stop being finite.
         loader_batches: Most batches of a loader that are stacked at once.
         loader_seconds: How long to wait for a loader before training on what there is, in seconds.
         read_bytes: How much of a file is read at once, in bytes.
         gap_bytes: How much that is not needed is read over rather than skipped, in bytes.
-        suggestion_seconds: How long to look for a line that fixes a wrong shape, in seconds.
     """
 
     gathers_on_host: bool = True
@@ -49,14 +47,12 @@ class Limits:
     steps_per_call: int = 2**14
     chunk_seconds: float = 0.25
     chunk_bytes: int = 2**26
-    first_chunk_work: int = 10**9
-    least_step_work: int = 10**4
+    chunk_steps: int = 2**31 - 1
     rewound_bytes: int = 2**30
     loader_batches: int = 256
     loader_seconds: float = 0.1
     read_bytes: int = 2**22
     gap_bytes: int = 2**16
-    suggestion_seconds: float = 5.0
 
 
 _CPU = Limits()
@@ -68,8 +64,6 @@ _ACCELERATOR = Limits(
     superbatch_bytes=2**28,
     superbatch_steps=2**13,
     chunk_bytes=2**29,
-    first_chunk_work=10**13,
-    least_step_work=10**10,
 )
 
 _changes: ContextVar[dict[str, Any]] = ContextVar("_changes", default={})  # noqa: B039

@@ -1,11 +1,16 @@
 """The errors that Vernal raises: what was given, what was needed, and the line that fixes it."""
 
 import functools
+import importlib
 import inspect
+import math
+import os
 import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from numbers import Real
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -153,6 +158,51 @@ def whole_number(name: str, value: Any, *, at_least: int) -> int:
     if not is_whole or value < at_least:
         raise ArgumentError(f"{name} needs to be a whole number from {at_least}; it is {value!r}.")
     return int(value)
+
+
+def check_finite(name: str, value: Any, hint: str) -> None:
+    """Raise `ArgumentError`, with a hint, if this is not a finite number from 0."""
+    if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+        raise ArgumentError(f"{name} is {kind(value)}; a finite number from 0 is needed.\n  {hint}")
+
+
+def checked_path(name: str, value: Any) -> Path:
+    """Return an argument as a path.
+
+    Raises:
+        ArgumentError: If the argument is not a path.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise ArgumentError(f"{name} is {kind(value)}; a path is needed, as a str or a Path.")
+    return Path(value)
+
+
+def unwritable(path: str | Path, error: OSError) -> ArgumentError:
+    """Make the error for a path that cannot be written."""
+    return ArgumentError(
+        f"{path} cannot be written: {error.strerror or error}."
+        "\n  Pass a path in a directory that you may write to."
+    )
+
+
+def optional_import(module: str, *, user: str, extra: str) -> Any:
+    """Import a package that only a part of Vernal needs.
+
+    Args:
+        module: The module's full name.
+        user: The names in Vernal that need the package.
+        extra: The extra of `vernal` that installs the package.
+
+    Raises:
+        MissingExtraError: If the package is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{user} needs {module.partition('.')[0]}, which is not installed."
+            f"\n  Run: pip install 'vernal[{extra}]'"
+        ) from error
 
 
 def about(name: str, message: str) -> str:

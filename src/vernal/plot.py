@@ -52,7 +52,7 @@ def history(record: Any, *, ax=None, label: str | None = None):
         ax.plot(places + 1, values[places], label=names[name])
     if all(np.all(np.asarray(line.get_ydata()) > 0) for line in ax.lines):
         ax.set_yscale("log")
-    ax.set_xlabel("epoch" if curves else "update")
+    ax.set_xlabel("epoch" if curves else "step")
     ax.set_ylabel("loss")
     if len(ax.lines) > 1:
         ax.legend()

@@ -1,14 +1,11 @@
 """Checkpoints: how often a run is saved, and where."""
 
-import math
 import os
 from dataclasses import KW_ONLY, dataclass
-from numbers import Real
 from pathlib import Path
-from typing import Any
 
 from vernal._training.checkpointer import Checkpointer
-from vernal.errors import ArgumentError, MissingExtraError, kind, whole_number
+from vernal.errors import check_finite, checked_path, optional_import, whole_number
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,9 @@ class Checkpoints:
 
     def __post_init__(self):
         checked_path("directory", self.directory)
-        seconds = self.every_seconds
-        if seconds is not None and (not isinstance(seconds, Real) or not 0 <= seconds < math.inf):
-            raise ArgumentError(
-                f"every_seconds is {kind(seconds)}; a finite number from 0 is needed, or None."
-            )
+        if self.every_seconds is not None:
+            hint = "Try every_seconds=60, or None to leave this interval out."
+            check_finite("every_seconds", self.every_seconds, hint)
         if self.every_steps is not None:
             whole_number("every_steps", self.every_steps, at_least=1)
         if self.every_epochs is not None:
@@ -77,20 +72,6 @@ class Checkpoints:
         return Manager(self)
 
 
-def checked_path(name: str, path: Any) -> Path:
-    """Return an argument as a `Path`; `ArgumentError` if it is not one."""
-    if not isinstance(path, str | os.PathLike):
-        raise ArgumentError(f"{name} is {kind(path)}; a path is needed, as a str or a Path.")
-    return Path(path)
-
-
 def orbax():
     """Import Orbax; `MissingExtraError` if it is not installed."""
-    try:
-        import orbax.checkpoint
-    except ImportError as error:
-        raise MissingExtraError(
-            "vernal.Checkpoints needs Orbax, which is not installed."
-            "\n  Run: pip install 'vernal[checkpoint]'"
-        ) from error
-    return orbax.checkpoint
+    return optional_import("orbax.checkpoint", user="vernal.Checkpoints", extra="checkpoint")

@@ -15,12 +15,11 @@ from vernal._checkpointing.named_arrays import is_key, named_arrays, stored, wit
 from vernal._training.state import TrainState
 from vernal.errors import CheckpointError, kind
 
-# An object with one name that begins with this mark is a value that JSON does not have.
-_MARK = "@"
-
 
 def encode(value: Any, arrays: dict[str, Any], *, owner: str) -> Any:
     """Return a value as JSON takes it, with names in the place of arrays.
+
+    A JSON object with one name that begins with "@" is a value that JSON does not have.
 
     Args:
         value: Numbers, strings, bytes, lists, tuples, dicts, arrays, keys and training states,
@@ -40,7 +39,7 @@ def encode(value: Any, arrays: dict[str, Any], *, owner: str) -> Any:
 
     def name_of(array: Any) -> str:
         name = str(len(arrays))
-        arrays[name] = array
+        arrays[name] = array if isinstance(array, jax.Array) else np.asarray(array)
         return name
 
     match value:
@@ -50,15 +49,11 @@ def encode(value: Any, arrays: dict[str, Any], *, owner: str) -> Any:
             return [part(item) for item in value]
         case tuple():
             return {"@tuple": [part(item) for item in value]}
-        case dict() if all(isinstance(key, str) and not key.startswith(_MARK) for key in value):
-            return {key: part(item) for key, item in value.items()}
         case dict():
             return {"@dict": [[part(key), part(item)] for key, item in value.items()]}
-        case np.generic():
-            return {"@scalar": name_of(np.asarray(value))}
         case jax.Array() if is_key(value):
             return {"@key": [str(jax.random.key_impl(value)), name_of(stored(value))]}
-        case np.ndarray() | jax.Array():
+        case np.generic() | np.ndarray() | jax.Array():
             return {"@array": name_of(value)}
         case TrainState():
             number = len(arrays)
@@ -88,10 +83,10 @@ def decode(encoded: Any, arrays: Mapping[str, np.ndarray], template: TrainState)
 
     if isinstance(encoded, list):
         return [part(item) for item in encoded]
-    if not isinstance(encoded, dict) or not encoded:
+    if not isinstance(encoded, dict):
         return encoded
 
-    mark, content = next(iter(encoded.items()))
+    [(mark, content)] = encoded.items()
     match mark:
         case "@bytes":
             return base64.b64decode(content)
@@ -99,13 +94,11 @@ def decode(encoded: Any, arrays: Mapping[str, np.ndarray], template: TrainState)
             return tuple(part(item) for item in content)
         case "@dict":
             return {part(key): part(item) for key, item in content}
-        case "@scalar":
-            return arrays[content][()]
         case "@key":
             implementation, name = content
             return jax.random.wrap_key_data(jax.device_put(arrays[name]), impl=implementation)
         case "@array":
-            return arrays[content]
+            return arrays[content][()]  # of an array without axes, the scalar
         case "@state":
             number, data_state = content
             state = with_arrays(template, within(arrays, number))
@@ -114,4 +107,4 @@ def decode(encoded: Any, arrays: Mapping[str, np.ndarray], template: TrainState)
             import torch  # pyright: ignore[reportMissingImports]
 
             return torch.from_numpy(arrays[content].copy())
-    return {key: part(item) for key, item in encoded.items()}
+    raise ValueError(f"{mark} is not a kind of value")

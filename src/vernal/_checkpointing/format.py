@@ -5,29 +5,21 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from vernal._checkpointing.config import orbax
 from vernal._checkpointing.encoding import decode, encode
-from vernal._checkpointing.named_arrays import (
-    Spec,
-    check_alike,
-    digest,
-    named_arrays,
-    spec,
-    stored,
-    within,
-)
+from vernal._checkpointing.named_arrays import check_alike, digest, named_arrays, stored, within
 from vernal._training.checkpointer import RunState
 from vernal._training.state import TrainState
 from vernal.errors import CheckpointError, first_line
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 class Damaged(Exception):
@@ -99,14 +91,18 @@ def orbax_args(run: RunState) -> Any:
         CheckpointError: If a callback or a data loader holds something that cannot be stored.
     """
     arrays: dict[str, Any] = {}
+    fields = vars(run) | {"callbacks": []}
     # Besides the callbacks, only the state of a data loader can hold something unknown.
-    fields = encode(vars(replace(run, callbacks=[])), arrays, owner="the data loader's state")
-    fields["callbacks"] = [encode(pair, arrays, owner=pair[0]) for pair in run.callbacks]
+    owner = "the data loader's state"
+    encoded = {name: encode(value, arrays, owner=owner) for name, value in fields.items()}
+    encoded["callbacks"] = [encode(pair, arrays, owner=pair[0]) for pair in run.callbacks]
     content = {
         "format": _FORMAT,
         "versions": {name: version(name) for name in ("vernal", "jax", "equinox", "optax")},
-        "arrays": {name: [*spec(array), digest(array)] for name, array in arrays.items()},
-        "run": fields,
+        "arrays": {
+            name: [array.shape, str(array.dtype), digest(array)] for name, array in arrays.items()
+        },
+        "run": encoded,
     }
     # Orbax takes no empty arrays. Their description says all that there is to know.
     not_empty = {name: array for name, array in arrays.items() if array.size}
@@ -132,7 +128,7 @@ def read_run(path: Path, start: TrainState) -> RunState:
     """
     content = _read_content(path)
     check_alike(
-        _of_state(_specs(content), content),
+        _of_state(_shapes(content), content),
         named_arrays(start),
         where=f"the checkpoint {path}",
         fix=(
@@ -140,7 +136,8 @@ def read_run(path: Path, start: TrainState) -> RunState:
             f"take over that model alone: vernal.load({str(path.parent)!r}, model)."
         ),
     )
-    run = RunState(**decode(content["run"], _read_arrays(path, content), start))
+    arrays = _read_arrays(path, content)
+    run = RunState(**{name: decode(part, arrays, start) for name, part in content["run"].items()})
     began = (int(start.step), int(start.epoch), int(start.batch))
     if run.began != began:
         raise CheckpointError(
@@ -169,12 +166,9 @@ def read_model(path: Path) -> dict[str, np.ndarray]:
 def _read_content(path: Path) -> dict[str, Any]:
     """Read the description of a checkpoint, without its digest."""
     described = _read(path, description=orbax().args.JsonRestore()).description
-    if "text" in described:  # the first format
-        content = json.loads(described["text"])
-    else:
-        content = described["content"]
-        if _digest_of_json(content) != described["sha256"]:
-            raise Damaged("its description is not the one that was written")
+    content = described["content"]
+    if _digest_of_json(content) != described["sha256"]:
+        raise Damaged("its description is not the one that was written")
     if content["format"] != _FORMAT:
         raise CheckpointError(
             f"{path} was written by vernal {content['versions']['vernal']}, which this version "
@@ -186,25 +180,24 @@ def _read_content(path: Path) -> dict[str, Any]:
 
 def _read_arrays(path: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
     """Read all arrays of a checkpoint, as they are stored."""
-    specs = _specs(content)
+    shapes = _shapes(content)
     # Orbax looks at shape and dtype alone. These arrays take no memory, whatever their shape.
     targets = {
-        name: np.broadcast_to(np.zeros((), dtype), shape)
-        for name, (shape, dtype) in specs.items()
-        if 0 not in shape
+        name: np.broadcast_to(np.zeros((), shape.dtype), shape.shape)
+        for name, shape in shapes.items()
     }
-    arrays = _read(path, arrays=orbax().args.StandardRestore(targets)).arrays
-    for name, (shape, dtype) in specs.items():
-        if 0 in shape:
-            arrays[name] = np.zeros(shape, dtype)
+    empty = {name: target for name, target in targets.items() if target.size == 0}
+    targets = {name: target for name, target in targets.items() if target.size > 0}
+    arrays = empty | _read(path, arrays=orbax().args.StandardRestore(targets)).arrays
+    for name in shapes:
         if digest(arrays[name]) != content["arrays"][name][-1]:
             raise Damaged(f"{name} is not what was written")
     return arrays
 
 
-def _specs(content: dict[str, Any]) -> dict[str, Spec]:
+def _shapes(content: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     arrays = content["arrays"].items()
-    return {name: Spec(tuple(shape), dtype) for name, (shape, dtype, _) in arrays}
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype, _) in arrays}
 
 
 def _of_state(arrays: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,16 +14,6 @@ from vernal.errors import CheckpointError
 
 # What counts as an array of a PyTree; a `jax.ShapeDtypeStruct` stands for one to be filled in.
 AnyArray = Array | np.ndarray | jax.ShapeDtypeStruct
-
-
-class Spec(NamedTuple):
-    """The shape and dtype that an array is stored with."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"{self.shape} {self.dtype}"
 
 
 def named_arrays(tree: PyTree) -> dict[str, Any]:
@@ -75,13 +65,13 @@ def stored(array: Array | np.ndarray) -> Array | np.ndarray:
     return jax.random.key_data(array) if is_key(array) else array
 
 
-def spec(array: AnyArray | Spec) -> Spec:
-    """Return the shape and dtype that an array is stored with."""
+def spec(array: AnyArray) -> str:
+    """Write the shape and dtype that an array is stored with, such as `(4, 1) float32`."""
     numbers = jax.eval_shape(jax.random.key_data, array) if is_key(array) else array
-    return Spec(tuple(numbers.shape), str(numbers.dtype))
+    return f"{numbers.shape} {numbers.dtype}"
 
 
-def is_key(array: AnyArray | Spec) -> bool:
+def is_key(array: AnyArray) -> bool:
     """Return whether an array holds random keys."""
     return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
 
@@ -96,7 +86,7 @@ def check_alike(saved: dict[str, Any], needed: dict[str, Any], *, where: str, fi
     """Check that what was saved has the arrays that are needed, with their shapes and dtypes.
 
     Args:
-        saved: The saved arrays, or their specs, by name.
+        saved: The saved arrays, or their shapes, by name.
         needed: The needed arrays by name.
         where: What holds the saved arrays, for the message.
         fix: The last sentences of the message.
@@ -124,14 +114,9 @@ def _restored(values: Any, like: AnyArray) -> Array | np.ndarray:
     if isinstance(like, np.ndarray):
         return values
     if is_key(like):
-        example = like if isinstance(like, jax.Array) else jnp.empty((), like.dtype)
-        bits = jax.device_put(values)
-        values = jax.random.wrap_key_data(bits, impl=jax.random.key_impl(example))
-    return jax.device_put(values, _placed(like))
-
-
-def _placed(array: Array | jax.ShapeDtypeStruct) -> jax.sharding.Sharding | None:
-    """Return where an array was put on purpose; `None` if JAX chose the place."""
-    # `jax.jit` compiles again for an array that was put somewhere, even on the default device.
-    is_chosen = isinstance(array, jax.Array) and not array.committed
-    return None if is_chosen else array.sharding
+        impl = jax.random.key_impl(jnp.empty((), like.dtype))
+        values = jax.random.wrap_key_data(jax.device_put(values), impl=impl)
+    # Where JAX chose the place, it may choose again: `jax.jit` compiles anew for an array that was
+    # put somewhere, even on the default device.
+    is_chosen = isinstance(like, jax.Array) and not like.committed
+    return jax.device_put(values, None if is_chosen else like.sharding)

@@ -5,12 +5,11 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import PyTree
 
-from vernal._checkpointing.config import checked_path
 from vernal._checkpointing.format import Damaged, newest_good, read_model
 from vernal._checkpointing.named_arrays import (
     check_alike,
@@ -19,7 +18,15 @@ from vernal._checkpointing.named_arrays import (
     stored,
     with_arrays,
 )
-from vernal.errors import ArgumentError, CheckpointError, MissingExtraError, first_line, kind
+from vernal.errors import (
+    ArgumentError,
+    CheckpointError,
+    VernalError,
+    checked_path,
+    first_line,
+    kind,
+    optional_import,
+)
 
 Model = TypeVar("Model", bound=PyTree)
 
@@ -54,7 +61,7 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.numpy.save_file(values, temporary, {_DIGESTS: json.dumps(digests)})
+        safetensors.save_file(values, temporary, {_DIGESTS: json.dumps(digests)})
         os.replace(temporary, path)
     except Exception as error:
         with contextlib.suppress(OSError):
@@ -89,7 +96,7 @@ def load(path: str | os.PathLike[str], like: Model, *, keep: str | Iterable[str]
     arrays = named_arrays(like)
     parts = (keep,) if isinstance(keep, str) else tuple(keep)
     for part in parts:
-        if not any(_is_within(name, (part,)) for name in arrays):
+        if len(_without(arrays, [part])) == len(arrays):
             raise ArgumentError(
                 f"keep names {part!r}, and the model has no arrays there; it has "
                 f"{', '.join(list(arrays)[:5])}."
@@ -97,7 +104,7 @@ def load(path: str | os.PathLike[str], like: Model, *, keep: str | Iterable[str]
 
     try:
         read = _read_directory(path) if path.is_dir() else _read_file(path)
-    except (CheckpointError, MissingExtraError):
+    except VernalError:
         raise
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {path}.") from error
@@ -106,13 +113,9 @@ def load(path: str | os.PathLike[str], like: Model, *, keep: str | Iterable[str]
             f"{path} is damaged, or vernal.save did not write it: {first_line(error)}."
         ) from error
 
-    values = {name: value for name, value in read.items() if not _is_within(name, parts)}
-    check_alike(
-        values,
-        {name: array for name, array in arrays.items() if not _is_within(name, parts)},
-        where=str(path),
-        fix='Pass a model with the structure of the saved one, or keep parts of it: keep="...".',
-    )
+    values = _without(read, parts)
+    fix = 'Pass a model with the structure of the saved one, or keep parts of it: keep="...".'
+    check_alike(values, _without(arrays, parts), where=str(path), fix=fix)
     return with_arrays(like, values)
 
 
@@ -134,17 +137,11 @@ def _read_directory(path: Path) -> dict[str, np.ndarray]:
     return model
 
 
-def _is_within(name: str, parts: tuple[str, ...]) -> bool:
-    """Return whether an array belongs to one of some parts of a model."""
-    return any(name == part or name.startswith(f"{part}.") for part in parts)
+def _without(named: dict[str, Any], parts: Iterable[str]) -> dict[str, Any]:
+    """Leave out the arrays of some parts of a model."""
+    prefixes = tuple(f"{part}." for part in parts)
+    return {name: array for name, array in named.items() if not f"{name}.".startswith(prefixes)}
 
 
 def _safetensors():
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise MissingExtraError(
-            "vernal.save and vernal.load need safetensors, which is not installed."
-            "\n  Run: pip install 'vernal[checkpoint]'"
-        ) from error
-    return safetensors
+    return optional_import("safetensors.numpy", user="vernal.save", extra="checkpoint")

@@ -12,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from vernal import _limits
 from vernal._data.arrays import as_arrays, checked_batch_size
 from vernal._data.files import FileArray, in_files, in_memory
-from vernal._data.superbatch import Superbatch, empty, nbytes, on_device
+from vernal._data.superbatch import Start, Superbatch, empty, nbytes, on_device
 
 
 class ArraySource:
@@ -63,26 +63,19 @@ class ArraySource:
         """Stand for a batch in the checks: all of the data, so that messages name its shapes."""
         return self.arrays
 
-    def superbatches(
-        self,
-        epoch: int,
-        batch: int,
-        *,
-        key: PRNGKeyArray | None = None,
-        loader_state: Any = None,
-        last_epoch: int = sys.maxsize,
-    ) -> Iterator[Superbatch]:
-        """Yield the batches of a run; see `Source`."""
+    def superbatches(self, start: Start) -> Iterator[Superbatch]:
+        """Yield the batches of a run, without end."""
         if self.epoch_length == 1:
-            yield self._full_batch(epoch)
+            yield self._full_batch(start.epoch)
             return
 
-        order = self._order(key)
+        order = _Order(self.examples, start.key, shuffle=self._shuffle)
+        epoch, batch = start.epoch, start.batch
         while True:
             skipped, batch = divmod(batch, self.epoch_length)
             epoch += skipped
             epochs = self._epochs_at_once if batch == 0 else 1
-            epochs = max(1, min(epochs, last_epoch - epoch))
+            epochs = max(1, min(epochs, start.last_epoch - epoch))
             if epochs > 1:
                 stop = epochs * self.epoch_length
             elif batch + self._capacity < self._full_batches:
@@ -94,14 +87,14 @@ class ArraySource:
 
     def one_pass(self) -> Iterator[Superbatch]:
         """Yield the batches of one epoch, in the order of the data."""
-        for superbatch in self.superbatches(0, 0):
+        for superbatch in self.superbatches(Start()):
             yield superbatch
             if superbatch.repeats or superbatch.stop >= superbatch.epoch_length:
                 return
 
     def batches(self, epoch: int, key: PRNGKeyArray | None) -> Iterator[PyTree]:
         """Yield the batches of one epoch one by one."""
-        rows = self._order(key)(epoch)
+        rows = _Order(self.examples, key, shuffle=self._shuffle)(epoch)
         for start in range(0, self.examples, self.batch_size):
             batch_rows = rows[start : start + self.batch_size]
             yield jax.tree.map(lambda leaf, rows=batch_rows: leaf[rows], self.arrays)
@@ -155,19 +148,17 @@ class ArraySource:
     def _on_device(self) -> PyTree:
         return on_device(self.arrays)
 
-    def _order(self, key: PRNGKeyArray | None) -> "_Order":
-        return _Order(self.examples, key=key, shuffle=self._shuffle)
-
 
 class _Order:
     """The order of the examples in each epoch: a function of the key and the epoch alone."""
 
-    def __init__(self, examples: int, *, key: PRNGKeyArray | None, shuffle: bool):
+    def __init__(self, examples: int, key: PRNGKeyArray | None, *, shuffle: bool):
         self._examples = examples
         self._shuffle = shuffle
         self._latest = -1, np.empty(0, np.int32)
         if shuffle:
-            seed = np.random.SeedSequence(_seed(key))
+            key = jax.random.key(0) if key is None else key
+            seed = np.random.SeedSequence(np.ravel(jax.random.key_data(key)).tolist())
             self._generator = np.random.Generator(np.random.Philox(seed))
 
     def __call__(self, epoch: int) -> np.ndarray:
@@ -188,12 +179,6 @@ class _Order:
         begun = {"counter": counter, "key": state["state"]["key"]}
         philox.state = {**state, "state": begun, "buffer_pos": 4, "has_uint32": 0}
         return self._generator.permutation(self._examples).astype(np.int32)
-
-
-def _seed(key: PRNGKeyArray | None) -> list[int]:
-    """Return the numbers in a key."""
-    key = jax.random.key(0) if key is None else key
-    return np.ravel(jax.random.key_data(key)).tolist()
 
 
 def _take_on_host(

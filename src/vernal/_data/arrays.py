@@ -1,5 +1,6 @@
 """What counts as arrays of examples, and whether they can be trained on."""
 
+import functools
 import sys
 from collections.abc import Hashable
 from typing import Any
@@ -22,30 +23,35 @@ def as_arrays(
 
     With `files`, what lies in a file stays there, as a `FileArray`.
 
-    **Raises:** `DataError` if a leaf is not numeric, lengths differ, there is no example, or, with
-    `finite`, a value is NaN or infinite.
+    Raises:
+        DataError: If a leaf is not numeric, lengths differ, there is no example, or, with `finite`,
+            a value is NaN or infinite.
     """
-    is_list = lambda node: isinstance(node, list)
+
+    def is_list(node: Any) -> bool:
+        return isinstance(node, list)
+
     flat, treedef = jax.tree_util.tree_flatten_with_path(data, is_leaf=is_list)
     if not flat:
         raise DataError(f"{name} has no arrays in it: {data!r}.\n  Pass (x, y).")
-    names = [_name(name, data, path) for path, _ in flat]
-    arrays = [_as_array(name, leaf, files) for name, (_, leaf) in zip(names, flat, strict=True)]
-    tree = jax.tree.unflatten(treedef, arrays)
-    for name_, array in zip(names, arrays, strict=True):
+    leaves = {_name(name, data, path): leaf for path, leaf in flat}
+    arrays = {each: _as_array(each, leaf, files) for each, leaf in leaves.items()}
+    tree = jax.tree.unflatten(treedef, arrays.values())
+
+    for each, array in arrays.items():
         if array.ndim == 0:
             raise ExamplesError(
-                f"{name_} is a single number; it needs a leading axis, the examples.", tree
+                f"{each} is a single number; it needs a leading axis, the examples.", tree
             )
-    lengths = [len(array) for array in arrays]
-    if len(set(lengths)) > 1:
-        listed = ", ".join(f"{name} has {n}" for name, n in zip(names, lengths, strict=True))
+    lengths = {each: len(array) for each, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{each} has {length}" for each, length in lengths.items())
         raise ExamplesError(f"{name} needs as many examples of each: {listed}.", tree)
-    if lengths[0] == 0:
-        raise ExamplesError(f"{names[0]} has no examples: its shape is {arrays[0].shape}.", tree)
-    if finite:
-        for name, array in zip(names, arrays, strict=True):
-            _check_finite(name, array)
+    for each, array in arrays.items():
+        if len(array) == 0:
+            raise ExamplesError(f"{each} has no examples: its shape is {array.shape}.", tree)
+        if finite:
+            _check_finite(each, array)
     return tree
 
 
@@ -101,22 +107,22 @@ def _sum(array):
 
 
 def _name(name: str, data: PyTree, path: tuple) -> str:
-    """How a user would call a leaf: x, y, sample_weight, or its path in the argument."""
+    """Name a leaf as a user would: x, y, sample_weight, or its path in the argument."""
     if name in ("data", "validation_data") and type(data) is tuple and len(data) in (2, 3):
         return PARTS[path[0].idx] + jax.tree_util.keystr(path[1:])
     return name + jax.tree_util.keystr(path)
 
 
-def is_whole(value) -> bool:
-    """Whether a value is a whole number, Python's or NumPy's."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
 def checked_batch_size(batch_size, most: int | None) -> int:
-    """A batch size as an int, without bound for `None`; `ArgumentError` if it is none."""
+    """Return a batch size as an int, without bound for `None`.
+
+    Raises:
+        ArgumentError: If it is not a whole number from 1 to `most`.
+    """
     if batch_size is None:
         return sys.maxsize
-    if not is_whole(batch_size) or batch_size < 1 or (most is not None and batch_size > most):
+    is_whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
+    if not is_whole or not 1 <= batch_size <= (most or sys.maxsize):
         limit = "" if most is None else f" to {most}, the number of examples"
         raise ArgumentError(
             f"batch_size needs to be a whole number from 1{limit}; it is {batch_size!r}."
@@ -128,9 +134,5 @@ def checked_batch_size(batch_size, most: int | None) -> int:
 def signature(arrays: PyTree) -> Hashable:
     """Return what decides whether a compiled program serves again: structure, shapes, dtypes."""
     leaves, treedef = jax.tree.flatten(arrays)
-    shapes = [(leaf.shape, _dtype_in_jax(leaf.dtype)) for leaf in leaves]
-    return treedef, tuple(shapes)
-
-
-def _dtype_in_jax(dtype: Any) -> Any:
-    return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
+    in_jax = functools.partial(jax.dtypes.canonicalize_dtype, allow_extended_dtype=True)
+    return treedef, tuple((leaf.shape, in_jax(leaf.dtype)) for leaf in leaves)

@@ -8,9 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-# How much is read at once, unless one of the file's own chunks is larger; and of what is not
-# wanted in between, how much is rather read than left out by another call.
-_READ_BYTES, _GAP_BYTES = 2**22, 2**16
+from vernal import _limits
 
 
 def is_in_file(array: Any) -> bool:
@@ -33,12 +31,14 @@ class FileArray:
         self.ndim, self.size = len(self.shape), int(np.prod(self.shape, dtype=np.int64))
         self.dtype = held_as(read.dtype)
         self.nbytes = self.size * self.dtype.itemsize
-        row = max(1, self.size // max(1, len(self)) * read.dtype.itemsize)
+        row_bytes = max(1, self.size // max(1, len(self)) * read.dtype.itemsize)
         # Any part of a chunk costs as much to read as all of it.
         chunks = getattr(array, "chunks", None)
         chunk = int(np.max(chunks[0])) if chunks else 1
-        self._block = max(1, _READ_BYTES // row // chunk) * chunk  # rows to read at once
-        self._gap = chunk if chunks else max(1, _GAP_BYTES // row)
+        limits = _limits.current()
+        # Rows to read at once; and how many, that are not needed, are rather read than skipped.
+        self._block = max(1, limits.read_bytes // row_bytes // chunk) * chunk
+        self._gap = chunk if chunks else max(1, limits.gap_bytes // row_bytes)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -90,9 +90,3 @@ def in_files(arrays: PyTree) -> bool:
 def in_memory(arrays: PyTree) -> PyTree:
     """The same arrays, with all that is in files."""
     return jax.tree.map(lambda leaf: leaf[:] if isinstance(leaf, FileArray) else leaf, arrays)
-
-
-def as_shapes(arrays: PyTree) -> PyTree:
-    """The same arrays, with shapes for those in files: to be traced."""
-    shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
-    return jax.tree.map(lambda leaf: shape(leaf) if isinstance(leaf, FileArray) else leaf, arrays)

@@ -3,7 +3,6 @@
 import copy
 import functools
 import inspect
-import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +14,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal import _limits
 from vernal._data.arrays import as_arrays, signature
-from vernal._data.superbatch import Superbatch, empty, nbytes
+from vernal._data.superbatch import Start, Superbatch, empty, nbytes
 from vernal.errors import ArgumentError, DataError, kind
 
 # What loaders call the methods by which they return their state, and take it back.
@@ -50,12 +49,12 @@ class LoaderSource:
         self._check_shapes: Callable[[PyTree], Any] = _accept
         self._check_labels: Callable[[PyTree], Any] = _accept
 
+        self.example: PyTree = None  # the first batch, once it is read
         # The pass that was begun to see the first batch goes on later: a batch is not read twice.
-        self._begun: _Pass | None = _Pass(self._opened())
-        first = self._begun.peek()
-        if first is None:
-            raise DataError(f"{name} is a {type(loader).__name__} without a single batch.")
-        self.example = _as_batch(first)
+        self._begun: _Pass | None = self._pass()
+        if self._begun.failure is not None:
+            raise self._begun.failure
+        self.example = self._begun.following
 
     def check_each_batch(
         self, *, shapes: Callable[[PyTree], Any], labels: Callable[[PyTree], Any]
@@ -63,48 +62,44 @@ class LoaderSource:
         """Check what will be read: the first batch of each shape, and every batch's labels."""
         self._check_shapes = shapes
         self._check_labels = labels
+        labels(self.example)
 
-    def superbatches(
-        self,
-        epoch: int,
-        batch: int,
-        *,
-        key: PRNGKeyArray | None = None,
-        loader_state: Any = None,
-        last_epoch: int = sys.maxsize,
-    ) -> Iterator[Superbatch]:
-        """Yield the batches of a run, in the loader's own order; see `Source`."""
-        begun, self._begun = self._begun, None
+    def superbatches(self, start: Start) -> Iterator[Superbatch]:
+        """Yield the batches of a run, in the loader's own order, without end."""
+        epoch, batch = start.epoch, start.batch
+        batches, self._begun = self._begun, None
+        if batches is None or start.loader_state is not None:
+            batches = self._pass(start.loader_state)
         while True:
-            if loader_state is not None:
-                begun = _Pass(self._opened(), loader_state)
-                if loader_state["batch"] == 0 and begun.peek() is None:
-                    # The state that the loader had at the end of an epoch leads there again.
-                    begun = None
-            if begun is None:
-                begun = _Pass(self._opened())
-
-            wanted = batch - begun.batch
-            skipped = sum(1 for _ in itertools.islice(begun, wanted))
-            if skipped < wanted:  # the place was counted over several epochs
-                if begun.batch == 0:
-                    raise DataError(f"{self._name} had no batches when it was read again.")
-                more, batch = divmod(batch, begun.batch)
-                epoch, loader_state, begun = epoch + more, None, None
-                continue
-
-            yield from self._rest_of_epoch(begun, epoch)
+            while batches.following is not None and batches.cursor < batch:
+                batches.advance(marks=batches.cursor + 1 == batch)
+            yield from self._rest_of_epoch(batches, epoch)
+            # Batches may be counted over several epochs.
+            epoch, batch = epoch + 1, max(0, batch - batches.cursor)
             # The next epoch begins from the loader's state, as it does in a resumed run.
-            epoch, batch = epoch + 1, 0
-            loader_state, begun = begun.end_state(), None
+            batches = self._pass(batches.mark)
 
     def one_pass(self) -> Iterator[Superbatch]:
         """Yield the batches of one epoch."""
-        yield from self._rest_of_epoch(_Pass(self._opened()), 0)
+        yield from self._rest_of_epoch(self._pass(), 0)
+
+    def _pass(self, mark: Any = None) -> "_Pass":
+        """Begin to read the loader, from a `_Pass.mark` on if there is one."""
+        batches = _Pass(self._opened(), self._as_batch, mark)
+        if batches.is_empty and mark is not None:
+            # The state that the loader had at the end of an epoch leads there again.
+            batches = _Pass(self._opened(), self._as_batch)
+        if batches.is_empty:
+            when = "" if self.example is None else " when it was read again"
+            raise DataError(
+                f"{self._name} is a {type(self._loader).__name__} without a single batch{when}."
+                "\n  Pass a list, or an object whose __iter__ starts afresh."
+            )
+        return batches
 
     def batches(self, epoch: int, key: PRNGKeyArray | None) -> Iterator[PyTree]:
         """Yield the batches of one epoch one by one, in the loader's own order."""
-        return map(_as_batch, self._opened())
+        return map(self._as_batch, self._opened())
 
     def _opened(self) -> Iterable:
         """Return what to iterate over: the loader, or what a function returns at each call."""
@@ -121,48 +116,37 @@ class LoaderSource:
 
     def _rest_of_epoch(self, batches: "_Pass", epoch: int) -> Iterator[Superbatch]:
         """Yield what is left of an epoch. What the loader raises comes after the batches before."""
-        state, start = batches.state(), batches.batch
-        following, failure = self._read(batches)
-        if following is None and start == 0 and failure is None:
-            raise DataError(
-                f"{self._name} had no batches when it was read again."
-                "\n  Pass a list, or an object whose __iter__ starts afresh."
-            )
-
-        while following is not None:
-            shape = signature(following)
+        while batches.following is not None:
+            shape = signature(batches.following)
             if shape not in self._capacities:
-                self._check_shapes(following)
-            capacity = self._capacities.get(shape) or self._fitting(following)
-            began, items, next_state = time.perf_counter(), [following], state
-            while True:
-                is_late = time.perf_counter() - began > _limits.current().loader_seconds
-                ends_here = len(items) == capacity or is_late
-                if ends_here:
-                    next_state = batches.state()
-                following, failure = self._read(batches)
-                if following is None or ends_here or signature(following) != shape:
-                    break
-                items.append(following)
+                self._check_shapes(batches.following)
+            capacity = self._capacities.get(shape) or self._fitting(batches.following)
+            loader_state, start = batches.mark, batches.cursor
+            until = time.perf_counter() + _limits.current().loader_seconds
+            items = []
+            is_late = is_full = False
+            while not is_full and signature(batches.following) == shape:
+                items.append(batches.following)
+                is_late = time.perf_counter() > until
+                is_full = is_late or len(items) == capacity
+                batches.advance(marks=is_full)
 
             # The first superbatch of a shape settles how long all of them are: one compilation.
             capacity = self._capacities.setdefault(shape, capacity if is_late else len(items))
-            stop = start + len(items)
-            epoch_ends = following is None and failure is None
+            epoch_ends = batches.following is None and batches.failure is None
             yield Superbatch(
                 batches=jax.tree.map(functools.partial(_stacked, capacity=capacity), *items),
                 epoch=epoch,
                 start=start,
-                stop=stop,
+                stop=batches.cursor,
                 batch_size=len(jax.tree.leaves(items[0])[0]),
-                epoch_length=stop if epoch_ends else sys.maxsize,
-                loader_state=state,
-                next_loader_state=batches.end_state() if epoch_ends else None,
+                epoch_length=batches.cursor if epoch_ends else sys.maxsize,
+                loader_state=loader_state,
+                next_loader_state=batches.mark if epoch_ends else None,
             )
-            state, start = next_state, stop
 
-        if failure is not None:
-            raise failure
+        if batches.failure is not None:
+            raise batches.failure
 
     def _fitting(self, batch: PyTree) -> int:
         """Return how many batches like this one a superbatch has space for, at most."""
@@ -170,62 +154,75 @@ class LoaderSource:
         by_bytes = limits.superbatch_bytes // nbytes(batch)
         return max(1, min(limits.loader_batches, by_bytes, self.epoch_length))
 
-    def _read(self, batches: Iterator) -> tuple[PyTree | None, Exception | None]:
-        """Return the next batch, or `None`; and what was raised in its place, if anything was."""
-        try:
-            item = next(batches, None)
-            if item is None:
-                return None, None
-            batch = _as_batch(item)
-            self._check_labels(batch)
-        except Exception as failure:
-            return None, failure
-
-        return batch, None
+    def _as_batch(self, item: Any) -> PyTree:
+        """Check a batch. A list of arrays, as PyTorch's loaders give, becomes a tuple."""
+        if isinstance(item, list) and item and all(hasattr(part, "shape") for part in item):
+            item = tuple(item)
+        batch = as_arrays(item, finite=False)
+        self._check_labels(batch)
+        return batch
 
 
 class _Pass:
-    """One pass over a loader, or what is left of it: an iterator that counts batches."""
+    """One pass over a loader, or what is left of it, with the next batch always read.
 
-    def __init__(self, loader: Iterable, loader_state: Any = None):
-        self._of_loader = _state_methods(loader)
-        if loader_state is not None and self._of_loader:
-            self._of_loader[1](loader_state["state"])
+    Args:
+        loader: What to iterate over.
+        as_batch: What to make of each item.
+        mark: Another pass's `mark`, to begin there.
+
+    Attributes:
+        following: The next batch; `None` at the end of the pass, and after a failure.
+        failure: What was raised in place of the next batch.
+        cursor: The number of the next batch.
+        mark: The loader's state before the next batch, or before an earlier one, and the number of
+            this batch. At the end of the pass: what the next pass begins with. `None` if the
+            loader has no state.
+    """
+
+    def __init__(self, loader: Iterable, as_batch: Callable[[Any], PyTree], mark: Any = None):
+        self._as_batch = as_batch
+        of_loader = _state_methods(loader)
+        if of_loader and mark:
+            of_loader[1](mark["state"])
         self._iterator = iter(loader)
-        self._of_iterator = None if self._of_loader else _state_methods(self._iterator)
-        if loader_state is not None and self._of_iterator:
-            self._of_iterator[1](loader_state["state"])
+        of_iterator = None if of_loader else _state_methods(self._iterator)
+        if of_iterator and mark:
+            of_iterator[1](mark["state"])
 
-        has_state = self._of_loader or self._of_iterator
-        self.batch = loader_state["batch"] if loader_state and has_state else 0
-        self._peeked: list = []
-        self._state_before_peek: Any = None
+        self._outlasts_a_pass = of_loader is not None
+        self._methods = of_loader or of_iterator
+        self.failure: Exception | None = None
+        self.cursor: int = mark["batch"] if self._methods and mark else 0
+        self.mark = self._marked(self.cursor)
+        self.following = self._read()
 
-    def __iter__(self) -> Iterator:
-        return self
+    @property
+    def is_empty(self) -> bool:
+        """Whether the pass is over before its first batch."""
+        return self.cursor == 0 and self.following is None and self.failure is None
 
-    def __next__(self):
-        item = self._peeked.pop() if self._peeked else next(self._iterator)
-        self.batch += 1
-        return item
+    def advance(self, *, marks: bool) -> None:
+        """Go on to the next batch, and mark it if that is wanted: a state takes time to copy."""
+        self.cursor += 1
+        if marks:
+            self.mark = self._marked(self.cursor)
+        self.following = self._read()
 
-    def peek(self):
-        """Return the first batch, which is still to come; or `None`."""
-        self._state_before_peek = self.state()
-        self._peeked = list(itertools.islice(self._iterator, 1))
-        return self._peeked[0] if self._peeked else None
+    def _read(self) -> PyTree:
+        try:
+            item = next(self._iterator, None)
+            if item is not None:
+                return self._as_batch(item)
+        except Exception as failure:
+            self.failure = failure
+            return None
 
-    def state(self) -> Any:
-        """Return what the loader needs to give the next batch again, if it has a state."""
-        if self._peeked:
-            return self._state_before_peek
+        self.mark = self._marked(0) if self._outlasts_a_pass else None
+        return None
 
-        methods = self._of_loader or self._of_iterator
-        return methods and {"batch": self.batch, "state": copy.deepcopy(methods[0]())}
-
-    def end_state(self) -> Any:
-        """Return what the loader needs, after its last batch, to begin the next epoch."""
-        return self.state() | {"batch": 0} if self._of_loader else None
+    def _marked(self, batch: int) -> Any:
+        return self._methods and {"batch": batch, "state": copy.deepcopy(self._methods[0]())}
 
 
 def _accept(batch: PyTree) -> None:
@@ -261,10 +258,3 @@ def _stacked(*leaves: np.ndarray | Array, capacity: int) -> np.ndarray:
 def is_function(data: Any) -> bool:
     """Return whether data is a function: one that returns batches, anew at each call."""
     return inspect.isroutine(data) or isinstance(data, functools.partial)
-
-
-def _as_batch(item: Any) -> PyTree:
-    """Return one batch of a loader. A list of arrays, as PyTorch's loaders give, is a tuple."""
-    if isinstance(item, list) and item and all(hasattr(part, "shape") for part in item):
-        item = tuple(item)
-    return as_arrays(item, finite=False)

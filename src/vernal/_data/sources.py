@@ -6,6 +6,8 @@ from jaxtyping import PyTree
 from vernal._data.array_source import ArraySource
 from vernal._data.loader_source import LoaderSource, is_function
 
+Source = ArraySource | LoaderSource
+
 
 def is_loader(data: PyTree) -> bool:
     """Return whether data is ready batches to iterate over, and not arrays."""
@@ -24,7 +26,7 @@ def as_source(
     shuffle: bool = False,
     trains: bool = False,
     name: str = "data",
-) -> ArraySource | LoaderSource:
+) -> Source:
     """Make a source of batches from arrays, or from a loader.
 
     Args:

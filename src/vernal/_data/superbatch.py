@@ -2,9 +2,8 @@
 
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,43 +106,24 @@ def _row_of(arrays: PyTree, row: int) -> PyTree:
     return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, row, keepdims=False), arrays)
 
 
-class Source(Protocol):
-    """Where batches come from.
+@dataclass(frozen=True)
+class Start:
+    """Where in the data a run begins.
 
     Attributes:
-        epoch_length: Batches in an epoch; `sys.maxsize` while that is not known.
-        example: What stands for a batch in the checks before a run.
+        epoch: Number of the epoch.
+        batch: Number of the batch in it; may count over several epochs.
+        key: Fixes the order of the examples, where batches are made of arrays; `None` is
+            `jax.random.key(0)`.
+        loader_state: A `Superbatch.loader_state` to go on from.
+        last_epoch: Number of the epoch that the run ends before.
     """
 
-    epoch_length: int
-
-    @property
-    def example(self) -> PyTree: ...
-
-    def superbatches(
-        self,
-        epoch: int,
-        batch: int,
-        *,
-        key: PRNGKeyArray | None = None,
-        loader_state: Any = None,
-        last_epoch: int = sys.maxsize,
-    ) -> Iterator[Superbatch]:
-        """Yield the batches of a run from a place in the data on, without end.
-
-        Args:
-            epoch: Number of the epoch to begin in.
-            batch: Number of the batch to begin with.
-            key: Fixes the order of the examples, where batches are made of arrays; `None` is
-                `jax.random.key(0)`.
-            loader_state: A `Superbatch.loader_state` to go on from.
-            last_epoch: Number of the epoch that the run ends before.
-        """
-        ...
-
-    def one_pass(self) -> Iterator[Superbatch]:
-        """Yield the batches of one epoch, in the order of the data."""
-        ...
+    epoch: int = 0
+    batch: int = 0
+    key: PRNGKeyArray | None = None
+    loader_state: Any = None
+    last_epoch: int = sys.maxsize
 
 
 def nbytes(arrays: PyTree) -> int:

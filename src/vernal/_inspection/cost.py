@@ -10,8 +10,9 @@ import jax
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import PyTree
 
-from vernal._inspection import table as _table
 from vernal._inspection.flops import count
+from vernal._inspection.table import number
+from vernal._shapes.structs import shapes_of
 from vernal._training.jaxprs import LOOPS, holds
 from vernal._training.preflight import checked_data
 from vernal._training.state import TrainState, model_of
@@ -26,7 +27,7 @@ class Cost:
 
     Attributes:
         batch_size: Examples in the step's batch.
-        flops: Floating-point operations, as XLA counts them.
+        flops: Floating-point operations, as XLA counts them before it optimizes.
         bytes_accessed: Bytes read and written, by all operations together.
         peak_memory: Memory that XLA sets aside for the step, the following three together.
         arguments: Size of the state and the batch.
@@ -37,18 +38,18 @@ class Cost:
     batch_size: int
     flops: int | None
     bytes_accessed: int | None
-    peak_memory: int | None
-    arguments: int | None
-    outputs: int | None
-    temporaries: int | None
+    peak_memory: int | None = None
+    arguments: int | None = None
+    outputs: int | None = None
+    temporaries: int | None = None
 
     def __str__(self) -> str:
-        flops = "–" if self.flops is None else _table.scaled(self.flops, "FLOP")
+        accessed, peak = number(self.bytes_accessed, "B"), number(self.peak_memory, "B")
         return (
-            f"1 step on a batch of {self.batch_size:,}: {flops}, "
-            f"{_size(self.bytes_accessed)} read and written\n"
-            f"  memory {_size(self.peak_memory)}: arguments {_size(self.arguments)}, "
-            f"outputs {_size(self.outputs)}, temporaries {_size(self.temporaries)}"
+            f"1 step on a batch of {self.batch_size:,}: {number(self.flops, 'FLOP')}, "
+            f"{accessed} read and written\n"
+            f"  memory {peak}: arguments {number(self.arguments, 'B')}, "
+            f"outputs {number(self.outputs, 'B')}, temporaries {number(self.temporaries, 'B')}"
         )
 
 
@@ -92,9 +93,8 @@ def update_cost(
 ) -> Cost:
     """Compile one step, and ask XLA for its cost; nothing runs.
 
-    XLA counts a loop's body once. The FLOPs of a step with a loop are instead counted before XLA
-    optimizes, once for each round, and `bytes_accessed` is `None`. On a GPU, too, FLOPs are counted
-    before XLA optimizes: afterwards XLA leaves out what its libraries compute.
+    FLOPs are counted as in `vernal.summary`: operations in a loop count once for each round. Of a
+    step with a loop, `bytes_accessed` is `None`, because XLA counts the loop's body once.
     `Trainer.fit` needs less memory: its new state takes the place of the old one.
 
     Args:
@@ -114,16 +114,14 @@ def update_cost(
     traced, examples = _traced_step(trainer, model_or_state, data, batch_size)
     compiled = traced.lower().compile()
 
+    flops = count(traced.jaxpr).total
     has_loop = holds(traced.jaxpr.jaxpr, *LOOPS)
-    costs = {"flops": 0.0, **(compiled.cost_analysis() or {"flops": math.nan})}
-    flops = costs["flops"]
-    if has_loop or jax.default_backend() != "cpu":
-        flops = count(traced.jaxpr).total
-    accessed = math.nan if has_loop else costs.get("bytes accessed", math.nan)
+    costs = {} if has_loop else compiled.cost_analysis() or {}
+    accessed = costs.get("bytes accessed", math.nan)
 
     memory = compiled.memory_analysis()
     if memory is None:
-        return Cost(examples, _known(flops), _known(accessed), None, None, None, None)
+        return Cost(examples, _known(flops), _known(accessed))
     arguments = memory.argument_size_in_bytes
     outputs = memory.output_size_in_bytes
     temporaries = memory.temp_size_in_bytes
@@ -152,22 +150,17 @@ def _traced_step(
     checked = checked_data(
         choices.objective, model, model_state, data, batch_size=batch_size, trains=True
     )
-    example = checked.source.example
     state = model_or_state
     if not isinstance(state, TrainState):
-        state = eqx.filter_eval_shape(lambda: trainer.init(model))
+        state = eqx.filter_eval_shape(trainer.init, model)
 
-    rows = jax.tree.leaves(example)[0].shape[0]
+    rows = len(jax.tree.leaves(checked.source.example)[0])
     examples = rows if batch_size is None else min(batch_size, rows)
-
-    def shape(leaf):
-        return jax.ShapeDtypeStruct((examples, *leaf.shape[1:]), leaf.dtype)
-
-    def is_traced(leaf):
-        return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
-
-    batch = jax.tree.map(shape, example)
-    arrays, static = eqx.partition((choices, state, batch), is_traced)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((examples, *leaf.shape[1:]), leaf.dtype),
+        checked.source.example,
+    )
+    arrays, static = eqx.partition(shapes_of((choices, state, batch)), _is_shape)
 
     # Not `eqx.filter_jit`, which traces arrays alone: here, most are shapes.
     def step(arrays):
@@ -178,8 +171,8 @@ def _traced_step(
     return jax.jit(step).trace(arrays), examples
 
 
-def _size(value: int | None) -> str:
-    return "–" if value is None else _table.size(value)
+def _is_shape(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def _known(value: float) -> int | None:

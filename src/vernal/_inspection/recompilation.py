@@ -5,6 +5,7 @@ import contextlib
 import contextvars
 import dataclasses
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,15 +16,14 @@ from jaxtyping import PyTree
 from vernal._data.arrays import PARTS
 from vernal._shapes.modules import module_paths
 from vernal._training.compilation import watchers
+from vernal._training.objective import Objective
+from vernal._training.update import Choices
 from vernal.errors import RecompilationError
 
 _log = logging.getLogger("vernal")
 _forbidden = contextvars.ContextVar("_forbidden", default=False)
-# The last programs that compiled, by name, each as a description of all it depends on. JAX keeps
-# its compiled programs, too.
-_compiled: dict[str, collections.deque] = collections.defaultdict(
-    lambda: collections.deque(maxlen=32)
-)
+# The programs that compiled, by name, each as a description of all it depends on.
+_compiled: dict[str, list[dict[str, str]]] = collections.defaultdict(list)
 _SHOWN = 3  # differences in one message
 
 
@@ -71,16 +71,16 @@ def _watch(program: str, parts: dict[str, PyTree]) -> None:
 watchers.append(_watch)
 
 
-def _named(parts: dict[str, Any]) -> dict[str, PyTree]:
+def _named(parts: dict[str, Any]) -> dict[str, Any]:
     """Return what a program depends on, by the names that users know."""
-    named = {}
+    named: dict[str, Any] = {}
     for name, part in parts.items():
-        if name == "batch" and isinstance(part, tuple) and len(part) in (2, 3):
+        if isinstance(part, Choices | Objective):
+            named |= part._asdict()
+        elif name == "batch" and isinstance(part, tuple) and len(part) in (2, 3):
             named |= dict(zip(PARTS, part, strict=False))
         elif name == "batch":
             named["data"] = part
-        elif name in ("choices", "objective"):
-            named |= part._asdict()
         elif name == "state":
             kept = ("model", "model_state", "opt_state", "key")
             named |= {field: getattr(part, field) for field in kept}
@@ -95,7 +95,7 @@ def _description(parts: dict[str, Any]) -> dict[str, str]:
     """Describe every leaf and static field that a compiled program depends on, by its path."""
     found = {}
     for name, part in _named(parts).items():
-        for keys, leaf in jax.tree_util.tree_flatten_with_path(part)[0]:
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(part):
             found[name + jax.tree_util.keystr(keys)] = _shown(leaf)
         if name == "opt_state":  # it repeats the model's modules
             continue
@@ -105,7 +105,14 @@ def _description(parts: dict[str, Any]) -> dict[str, str]:
                 if field.metadata.get("static", False):
                     value = getattr(module, field.name, None)
                     found[f"{name}{path}.{field.name}"] = _shown(value)
-    return found
+    return {_users_name(path): shown for path, shown in found.items()}
+
+
+def _users_name(path: str) -> str:
+    """Return a path without the parts that only Vernal knows of."""
+    for i, part in enumerate(PARTS):
+        path = path.replace(f"batch[{i}]", part)
+    return re.sub(r"^(choices\.|state\.)?(objective\.)?", "", path)
 
 
 def _shown(leaf: Any) -> str:
@@ -117,27 +124,27 @@ def _shown(leaf: Any) -> str:
     return repr(leaf)
 
 
-def _changes(old: dict[str, str], new: dict[str, str]) -> list[tuple[str, str, str]]:
-    """Return the path, the old and the new value of each difference."""
-    paths = [*new, *(path for path in old if path not in new)]
-    pairs = [(path, old.get(path, "nothing"), new.get(path, "nothing")) for path in paths]
-    return [(path, before, now) for path, before, now in pairs if before != now]
+def _changes(old: dict[str, str], new: dict[str, str]) -> list[str]:
+    """Return a sentence for each difference."""
+    changes = []
+    for path in new | old:
+        before, now = old.get(path, "nothing"), new.get(path, "nothing")
+        if before != now:
+            before, now = before.partition(" at 0x")[0], now.partition(" at 0x")[0]
+            is_alike = before == now
+            change = f"is another {now}" if is_alike else f"was {before}, and is {now}"
+            changes.append(f"{path} {change}")
+    return changes
 
 
-def _listed(changes: list[tuple[str, str, str]]) -> str:
+def _listed(changes: list[str]) -> str:
     if not changes:
         return "nothing has changed but the device, or JAX's caches were cleared."
-    lines = [_line(*change) for change in changes[:_SHOWN]]
+    shown = changes[:_SHOWN]
     if len(changes) > _SHOWN:
-        lines.append(f"and {len(changes) - _SHOWN} more")
+        shown.append(f"and {len(changes) - _SHOWN} more")
     hint = ""
     for name in ("optimizer", "loss"):
-        if changes[0][0].startswith(name):
+        if changes[0].startswith(name):
             hint = f"\n  Make the {name} once, and keep it: a new one is a new program."
-    return ";\n  ".join(lines) + "." + hint
-
-
-def _line(path: str, before: str, now: str) -> str:
-    before = before.partition(" at 0x")[0]
-    now = now.partition(" at 0x")[0]
-    return f"{path} is another {now}" if before == now else f"{path} was {before}, and is {now}"
+    return ";\n  ".join(shown) + "." + hint

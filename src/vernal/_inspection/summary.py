@@ -1,9 +1,7 @@
 """A model's table: its modules, what goes through them, what they hold, and what they cost."""
 
-import html
 import math
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +11,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vernal._data.arrays import as_arrays
-from vernal._inspection import table as _table
 from vernal._inspection.flops import OUTSIDE, counted_calls
 from vernal._inspection.rows import Row, counting_path, held_rows
+from vernal._inspection.table import as_text, number, shapes
 from vernal._training.preflight import preflight
 from vernal._training.state import model_of
 from vernal.errors import short_traceback
@@ -55,40 +53,25 @@ class Summary:
         return sum(flops) if len(flops) == len(self.rows) else None
 
     def __str__(self) -> str:
-        labels = _labels([row.path for row in self.rows])
-        # Nothing is lost without these: the total is in the caption, an input is another's output.
-        optional = ["input"] if self.frozen else ["frozen", "input"]
-        table = _table.as_text(self._columns(labels), optional=optional)
-        return "\n".join([table, *self._notes()])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        table = _table.as_html(self._columns([row.path for row in self.rows]))
-        return table + "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
-
-    def _columns(self, paths: list[str]) -> dict[str, list[str]]:
         total = Row("total", "", self.trainable, self.frozen, self.bytes, calls=1, flops=self.flops)
         rows = [*self.rows, total]
-        return {
-            "path": [*paths, "total"],
-            "layer": [_times(row.calls) + row.layer for row in rows],
-            "input": [_table.shapes(row.inputs) for row in rows],
-            "output": ["shared" if row.shared_with else _table.shapes(row.outputs) for row in rows],
-            "trainable": [_held(_table.count, row.trainable, row is total) for row in rows],
-            "frozen": [_held(_table.count, row.frozen, row is total) for row in rows],
-            "bytes": [_held(_table.size, row.bytes, row is total) for row in rows],
-            "FLOPs": [_flops(row) for row in rows],
+        columns = {
+            "path": [row.path for row in rows],
+            "layer": [_layer(row) for row in rows],
+            "input": [shapes(row.inputs) for row in rows],
+            "output": [_output(row) for row in rows],
+            "trainable": [_nonzero(row.trainable) for row in rows],
+            "frozen": [_nonzero(row.frozen) for row in rows],
+            "bytes": [_nonzero(row.bytes, "B") for row in rows],
+            "FLOPs": [_nonzero(row.flops) for row in rows],
         }
+        if not self.frozen:
+            del columns["frozen"]
+        table = as_text(columns, texts=("path", "layer", "input", "output"))
+        held = f"Parameters: {self.trainable + self.frozen:,}, {number(self.bytes, 'B')}."
+        return f"{table}\n{held} Shapes and FLOPs are those of one example."
 
-    def _notes(self) -> list[str]:
-        shared = [
-            f"{row.path} is shared with {row.shared_with}, and counted there."
-            for row in self.rows
-            if row.shared_with is not None
-        ]
-        held = f"Parameters: {self.trainable + self.frozen:,}, {_table.size(self.bytes)}."
-        return [*shared, f"{held} Shapes and FLOPs are those of one example."]
+    __repr__ = __str__
 
 
 @short_traceback
@@ -178,31 +161,15 @@ def _sum(counts: dict[int, float], calls: list[int]) -> int | None:
     return None if math.isnan(total) else round(total)
 
 
-def _labels(paths: list[str]) -> list[str]:
-    """Shorten each path to its part in the module around it, indented below that module."""
-    labels = []
-    around: list[str] = []
-    for path in paths:
-        while around and not path.startswith((f"{around[-1]}.", f"{around[-1]}[")):
-            around.pop()
-        inside = path[len(around[-1]) :] if around else path
-        indent = "  " * len(around)
-        labels.append(_table.shortened(indent + inside))
-        around.append(path)
-    return labels
+def _layer(row: Row) -> str:
+    if row.calls is None:
+        return f"? × {row.layer}"
+    return f"{row.calls} × {row.layer}" if row.calls > 1 else row.layer
 
 
-def _times(calls: int | None) -> str:
-    if calls is None:
-        return "? × "
-    return f"{calls} × " if calls > 1 else ""
+def _output(row: Row) -> str:
+    return shapes(row.outputs) if row.shared_with is None else f"shared with {row.shared_with}"
 
 
-def _held(written: Callable[[int], str], value: int, is_total: bool) -> str:
-    return written(value) if value or is_total else ""
-
-
-def _flops(row: Row) -> str:
-    if row.calls == 0:
-        return ""
-    return "–" if row.flops is None else _table.count(row.flops)
+def _nonzero(value: int | None, unit: str = "") -> str:
+    return "" if value == 0 else number(value, unit)

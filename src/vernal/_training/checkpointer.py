@@ -1,13 +1,12 @@
 """What `fit` needs of whatever saves and restores a run."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from vernal._training.state import TrainState
-from vernal.errors import ArgumentError, CheckpointError, kind
+from vernal.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -119,23 +118,6 @@ class NoCheckpoints:
 
     def close(self) -> None:
         """Close nothing."""
-
-
-def open_checkpointer(checkpoints: Checkpointing | None) -> Checkpointer:
-    """Make the checkpointer of a run; one that does nothing for `None`."""
-    return NoCheckpoints() if checkpoints is None else checkpoints.open()
-
-
-def check_checkpoints(checkpoints: Any) -> None:
-    """Raise `ArgumentError` if `fit` was given something else as its `checkpoints`."""
-    is_path = isinstance(checkpoints, str | os.PathLike)  # a Path can be opened, but not so
-    if checkpoints is None or (hasattr(checkpoints, "open") and not is_path):
-        return
-    path = os.fspath(checkpoints) if is_path else "runs/1"
-    raise ArgumentError(
-        f"checkpoints is {kind(checkpoints)}; a vernal.Checkpoints is needed."
-        f"\n  Try checkpoints=vernal.Checkpoints({path!r})."
-    )
 
 
 def check_same_run(

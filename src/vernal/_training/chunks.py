@@ -18,7 +18,8 @@ from jaxtyping import PyTree
 
 from vernal import _limits
 from vernal._data.arrays import signature
-from vernal._data.superbatch import Source, Superbatch, nbytes
+from vernal._data.sources import Source
+from vernal._data.superbatch import Start, Superbatch, nbytes
 from vernal._training import nonfinite
 from vernal._training.compiled_loop import Inputs, run_steps
 from vernal._training.measurements import Measurements
@@ -70,13 +71,9 @@ class TrainingRun:
         self._every_steps = every_steps or sys.maxsize
         self.step = int(state.step)
         epoch, batch = int(state.epoch), int(state.batch)
-        self._superbatches = source.superbatches(
-            epoch,
-            batch,
-            key=state.key,
-            loader_state=state.data_state,
-            last_epoch=epoch + batch // source.epoch_length + epochs,
-        )
+        last_epoch = epoch + batch // source.epoch_length + epochs
+        start = Start(epoch, batch, state.key, state.data_state, last_epoch)
+        self._superbatches = source.superbatches(start)
         self._superbatch = next(self._superbatches)
         self._cursor = self._superbatch.start
 
@@ -92,7 +89,8 @@ class TrainingRun:
             wanted = min(state_bytes / _STATE_BYTES_PER_SECOND, _MOST_SECONDS)
             self._chunk_seconds = max(self._chunk_seconds, wanted)
         self._next_steps = 1  # how many the next chunk makes
-        self._finite = self._finite_now() if rewinds else np.empty(0)
+        # Arrays that are not finite from the start, such as masks, are meant so.
+        self._finite = np.asarray(nonfinite.finite_arrays(changing))
 
     @property
     def location(self) -> tuple[int, int]:
@@ -151,21 +149,24 @@ class TrainingRun:
             steps = sum(call.steps for call in chunk)
             self._next_steps = max(1, int(steps * min(_GROWTH, self._chunk_seconds / seconds)))
             if self._rewinds:
-                finite_before, self._finite = self._finite, self._finite_now()
-                if nonfinite.is_broken(chunk, finite_before, self._finite):
-                    yield from self._until_bad_step(chunk, before, finite_before)
+                finite_losses = nonfinite.steps_with_finite_losses(chunk)
+                if finite_losses < steps or not nonfinite.stays_finite(
+                    self._finite, self._changing
+                ):
+                    yield from self._until_bad_step(chunk, before)
             yield chunk
             if failure is not None:
                 raise failure
 
     def _start_chunk(self, until_epoch: int) -> tuple[list[Measurements], Exception | None]:
         """Queue a chunk's calls; return them, and what the source of the data raised, if it did."""
-        most_bytes = _limits.current().chunk_bytes
-        left = min(self._next_steps, self._every_steps - self.step % self._every_steps)
+        limits = _limits.current()
+        to_checkpoint = self._every_steps - self.step % self._every_steps
+        left = min(self._next_steps, limits.chunk_steps, to_checkpoint)
         began = time.perf_counter()
         calls = []
         passed_bytes = 0
-        while left > 0 and passed_bytes < most_bytes and self.epoch < until_epoch:
+        while left > 0 and passed_bytes < limits.chunk_bytes and self.epoch < until_epoch:
             superbatch, cursor, first_step = self._superbatch, self._cursor, self.step
             to_epoch = (until_epoch - superbatch.epoch) * superbatch.epoch_length - cursor
             steps = min(left, superbatch.stop - cursor, to_epoch, superbatch.capacity)
@@ -198,11 +199,8 @@ class TrainingRun:
         self._cursor = self._superbatch.start
         return self._superbatch.nbytes
 
-    def _finite_now(self) -> np.ndarray:
-        return np.asarray(nonfinite.finite_arrays(self._changing))
-
     def _until_bad_step(
-        self, chunk: list[Measurements], before: TrainState | None, finite_before: np.ndarray
+        self, chunk: list[Measurements], before: TrainState | None
     ) -> Iterator[list[Measurements]]:
         """Yield what a broken chunk measured before its first bad step, and raise.
 
@@ -232,7 +230,7 @@ class TrainingRun:
             state = self._state_at(replay(number), step, superbatch, cursor)
             return state, superbatch.batch(cursor)
 
-        good = nonfinite.good_steps(chunk, finite_before, replay)
+        good = nonfinite.good_steps(chunk, self._finite, replay)
         last_norm = nonfinite.grad_norm(self._choices, *before_step(good - 1)) if good else None
         error = nonfinite.nonfinite_step(self._choices, *before_step(good), last_norm)
 
@@ -253,13 +251,14 @@ class TrainingRun:
 
         Returns at once; the arrays are there when the device has made the steps.
         """
-        batches, last_batches = superbatch.batches, superbatch.last_batches
-        origin, capacity = superbatch.start, superbatch.capacity
+        batches, last_batches, origin = (
+            superbatch.batches,
+            superbatch.last_batches,
+            superbatch.start,
+        )
         if not self._loops and not superbatch.repeats:
             batches, cursor = superbatch.row(cursor)
             last_batches, origin = None, 0
-        if not self._loops:
-            capacity = 1
         epoch_length = min(superbatch.epoch_length, _MOST_INT32)
         inputs = Inputs(
             choices=self._choices,
@@ -267,10 +266,9 @@ class TrainingRun:
             batches=batches,
             last_batches=last_batches,
             counts=np.array([steps, first_step, cursor, origin, epoch_length], np.int32),
-            capacity=capacity,
+            capacity=superbatch.capacity if self._loops else 1,
             repeats=superbatch.repeats,
             loops=self._loops,
-            steps_per_turn=_limits.current().steps_per_turn,
             program="fit",
         )
         # Compiled ahead of the call: a call of `eqx.filter_jit` itself waits for the result.

@@ -39,7 +39,6 @@ class Inputs(NamedTuple):
         repeats: Whether every step is made on the same batch.
         loops: Whether the steps are made in a loop; otherwise there is one step. `None` leaves it
             to the program: there is a loop, unless there are convolutions that need to be outside.
-        steps_per_turn: Steps in one turn of the loop.
         program: What users call the program: "fit" or "step".
     """
 
@@ -51,7 +50,6 @@ class Inputs(NamedTuple):
     capacity: int
     repeats: bool
     loops: bool | None
-    steps_per_turn: int
     program: str
 
 
@@ -85,10 +83,11 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
     # Traced once: here for the shapes of what is measured, and in each loop below.
     one_step = jax.jit(one_step, inline=True)
     jaxpr, (_, shapes) = jax.make_jaxpr(one_step, return_shape=True)(some_batch, count, changing)
-    loops = inputs.loops
+    limits = _limits.current()
+    loops, steps_per_turn = inputs.loops, limits.steps_per_turn
     if loops is None:
         convolves = holds(jaxpr.jaxpr, "conv_general_dilated")
-        loops = _limits.current().loops_convolutions or not convolves
+        loops = limits.loops_convolutions or not convolves
     buffers = jax.tree.map(lambda s: jnp.zeros((inputs.capacity, *s.shape), s.dtype), shapes)
 
     def run(start: Array, stop: Array, rows: PyTree, first_row: Array, carry: tuple) -> tuple:
@@ -111,8 +110,8 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
         carry = start, *carry
         if not loops:
             return turn(carry)[1:]
-        if inputs.steps_per_turn > 1:
-            carry = _in_turns(turn, inputs.steps_per_turn, stop, carry)
+        if steps_per_turn > 1:
+            carry = _in_turns(turn, steps_per_turn, stop, carry)
         return lax.while_loop(lambda carry: carry[0] < stop, turn, carry)[1:]
 
     def one_epoch(carry: tuple) -> tuple:
@@ -134,7 +133,7 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
 
 
 # Many steps, in the buffers of the state that they change.
-run_steps = eqx.filter_jit(_steps, donate="all-except-first")
+run_steps: Any = eqx.filter_jit(_steps, donate="all-except-first")
 
 
 def step_by_loop(
@@ -154,7 +153,7 @@ def step_by_loop(
 
 @eqx.filter_jit
 def _run_one_step(
-    choices: Choices, state: TrainState, batch: PyTree, count: Array
+    choices: Choices, state: TrainState, batch: PyTree, count: Any
 ) -> tuple[TrainState, dict[str, Array]]:
     changing, fixed = changing_part(choices, state)
     inputs = Inputs(
@@ -166,7 +165,6 @@ def _run_one_step(
         capacity=1,
         repeats=True,
         loops=None,
-        steps_per_turn=_limits.current().steps_per_turn,
         program="step",
     )
     changing, measured = _steps(inputs, jax.tree.map(strongly_typed, changing))

@@ -11,9 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from vernal._data.array_source import ArraySource
-from vernal._data.loader_source import LoaderSource
-from vernal._data.superbatch import empty
+from vernal._data.sources import Source
 from vernal._training.compilation import compiles
 from vernal._training.objective import Measured, Objective, measure, outputs
 from vernal.metrics import combine_batches, mean_over_batches
@@ -49,7 +47,7 @@ def evaluate(
     objective: Objective,
     model: PyTree,
     model_state: PyTree,
-    source: ArraySource | LoaderSource,
+    source: Source,
     *,
     loops: bool,
 ) -> dict[str, Any]:
@@ -81,41 +79,24 @@ def evaluate(
 def predict(
     model: PyTree,
     model_state: PyTree,
-    source: ArraySource | LoaderSource,
+    source: Source,
     *,
     compute_dtype: np.dtype | None,
     loops: bool,
 ) -> PyTree:
     """Apply a model, in inference mode, to all examples."""
     parts = []
-    whole = None
-    start = 0
     apply = _Predict(model, model_state, compute_dtype)
     for made, filled, size in _each(apply, source, loops=loops):
         rows = filled * size
-        part = jax.tree.map(lambda x, n=rows: x.reshape(-1, *x.shape[2:])[:n], made)
-        if isinstance(source, LoaderSource):  # its number of examples is known at its end
-            parts.append(part)
-            continue
-        if rows == source.examples:
-            return part
+        parts.append(jax.tree.map(lambda x, n=rows: x.reshape(-1, *x.shape[2:])[:n], made))
+    if len(parts) == 1:
+        return parts[0]
 
-        # Written in place, so that the outputs are in memory once.
-        if whole is None:
-            shape = jax.tree.map(lambda x: (source.examples, *x.shape[1:]), part)
-            whole = jax.tree.map(lambda x, s: empty(s, np.dtype(x.dtype)), part, shape)
-        for target, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
-            target[start : start + rows] = leaf
-        start += rows
-
-    if parts:
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-    return jax.tree.map(jnp.asarray, whole)
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
-def _each(
-    function: Callable, source: ArraySource | LoaderSource, *, loops: bool
-) -> Iterator[tuple[PyTree, int, int]]:
+def _each(function: Callable, source: Source, *, loops: bool) -> Iterator[tuple[PyTree, int, int]]:
     """Apply a function of a batch to all batches of one pass.
 
     Yields:
@@ -148,7 +129,7 @@ def _of_one_batch(function: Callable, batch: PyTree) -> PyTree:
 
 
 @eqx.filter_jit
-def _of_batches(function: Callable, batches: PyTree, count: Array) -> PyTree:
+def _of_batches(function: Callable, batches: PyTree, count: Any) -> PyTree:
     """Apply a function to the first `count` batches of some arrays; the rest stays zero."""
 
     def batch_at(i: Any) -> PyTree:

@@ -115,25 +115,28 @@ class Stops:
     """What happens between epochs.
 
     Attributes:
+        last_epoch: Number of the epoch that the run ends before.
         validate: Measures the model on validation data; or `None`.
         validate_every: Epochs between two validations.
         callbacks: Called with each `Epoch`.
         save_every: Epochs between two checkpoints; or `None`.
     """
 
+    last_epoch: int
     validate: Callable[[], dict[str, float]] | None
     validate_every: int
     callbacks: list[Callback]
     save_every: int | None
 
-    def next_after(self, epoch: int, last_epoch: int) -> int:
+    def next_after(self, epoch: int) -> int:
         """Return the next number of completed epochs at which something happens."""
-        every = [1] if self.callbacks else []
-        if self.validate is not None:
-            every.append(self.validate_every)
-        if self.save_every is not None:
-            every.append(self.save_every)
-        return min([last_epoch, *((epoch // n + 1) * n for n in every)])
+        intervals = [
+            1 if self.callbacks else None,
+            self.validate_every if self.validate else None,
+            self.save_every,
+        ]
+        stops = [(epoch // every + 1) * every for every in intervals if every is not None]
+        return min([self.last_epoch, *stops])
 
 
 def train(
@@ -142,19 +145,18 @@ def train(
     saving: Saving,
     stops: Stops,
     *,
-    last_epoch: int,
     bar: Progress,
     interrupt: Interrupt,
 ) -> None:
-    """Train to the start of an epoch, or until a callback or the user ends the run."""
+    """Train to the last epoch, or until a callback or the user ends the run."""
     epoch_began = time.perf_counter()
     # A problem with the checkpoints shows before there is anything to lose.
     saving.save(run, recorder)
     saving.wait()
 
-    while (run.epoch < last_epoch or saving.pending) and not saving.stopped:
+    while (run.epoch < stops.last_epoch or saving.pending) and not saving.stopped:
         # 1. Train. An epoch that was saved before step 2 is complete already.
-        stop = run.epoch if saving.pending else stops.next_after(run.epoch, last_epoch)
+        stop = run.epoch if saving.pending else stops.next_after(run.epoch)
         for chunk in run.chunks(stop, interrupt.is_requested):
             recorder.add(chunk)
             bar.show_chunk(chunk)

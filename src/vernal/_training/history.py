@@ -135,7 +135,7 @@ class Recorder:
         info, averages, weights = jax.tree.map(
             lambda *parts: np.concatenate(parts), *self._under_way, part
         )
-        bounds = [0, *(before + ends)]
+        bounds = np.concatenate([[0], before + ends])
         rest = slice(bounds[-1], len(weights))
         self._under_way = []
         if rest.start < rest.stop:
@@ -147,7 +147,7 @@ class Recorder:
         info: dict[str, np.ndarray],
         averages: dict[str, PyTree],
         weights: np.ndarray,
-        bounds: list[int],
+        bounds: np.ndarray,
     ) -> None:
         """Average what steps measured, between each two bounds the steps of one epoch."""
         starts, end = bounds[:-1], bounds[-1]

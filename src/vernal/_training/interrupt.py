@@ -55,7 +55,7 @@ class Interrupt:
         if checkpoints is None:
             kept = "fit returns the state and the history so far"
         else:
-            kept = f"the same script goes on from {checkpoints}"
+            kept = f"the same script resumes from {checkpoints}"
         print(f"Interrupted after {steps:,} steps: {kept}.", file=sys.stderr)
 
     def end_process(self) -> None:

@@ -9,7 +9,6 @@ A state that is too large to be copied is not: then the run ends at the end of t
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -19,7 +18,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from vernal._training.measurements import Measurements
 from vernal._training.state import TrainState
-from vernal._training.update import Choices, update
+from vernal._training.update import Choices, changing_part, update
 from vernal.errors import NonFiniteError
 
 # Makes the first so many steps of a chunk again, and returns what they change.
@@ -38,17 +37,14 @@ def _is_finite(leaf: Array) -> Array:
     return jnp.all(jnp.isfinite(leaf))
 
 
-def is_broken(chunk: list[Measurements], before: np.ndarray, after: np.ndarray) -> bool:
-    """Return whether a chunk's losses, or arrays that its steps changed, are not finite any more.
+def stays_finite(before: np.ndarray, arrays: PyTree) -> bool:
+    """Return whether arrays are finite, all but those that were not so before: these are meant so.
 
     Args:
-        chunk: What the steps measured.
-        before: Which arrays were finite before the chunk: those that never were are meant so.
-        after: Which are finite after it.
+        before: What `finite_arrays` returned before.
+        arrays: The same arrays, later.
     """
-    if any(call.finite_losses < call.steps for call in chunk):
-        return True
-    return bool(np.any(before & ~after))
+    return bool(np.all(~before | np.asarray(finite_arrays(arrays))))
 
 
 def good_steps(chunk: list[Measurements], finite_before: np.ndarray, replay: Replay) -> int:
@@ -57,14 +53,10 @@ def good_steps(chunk: list[Measurements], finite_before: np.ndarray, replay: Rep
     finite_losses = steps_with_finite_losses(chunk)
     while bad - good > 1:
         middle = (good + bad) // 2
-        breaks = middle > finite_losses
-        if not breaks:
-            finite_after = np.asarray(finite_arrays(replay(middle)))
-            breaks = bool(np.any(finite_before & ~finite_after))
-        if breaks:
-            bad = middle
-        else:
+        if middle <= finite_losses and stays_finite(finite_before, replay(middle)):
             good = middle
+        else:
+            bad = middle
 
     return good
 
@@ -79,31 +71,18 @@ def steps_with_finite_losses(chunk: list[Measurements]) -> int:
     return steps
 
 
-class _Findings(NamedTuple):
-    """What a closer look at one step finds: its loss, and what is finite, by path."""
-
-    loss: Array
-    grad_norm: Array
-    finite: dict[str, PyTree]
-
-
 @eqx.filter_jit
-def _look(choices: Choices, state: TrainState, batch: PyTree) -> _Findings:
+def _look(choices: Choices, state: TrainState, batch: PyTree) -> tuple[Array, Array, PyTree]:
+    """Return a step's loss, the norm of its gradients, and what is finite, by what it is."""
     new_state, measured, grads = update(choices, state, batch)
-    params, _ = eqx.partition(new_state.model, choices.trained_mask(state.model))
-    arrays = eqx.filter((new_state.opt_state, new_state.model_state), eqx.is_array)
-
-    finite = {
+    changed, _ = changing_part(choices, new_state)
+    named = {
         "the gradient of ": grads,
-        "after the step ": params,
-        "after the step opt_state": arrays[0],
-        "after the step model_state": arrays[1],
+        "after the step ": changed.model,
+        "after the step opt_state": changed.opt_state,
+        "after the step model_state": changed.model_state,
     }
-    return _Findings(
-        loss=measured.info["loss"],
-        grad_norm=_norm(jax.tree.leaves(grads)),
-        finite=jax.tree.map(_is_finite, finite),
-    )
+    return measured.info["loss"], _norm(jax.tree.leaves(grads)), jax.tree.map(_is_finite, named)
 
 
 def _norm(leaves: list[Array]) -> Array:
@@ -115,7 +94,7 @@ def _norm(leaves: list[Array]) -> Array:
 
 def grad_norm(choices: Choices, state: TrainState, batch: PyTree) -> float:
     """Return the norm of the gradients of one step."""
-    return float(_look(choices, state, batch).grad_norm)
+    return float(_look(choices, state, batch)[1])
 
 
 def nonfinite_step(
@@ -129,51 +108,39 @@ def nonfinite_step(
         batch: The step's batch.
         last_norm: The norm of the gradients of the step before, if there was one.
     """
-    found = jax.device_get(_look(choices, state, batch))
-    norm = float(found.grad_norm) if np.isfinite(found.grad_norm) else last_norm
-    name = type(state.model).__name__
-    bad = [
-        (what, jax.tree_util.keystr(path))
-        for what, tree in found.finite.items()
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-        if not leaf
-    ]
-    path, problems = None, []
-    if not np.isfinite(found.loss):
-        problems.append(f"the loss is {found.loss}")
-    if bad:
-        what, place = bad[0]
-        part = what.partition("step ")[2]  # "opt_state", "model_state", or "" for the model
-        path = (part or name) + place
-        problems.append(f"{what.removesuffix(part)}{path} is not finite")
+    loss, norm, finite = jax.device_get(_look(choices, state, batch))
+    norm = float(norm) if np.isfinite(norm) else last_norm
+    problems = [] if np.isfinite(loss) else [f"the loss is {loss}"]
+    path = None
+    for what, tree in finite.items():
+        flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+        bad = [jax.tree_util.keystr(keys) for keys, is_finite in flat if not is_finite]
+        if bad and path is None:
+            part = what.partition("step ")[2]  # "opt_state", "model_state", or "" for the model
+            path = (part or type(state.model).__name__) + bad[0]
+            problems.append(f"{what.removesuffix(part)}{path} is not finite")
 
     step, epoch = int(state.step), int(state.epoch)
     last = "" if norm is None else f" The norm of the last finite gradients is {norm:.3g}."
     message = (
         f"in step {step}, of epoch {epoch}, {', and '.join(problems) or 'a number is not finite'}."
         f"{last}\n  Vernal did not make this step: the error's `state` is the one before it, its "
-        "`history` the record up to there."
-        f"{_HINT}"
+        f"`history` the record up to there.{_HINT}"
     )
     return NonFiniteError(message, update=step, epoch=epoch, path=path, grad_norm=norm, state=state)
 
 
 def nonfinite_chunk(chunk: list[Measurements]) -> NonFiniteError:
     """Return the error for a chunk that cannot be made again: no copy of the state was kept."""
-    steps = steps_with_finite_losses(chunk)
-    first_step = chunk[0].first_step
-    call, offset = step_of(chunk, min(steps, sum(call.steps for call in chunk) - 1))
-    step, (epoch, _) = first_step + steps, call.superbatch.location(call.cursor + offset)
-    if steps < sum(call.steps for call in chunk):
-        found = (
-            f"in step {step}, of epoch {epoch}, the loss is {call.measured.info['loss'][offset]}"
-        )
-    else:
-        found = f"before step {step}, of epoch {epoch}, the state stopped being finite"
+    number = min(steps_with_finite_losses(chunk), sum(call.steps for call in chunk) - 1)
+    call, offset = step_of(chunk, number)
+    step, (epoch, _) = call.first_step + offset, call.superbatch.location(call.cursor + offset)
+    loss = call.measured.info["loss"][offset]
+    found = "the state is not finite" if np.isfinite(loss) else f"the loss is {loss}"
     message = (
-        f"{found}.\n  The state is too large to be copied while it trains, so the error has no "
-        "`state`: the last checkpoint is what there is. Its `history` is the record up to there."
-        f"{_HINT}"
+        f"in step {step}, of epoch {epoch}, {found}.\n  The state is too large to be copied while "
+        "it trains, so the error has no `state`: the last checkpoint is what there is. Its "
+        f"`history` is the record up to the end of the chunk.{_HINT}"
     )
     return NonFiniteError(message, update=step, epoch=epoch, path=None, grad_norm=None, state=None)
 

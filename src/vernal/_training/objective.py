@@ -115,7 +115,7 @@ def _measure_custom(
 
 def _parts_of_result(result: Any, *, stateful: bool) -> tuple[Any, dict[str, Any], PyTree]:
     """Return the value, the metrics and the model state that a custom loss returned."""
-    parts: tuple[Any, ...] = result if isinstance(result, tuple) else (result,)
+    parts: Any = result if isinstance(result, tuple) else (result,)
     if stateful:
         needed = "(scalar, dict of metrics, model_state)"
         fits = len(parts) == 3

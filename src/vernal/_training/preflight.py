@@ -15,10 +15,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vernal import _limits
-from vernal._data.array_source import ArraySource
 from vernal._data.arrays import as_arrays, signature
 from vernal._data.loader_source import LoaderSource
-from vernal._data.sources import as_source
+from vernal._data.sources import Source, as_source, is_loader
 from vernal._shapes.structs import shapes_of
 from vernal._training.jaxprs import holds
 from vernal._training.objective import Measured, Objective, measure
@@ -189,7 +188,7 @@ class CheckedData:
         measured: What is measured of a batch, as shapes.
     """
 
-    source: ArraySource | LoaderSource
+    source: Source
     loops: bool
     measured: Any
 
@@ -242,6 +241,25 @@ def checked_data(
         check_labels(source.example)
     loops = _limits.current().loops_convolutions or not traced.convolves
     return CheckedData(source, loops, traced.shapes)
+
+
+def checked_run(
+    objective: Objective,
+    state: TrainState,
+    data: PyTree | Iterable,
+    validation_data: PyTree | Iterable | None,
+    *,
+    batch_size: int | None,
+    shuffle: bool,
+) -> tuple[CheckedData, CheckedData | None]:
+    """Check the data that a run trains on, and its validation data if there is any."""
+    check = functools.partial(checked_data, objective, state.model, state.model_state)
+    checked = check(data, batch_size=batch_size, shuffle=shuffle, trains=True)
+    if validation_data is None:
+        return checked, None
+
+    size = None if is_loader(validation_data) else batch_size
+    return checked, check(validation_data, batch_size=size, name="validation_data")
 
 
 def choices_for(

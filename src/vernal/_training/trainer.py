@@ -17,32 +17,14 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal import _arguments
 from vernal._data.arrays import as_arrays
-from vernal._data.sources import is_loader
-from vernal._training.checkpointer import Checkpointing, check_checkpoints, open_checkpointer
+from vernal._training import evaluate, fit, preflight
+from vernal._training.checkpointer import Checkpointing, NoCheckpoints
 from vernal._training.chunks import TrainingRun
 from vernal._training.compiled_loop import step_by_loop
-from vernal._training.evaluate import evaluate, predict
-from vernal._training.fit import (
-    Saving,
-    Stops,
-    finished,
-    keeping_progress_in_errors,
-    train,
-    validator,
-)
 from vernal._training.history import Epoch, History, Recorder
 from vernal._training.interrupt import Interrupt
 from vernal._training.jaxprs import in_outer_trace
 from vernal._training.objective import Objective
-from vernal._training.preflight import (
-    CheckedData,
-    checked_data,
-    choices_for,
-    explained,
-    preflight,
-    recorded_names,
-    with_checked_opt_state,
-)
 from vernal._training.progress import Progress
 from vernal._training.state import TrainState, model_of
 from vernal._training.update import Choices, new_state, update
@@ -154,7 +136,7 @@ class Trainer:
         try:
             arrays = as_arrays(batch, finite=False)
         except ExamplesError as error:
-            raise explained(error, objective, model, model_state, given=batch) from None
+            raise preflight.explained(error, objective, model, model_state, given=batch) from None
 
         choices = self._choices(model, model_state)
         try:
@@ -164,8 +146,8 @@ class Trainer:
             return step_by_loop(choices, state, arrays)
         except Exception:
             # Only tracing can have failed: it is explained, or else was not about shapes.
-            preflight(objective, model, model_state, arrays, given=batch)
-            with_checked_opt_state(choices, state)
+            preflight.preflight(objective, model, model_state, arrays, given=batch)
+            preflight.with_checked_opt_state(choices, state)
             raise
 
     @short_traceback
@@ -194,11 +176,12 @@ class Trainer:
             VernalError: As `fit` does, at the call and not at the first epoch.
         """
         state = self._state_of(model_or_state)
-        checked, held_out = self._checked(
-            state, data, validation_data, batch_size=batch_size, shuffle=shuffle
+        objective = self._objective.in_training
+        checked, held_out = preflight.checked_run(
+            objective, state, data, validation_data, batch_size=batch_size, shuffle=shuffle
         )
         run = self._run(state, checked)
-        return self._train_epochs(run, validator(self._objective.in_training, run, held_out))
+        return self._train_epochs(run, fit.validator(objective, run, held_out))
 
     def _train_epochs(self, run: TrainingRun, validate: Callable | None) -> Iterator[Epoch]:
         recorder = Recorder(self._objective.in_training.metrics)
@@ -208,7 +191,7 @@ class Trainer:
         def next_epoch() -> Epoch:
             began = time.perf_counter()
             index = run.epoch
-            with keeping_progress_in_errors(run, recorder, run_began):
+            with fit.keeping_progress_in_errors(run, recorder, run_began):
                 recorder.add_all(run.chunks(index + 1))
             if validate is not None:
                 recorder.add_validation(validate())
@@ -275,17 +258,20 @@ class Trainer:
         began = time.perf_counter()
         epochs = whole_number("epochs", epochs, at_least=0)
         validate_every = whole_number("validate_every", validate_every, at_least=1)
-        check_checkpoints(checkpoints)
+        _arguments.check_checkpoints(checkpoints)
+        checkpointer = NoCheckpoints() if checkpoints is None else checkpoints.open()
         objective = self._objective.in_training
         start = self._state_of(model_or_state)
-        with contextlib.closing(open_checkpointer(checkpoints)) as checkpointer:
+        with contextlib.closing(checkpointer):
             batching = {"batch_size": batch_size, "shuffle": shuffle}
-            saving = Saving(checkpointer, start, batching)
+            saving = fit.Saving(checkpointer, start, batching)
             state = saving.state
-            checked, held_out = self._checked(
-                state, data, validation_data, batch_size=batch_size, shuffle=shuffle
+            checked, held_out = preflight.checked_run(
+                objective, state, data, validation_data, batch_size=batch_size, shuffle=shuffle
             )
-            names = recorded_names(checked.measured, state, validates=held_out is not None)
+            names = preflight.recorded_names(
+                checked.measured, state, validates=held_out is not None
+            )
             callbacks = _arguments.checked_callbacks(callbacks, names)
 
             run = self._run(state, checked, epochs=epochs, every_steps=checkpointer.every_steps)
@@ -293,24 +279,21 @@ class Trainer:
             recorder = Recorder(objective.metrics)
             saving.begin(run, recorder, callbacks, jax.tree.structure(checked.measured.averages))
 
-            validate = validator(objective, run, held_out)
-            stops = Stops(validate, validate_every, callbacks, checkpointer.every_epochs)
+            stops = fit.Stops(
+                last_epoch=last_epoch,
+                validate=fit.validator(objective, run, held_out),
+                validate_every=validate_every,
+                callbacks=callbacks,
+                save_every=checkpointer.every_epochs,
+            )
             bar = Progress(progress, run.steps_until(last_epoch))
             interrupt = Interrupt(saves=checkpointer.path is not None)
-            with keeping_progress_in_errors(run, recorder, began), interrupt, bar:
-                train(
-                    run,
-                    recorder,
-                    saving,
-                    stops,
-                    last_epoch=last_epoch,
-                    bar=bar,
-                    interrupt=interrupt,
-                )
+            with fit.keeping_progress_in_errors(run, recorder, began), interrupt, bar:
+                fit.train(run, recorder, saving, stops, bar=bar, interrupt=interrupt)
 
         interrupt.report(recorder.steps, checkpointer.path)
         interrupt.end_process()
-        state = finished(run.state_until_next_chunk(), callbacks)
+        state = fit.finished(run.state_until_next_chunk(), callbacks)
         return state, recorder.history(time.perf_counter() - began)
 
     @short_traceback
@@ -338,8 +321,12 @@ class Trainer:
         """
         model, model_state = model_of(model_or_state)
         _arguments.check_stateful(self.loss, model, model_state)
-        checked = checked_data(self._objective, model, model_state, data, batch_size=batch_size)
-        return evaluate(self._objective, model, model_state, checked.source, loops=checked.loops)
+        checked = preflight.checked_data(
+            self._objective, model, model_state, data, batch_size=batch_size
+        )
+        return evaluate.evaluate(
+            self._objective, model, model_state, checked.source, loops=checked.loops
+        )
 
     @short_traceback
     def predict(
@@ -365,8 +352,10 @@ class Trainer:
         model, model_state = model_of(model_or_state)
         _arguments.check_stateful(None, model, model_state)
         inferring = eqx.nn.inference_mode(model)
-        checked = checked_data(None, inferring, model_state, x, batch_size=batch_size, name="x")
-        return predict(
+        checked = preflight.checked_data(
+            None, inferring, model_state, x, batch_size=batch_size, name="x"
+        )
+        return evaluate.predict(
             model,
             model_state,
             checked.source,
@@ -376,7 +365,9 @@ class Trainer:
 
     def _choices(self, model: PyTree, model_state: PyTree) -> Choices:
         _arguments.check_stateful(self.loss, model, model_state)
-        return choices_for(self.optimizer, self._objective.in_training, self.trainable, model)
+        return preflight.choices_for(
+            self.optimizer, self._objective.in_training, self.trainable, model
+        )
 
     def _state_of(self, model_or_state: PyTree | TrainState) -> TrainState:
         """Return a given state, checked; or the one that training a model starts from."""
@@ -384,45 +375,12 @@ class Trainer:
         if not isinstance(model_or_state, TrainState):
             return self.init(model)
 
-        return with_checked_opt_state(self._choices(model, model_state), model_or_state)
-
-    def _checked(
-        self,
-        state: TrainState,
-        data: PyTree | Iterable,
-        validation_data: PyTree | Iterable | None,
-        *,
-        batch_size: int | None,
-        shuffle: bool,
-    ) -> tuple[CheckedData, CheckedData | None]:
-        """Check the data, and the validation data if there is any."""
-        objective = self._objective.in_training
-        checked = checked_data(
-            objective,
-            state.model,
-            state.model_state,
-            data,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            trains=True,
-        )
-        if validation_data is None:
-            return checked, None
-
-        held_out = checked_data(
-            objective,
-            state.model,
-            state.model_state,
-            validation_data,
-            batch_size=None if is_loader(validation_data) else batch_size,
-            name="validation_data",
-        )
-        return checked, held_out
+        return preflight.with_checked_opt_state(self._choices(model, model_state), model_or_state)
 
     def _run(
         self,
         state: TrainState,
-        checked: CheckedData,
+        checked: preflight.CheckedData,
         *,
         epochs: int = sys.maxsize,
         every_steps: int | None = None,

@@ -3,12 +3,10 @@
 import csv
 import io
 import os
-from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vernal._training.history import Epoch
-from vernal.callbacks._paths import checked_path, unwritable
-from vernal.errors import ArgumentError
+from vernal.errors import ArgumentError, checked_path, unwritable
 
 _FIRST_COLUMNS = ["epoch", "seconds"]
 
@@ -29,17 +27,18 @@ class CSVLog:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, append: bool = False):
-        self.path = Path(checked_path("path", path))
+        self.path = checked_path("path", path)
         self.append = append
         self._columns: list[str] = []  # empty before the file is open
+        self._rows: list[dict[str, str]] = []
 
     def start(self) -> None:
         """Make the file, or read its columns to append to it."""
         self._open(rows=None if self.append else 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many rows of the file belong to the run so far, its header included."""
-        return {"rows": len(self._read()) if self._columns else 0}
+        """Return how many rows of the file belong to the run so far."""
+        return {"rows": len(self._rows)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continue the file, without the rows of epochs that will be trained again."""
@@ -52,18 +51,21 @@ class CSVLog:
             if self.path.exists() and not self.path.is_file():
                 raise FileExistsError(0, "it exists, and is not a file")
             self.path.open("a").close()  # fails where a file may not be written
-            kept = [] if rows == 0 else self._read()[:rows]
-            kept = kept or [_FIRST_COLUMNS]
-            if kept[0][:2] != _FIRST_COLUMNS:
+            text = "" if rows == 0 else self.path.read_bytes().decode("utf-8", errors="replace")
+            # A last line without an end was being written when the machine stopped.
+            whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
+            columns, *kept = list(csv.reader(whole)) or [_FIRST_COLUMNS]
+            if columns[:2] != _FIRST_COLUMNS:
                 raise ArgumentError(
-                    f"{self.path} has the columns {', '.join(kept[0])}; CSVLog appends only to a "
+                    f"{self.path} has the columns {', '.join(columns)}; CSVLog appends only to a "
                     "file whose first columns are epoch, seconds."
                     "\n  Pass another path, or append=False, which overwrites the file."
                 )
-            self._replace(kept)
+            self._columns = [*columns]
+            self._rows = [dict(zip(columns, row, strict=False)) for row in kept[:rows]]
+            self._replace()
         except OSError as error:
             raise unwritable(self.path, error) from error
-        self._columns = list(kept[0])
 
     def __call__(self, epoch: Epoch) -> None:
         """Write an epoch's row."""
@@ -72,30 +74,27 @@ class CSVLog:
         new = [name for name in epoch.metrics if name not in self._columns]
         if new:
             self._columns += new
-            self._replace([self._columns, *self._read()[1:]])
+            self._replace()
 
-        values = {name: float(value) for name, value in epoch.metrics.items()}
-        values |= {"epoch": epoch.index, "seconds": float(epoch.seconds)}
-        row = [repr(values[name]) if name in values else "" for name in self._columns]
+        row = {name: repr(float(value)) for name, value in epoch.metrics.items()}
+        row |= {"epoch": repr(epoch.index), "seconds": repr(float(epoch.seconds))}
+        self._rows.append(row)
         # Opened for each row: so a killed run leaves no row unwritten.
         with self.path.open("a", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(row)
+            self._writer(file).writerow(row)
 
-    def _read(self) -> list[list[str]]:
-        text = self.path.read_bytes().decode("utf-8", errors="replace")
-        rows = list(csv.reader(io.StringIO(text, newline="")))
-        # A last line without an end was being written when the machine stopped.
-        return rows if text.endswith("\n") else rows[:-1]
-
-    def _replace(self, rows: list[list[str]]) -> None:
+    def _replace(self) -> None:
         """Replace the file at once: at any moment it is the old one or the new one."""
         target = self.path.resolve()  # a link stays a link
         temporary = target.with_name(f"{target.name}.tmp")
-        width = len(rows[0])
         with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows(row + [""] * (width - len(row)) for row in rows)
+            writer = self._writer(file)
+            writer.writeheader()
+            writer.writerows(self._rows)
         os.replace(temporary, target)
+
+    def _writer(self, file: TextIO) -> csv.DictWriter:
+        return csv.DictWriter(file, self._columns, lineterminator="\n")
 
     def __repr__(self) -> str:
         return f"CSVLog({str(self.path)!r}, append={self.append})"

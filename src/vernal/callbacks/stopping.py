@@ -1,13 +1,12 @@
 """Callbacks that watch a metric: stop early, keep the best state."""
 
 import math
-from dataclasses import KW_ONLY, dataclass, field
-from numbers import Real
-from typing import Any, Literal
+from dataclasses import KW_ONLY, Field, dataclass, field, fields
+from typing import Any, Literal, cast
 
 from vernal._training.history import Epoch
 from vernal._training.state import TrainState
-from vernal.errors import ArgumentError, kind, whole_number
+from vernal.errors import ArgumentError, check_finite, kind, whole_number
 
 Mode = Literal["auto", "min", "max"]
 
@@ -15,8 +14,53 @@ Mode = Literal["auto", "min", "max"]
 _RISING = ("accuracy", "top_", "r2")
 
 
+class _AbstractWatcher:
+    """A dataclass that watches a metric. Its fields that are no arguments hold what it found."""
+
+    monitor: str
+    mode: Mode
+    best: float | None
+
+    def start(self) -> None:
+        """Forget an earlier run."""
+        self.load_state_dict({each.name: each.default for each in self._found()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to know of the run so far."""
+        return {each.name: getattr(self, each.name) for each in self._found()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        vars(self).update(saved)
+
+    def _found(self) -> list[Field]:
+        return [each for each in fields(cast(Any, self)) if not each.init]
+
+    def _check_monitor(self) -> None:
+        """Check both arguments; an automatic mode becomes the one in which the metric is best."""
+        if not isinstance(self.monitor, str):
+            raise ArgumentError(
+                f"monitor is {kind(self.monitor)}; the name of a metric is needed."
+                '\n  Try monitor="val_loss".'
+            )
+        if self.mode not in ("min", "max", "auto"):
+            raise ArgumentError(
+                f'mode is {kind(self.mode)}; "min", "max" or "auto" is needed.\n  Try mode="auto".'
+            )
+        if self.mode == "auto":
+            rises = self.monitor.removeprefix("val_").startswith(_RISING)
+            self.mode = "max" if rises else "min"
+
+    def _improves(self, value: float, min_delta: float = 0.0) -> bool:
+        """Return whether a value is better than the best by more than `min_delta`; NaN never is."""
+        if self.best is None:
+            return not math.isnan(value)
+        gain = self.best - value if self.mode == "min" else value - self.best
+        return gain > min_delta
+
+
 @dataclass(eq=False)
-class EarlyStopping:
+class EarlyStopping(_AbstractWatcher):
     """Stops a run that no longer improves.
 
     Epochs that did not measure `monitor` do not count. NaN is never an improvement.
@@ -50,46 +94,29 @@ class EarlyStopping:
     stopped_epoch: int | None = field(default=None, init=False)
 
     def __post_init__(self):
-        self.mode = _resolved(self.monitor, self.mode)
+        self._check_monitor()
         self.patience = whole_number("patience", self.patience, at_least=1)
-        if not isinstance(self.min_delta, Real) or not 0 <= self.min_delta < math.inf:
-            raise ArgumentError(
-                f"min_delta is {kind(self.min_delta)}; a finite number from 0 is needed."
-                "\n  Try min_delta=0.0, where every improvement counts."
-            )
-
-    def start(self) -> None:
-        """Forget an earlier run."""
-        self.load_state_dict({"best": None, "waited": 0, "stopped_epoch": None})
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to know of the run so far."""
-        return {"best": self.best, "waited": self.waited, "stopped_epoch": self.stopped_epoch}
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
-        self.best = saved["best"]
-        self.waited = saved["waited"]
-        self.stopped_epoch = saved["stopped_epoch"]
+        hint = "Try min_delta=0.0, where every improvement counts."
+        check_finite("min_delta", self.min_delta, hint)
 
     def __call__(self, epoch: Epoch) -> bool:
         """Look at an epoch, and return whether to stop."""
         if self.monitor not in epoch.metrics:
             return False
         value = epoch.metrics[self.monitor]
-        if _improves(value, self.best, self.mode, self.min_delta):
+        if self._improves(value, self.min_delta):
             self.best = value
             self.waited = 0
             return False
         self.waited += 1
-        stop = self.waited >= self.patience
-        if stop:
-            self.stopped_epoch = epoch.index
-        return stop
+        if self.waited < self.patience:
+            return False
+        self.stopped_epoch = epoch.index
+        return True
 
 
 @dataclass(eq=False)
-class BestState:
+class BestState(_AbstractWatcher):
     """Makes `fit` return the best epoch's state instead of the last one's. Never stops a run.
 
     Args:
@@ -113,26 +140,12 @@ class BestState:
     state: TrainState | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
-        self.mode = _resolved(self.monitor, self.mode)
-
-    def start(self) -> None:
-        """Forget an earlier run."""
-        self.load_state_dict({"best": None, "epoch": None, "state": None})
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to know of the run so far."""
-        return {"best": self.best, "epoch": self.epoch, "state": self.state}
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
-        self.best = saved["best"]
-        self.epoch = saved["epoch"]
-        self.state = saved["state"]
+        self._check_monitor()
 
     def __call__(self, epoch: Epoch) -> None:
         """Keep the epoch's state if it is the best so far."""
         value = epoch.metrics.get(self.monitor, math.nan)
-        if _improves(value, self.best, self.mode):
+        if self._improves(value):
             self.best = value
             self.epoch = epoch.index
             self.state = epoch.state
@@ -140,27 +153,3 @@ class BestState:
     def finish(self, state: TrainState) -> TrainState:
         """Return the best state, or the given one if no epoch measured the metric."""
         return state if self.state is None else self.state
-
-
-def _resolved(monitor: str, mode: Mode) -> Mode:
-    """Check both arguments, and return the mode, `"min"` or `"max"`, in which a metric is best."""
-    if not isinstance(monitor, str):
-        raise ArgumentError(
-            f"monitor is {kind(monitor)}; the name of a metric is needed."
-            '\n  Try monitor="val_loss".'
-        )
-    if mode not in ("min", "max", "auto"):
-        raise ArgumentError(
-            f'mode is {kind(mode)}; "min", "max" or "auto" is needed.\n  Try mode="auto".'
-        )
-    if mode != "auto":
-        return mode
-    return "max" if monitor.removeprefix("val_").startswith(_RISING) else "min"
-
-
-def _improves(value: float, best: float | None, mode: Mode, min_delta: float = 0.0) -> bool:
-    """Return whether a value is better than the best by more than `min_delta`; NaN never is."""
-    if best is None:
-        return not math.isnan(value)
-    gain = best - value if mode == "min" else value - best
-    return gain > min_delta

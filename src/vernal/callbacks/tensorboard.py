@@ -6,8 +6,7 @@ from typing import Any
 
 from vernal._training.history import Epoch
 from vernal._training.state import TrainState
-from vernal.callbacks._paths import checked_path, unwritable
-from vernal.errors import MissingExtraError
+from vernal.errors import checked_path, optional_import, unwritable
 
 
 class TensorBoard:
@@ -25,7 +24,7 @@ class TensorBoard:
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
-        self.directory = checked_path("directory", directory)
+        self.directory = str(checked_path("directory", directory))
         _tensorboardx()
         self._writer: Any = None
 
@@ -65,11 +64,4 @@ class TensorBoard:
 
 
 def _tensorboardx() -> Any:
-    try:
-        import tensorboardX
-    except ImportError as error:
-        raise MissingExtraError(
-            "callbacks.TensorBoard needs tensorboardX, which is not installed."
-            "\n  Run: pip install 'vernal[tensorboard]'"
-        ) from error
-    return tensorboardX
+    return optional_import("tensorboardX", user="callbacks.TensorBoard", extra="tensorboard")
