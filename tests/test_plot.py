@@ -67,9 +67,9 @@ def test_predictions_leave_dropout_out():
 
 
 def test_predictions_of_more_than_one_number_are_refused():
-    with pytest.raises(vernal.ShapeError, match=r"needs x of shape .* x has shape\s+\(20, 2\)"):
+    with pytest.raises(vernal.ShapeError, match=r"needs x of shape .* x has\s+shape \(20, 2\)"):
         plot.predictions(nn.Linear(2, 1, key=KEY), (np.hstack([X, X]), Y))
-    with pytest.raises(vernal.ShapeError, match=r"needs y of shape .* y has shape\s+\(20, 2\)"):
+    with pytest.raises(vernal.ShapeError, match=r"needs y of shape .* y has\s+shape \(20, 2\)"):
         plot.predictions(line(1.0, 0.0), (X, np.hstack([Y, Y])))
     with pytest.raises(vernal.ShapeError, match=r"(?s)needs predictions of shape .* \(500, 3\)"):
         plot.predictions(nn.Linear(1, 3, key=KEY), (X, Y))

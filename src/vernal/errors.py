@@ -111,7 +111,7 @@ class MissingExtraError(VernalError, ImportError):
 
 
 def short_traceback(function: Function) -> Function:
-    """Decorate a public function or generator: its errors show the user's lines, and no others.
+    """Decorate a public function: its errors show the user's lines, and no others.
 
     A `VernalError` keeps its type, message and attributes. Other exceptions pass as they are.
     """
@@ -123,14 +123,7 @@ def short_traceback(function: Function) -> Function:
         except VernalError as error:
             raise _shortened(error) from error.__cause__
 
-    @functools.wraps(function)
-    def iterate(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return (yield from function(*args, **kwargs))
-        except VernalError as error:
-            raise _shortened(error) from error.__cause__
-
-    return cast(Function, iterate if inspect.isgeneratorfunction(function) else call)
+    return cast(Function, call)
 
 
 def _shortened(error: VernalError) -> VernalError:

@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, PyTree
 
 from vernal import losses
 from vernal._data.arrays import as_arrays
-from vernal.errors import MissingExtraError, ShapeError, short_traceback
+from vernal.errors import ShapeError, optional_import, short_traceback
 
 # Where predictions are drawn: enough that a curve is smooth at any size of picture.
 _POINTS = 500
@@ -21,12 +21,7 @@ _STRETCHES = 1000
 
 def _axes(ax):
     """The axes to draw on: the caller's, or new ones."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise MissingExtraError(
-            "plots need matplotlib, which is not installed.\n  Run: pip install 'vernal[plot]'"
-        ) from error
+    plt = optional_import("matplotlib.pyplot", user="vernal.plot", extra="plot")
     return plt.subplots()[1] if ax is None else ax
 
 

@@ -169,21 +169,17 @@ def _found(
     for name, array in zip(names[1:], others, strict=False):
         options.append(_options(name, array, classes))
 
-    for choice in sorted(itertools.product(*options), key=_cost):
-        changes = sum(fix.cost > 0 for fix in choice)
+    def cost(choice: Sequence[Fix]) -> int:
+        return sum(fix.cost for fix in choice)
+
+    for choice in sorted(itertools.product(*options), key=cost):
         if time.perf_counter() > until:
             break
-        if changes <= at_most and _same_length(choice) and works(choice):
+        changes = sum(fix.cost > 0 for fix in choice)
+        lengths = {fix.array.shape[0] for fix in choice}
+        if changes <= at_most and len(lengths) == 1 and works(choice):
             return choice if changes else ()
     return ()
-
-
-def _cost(choice: Sequence[Fix]) -> int:
-    return sum(fix.cost for fix in choice)
-
-
-def _same_length(choice: Sequence[Fix]) -> bool:
-    return len({fix.array.shape[0] for fix in choice}) == 1
 
 
 def _other_loss(attempt: Attempt, batch: PyTree) -> str:

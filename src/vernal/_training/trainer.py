@@ -183,11 +183,12 @@ class Trainer:
         run = self._run(state, checked)
         return self._train_epochs(run, fit.validator(objective, run, held_out))
 
-    @short_traceback
     def _train_epochs(self, run: TrainingRun, validate: Callable | None) -> Iterator[Epoch]:
         recorder = Recorder(self._objective.in_training.metrics)
         run_began = time.perf_counter()
-        while True:
+
+        @short_traceback
+        def next_epoch() -> Epoch:
             began = time.perf_counter()
             index = run.epoch
             with fit.keeping_progress_in_errors(run, recorder, run_began):
@@ -195,7 +196,10 @@ class Trainer:
             if validate is not None:
                 recorder.add_validation(validate())
             seconds = time.perf_counter() - began
-            yield Epoch(index, run.state(), recorder.latest, seconds)
+            return Epoch(index, run.state(), recorder.latest, seconds)
+
+        while True:
+            yield next_epoch()
 
     @short_traceback
     def fit(
