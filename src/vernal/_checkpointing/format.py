@@ -47,17 +47,17 @@ def newest_good(
     """
     checkpoints = [path for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()]
     damaged: dict[Path, str] = {}
-    for good in sorted(checkpoints, key=lambda path: int(path.name), reverse=True):
+    for path in sorted(checkpoints, key=lambda path: int(path.name), reverse=True):
         try:
-            content = read(good)
+            content = read(path)
         except CheckpointError:
             raise
         except Exception as error:
-            damaged[good] = first_line(error)
-            continue
-        for path, reason in damaged.items():
-            _report_damaged(path, reason, good, rename=rename_damaged)
-        return good, content
+            damaged[path] = first_line(error)
+        else:
+            for bad, reason in damaged.items():
+                _report_damaged(bad, reason, path, rename=rename_damaged)
+            return path, content
     if not damaged:
         return None
     newest, reason = next(iter(damaged.items()))
@@ -180,17 +180,15 @@ def _read_content(path: Path) -> dict[str, Any]:
 
 def _read_arrays(path: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
     """Read all arrays of a checkpoint, as they are stored."""
-    shapes = _shapes(content)
     # Orbax looks at shape and dtype alone. These arrays take no memory, whatever their shape.
-    targets = {
+    arrays = {
         name: np.broadcast_to(np.zeros((), shape.dtype), shape.shape)
-        for name, shape in shapes.items()
+        for name, shape in _shapes(content).items()
     }
-    empty = {name: target for name, target in targets.items() if target.size == 0}
-    targets = {name: target for name, target in targets.items() if target.size > 0}
-    arrays = empty | _read(path, arrays=orbax().args.StandardRestore(targets)).arrays
-    for name in shapes:
-        if digest(arrays[name]) != content["arrays"][name][-1]:
+    targets = {name: array for name, array in arrays.items() if array.size}
+    arrays |= _read(path, arrays=orbax().args.StandardRestore(targets)).arrays
+    for name, array in arrays.items():
+        if digest(array) != content["arrays"][name][-1]:
             raise Damaged(f"{name} is not what was written")
     return arrays
 

@@ -10,7 +10,7 @@ import jax
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import PyTree
 
-from vernal._inspection.flops import count
+from vernal._inspection.flops import Counts
 from vernal._inspection.table import number
 from vernal._shapes.structs import shapes_of
 from vernal._training.jaxprs import LOOPS, holds
@@ -114,7 +114,7 @@ def update_cost(
     traced, examples = _traced_step(trainer, model_or_state, data, batch_size)
     compiled = traced.lower().compile()
 
-    flops = count(traced.jaxpr).total
+    flops = Counts(traced.jaxpr.jaxpr).total
     has_loop = holds(traced.jaxpr.jaxpr, *LOOPS)
     costs = {} if has_loop else compiled.cost_analysis() or {}
     accessed = costs.get("bytes accessed", math.nan)

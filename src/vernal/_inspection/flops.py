@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from jaxtyping import PyTree
 
 from vernal._shapes.calls import SCOPE, Call, Calls
@@ -19,23 +19,29 @@ _WRAPPERS = {"jit", "pjit", "closed_call", "checkpoint", "custom_jvp_call", "cus
 
 
 class Counts:
-    """Counts of a program, by the number of a call. NaN stands for an unknown count.
+    """A program's operations as XLA counts them, but those in a loop once for each round.
+
+    XLA counts a loop's body once. A loop that ends on a condition runs an unknown number of times,
+    so that the count of its operations is NaN. Of the branches of a condition, only the one with
+    the most operations counts.
 
     Attributes:
-        flops: The operations that a call makes itself, without the calls it makes.
-        runs: How often a call runs.
+        flops: By the number of a call, the operations that the call makes itself, without the
+            calls it makes.
+        runs: By the number of a call, how often it runs.
     """
 
-    def __init__(self):
+    def __init__(self, program: Jaxpr):
         self.flops: defaultdict[int, float] = defaultdict(float)
         self.runs: defaultdict[int, float] = defaultdict(float)
+        self._add(program, calls=(OUTSIDE,), times=1)
 
     @property
     def total(self) -> float:
         """The FLOPs of the whole program."""
         return sum(self.flops.values())
 
-    def add(self, program: Jaxpr, *, calls: tuple[int, ...] = (OUTSIDE,), times: float = 1) -> None:
+    def _add(self, program: Jaxpr, *, calls: tuple[int, ...], times: float) -> None:
         """Count a program that runs `times` times, inside of `calls`, the outermost first."""
         own: defaultdict[int, list[JaxprEqn]] = defaultdict(list)
         begun: set[int] = set()
@@ -47,11 +53,11 @@ class Counts:
             name = eqn.primitive.name
             parts = list(inner(eqn))
             if name == "cond":
-                self.add(max(parts, key=_rank), calls=calls_here, times=times)
+                self._add(max(parts, key=_rank), calls=calls_here, times=times)
             elif name in LOOPS or name in _WRAPPERS:
                 rounds = {"scan": eqn.params.get("length"), "while": math.nan}.get(name, 1)
                 for part in parts:
-                    self.add(part, calls=calls_here, times=times * rounds)
+                    self._add(part, calls=calls_here, times=times * rounds)
             else:
                 own[calls_here[-1]].append(eqn)
 
@@ -59,18 +65,6 @@ class Counts:
             self.runs[call] += times
         for call, eqns in own.items():
             self.flops[call] += times * _xla_flops(eqns)
-
-
-def count(program: ClosedJaxpr) -> Counts:
-    """Count a program's operations as XLA does, but those in a loop once for each round.
-
-    XLA counts a loop's body once. A loop that ends on a condition runs an unknown number of times,
-    so that the count of its operations is NaN. Of the branches of a condition, only the one with
-    the most operations counts.
-    """
-    counts = Counts()
-    counts.add(program.jaxpr)
-    return counts
 
 
 def counted_calls(model: PyTree, *args: PyTree) -> tuple[PyTree, list[Call], Counts]:
@@ -86,14 +80,13 @@ def counted_calls(model: PyTree, *args: PyTree) -> tuple[PyTree, list[Call], Cou
             return model(*args)
 
     jaxpr, result = jax.make_jaxpr(traced, return_shape=True)(*args)
-    return result, calls.made, count(jaxpr)
+    return result, calls.made, Counts(jaxpr.jaxpr)
 
 
 def _rank(branch: Jaxpr) -> tuple[bool, float]:
     """Rank a branch by its FLOPs; an unknown number ranks highest."""
-    counts = Counts()
-    counts.add(branch)
-    return math.isnan(counts.total), counts.total
+    total = Counts(branch).total
+    return math.isnan(total), total
 
 
 def _xla_flops(eqns: list[JaxprEqn]) -> float:

@@ -25,14 +25,16 @@ class TensorBoard:
 
     def __init__(self, directory: str | os.PathLike[str]):
         self.directory = str(checked_path("directory", directory))
-        _tensorboardx()
+        self._package = optional_import(
+            "tensorboardX", user="callbacks.TensorBoard", extra="tensorboard"
+        )
         self._writer: Any = None
 
     def start(self) -> None:
         """Open a new file."""
         self._close()
         try:
-            self._writer = _tensorboardx().SummaryWriter(
+            self._writer = self._package.SummaryWriter(
                 self.directory,
                 flush_secs=10,
                 # By itself, tensorboardX names two files of one second alike, and overwrites one.
@@ -61,7 +63,3 @@ class TensorBoard:
 
     def __repr__(self) -> str:
         return f"TensorBoard({self.directory!r})"
-
-
-def _tensorboardx() -> Any:
-    return optional_import("tensorboardX", user="callbacks.TensorBoard", extra="tensorboard")
