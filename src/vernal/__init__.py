@@ -5,7 +5,7 @@ from importlib.metadata import version
 from vernal import callbacks, losses, metrics, nn, plot
 from vernal._checkpointing.config import Checkpoints
 from vernal._checkpointing.weights import load, save
-from vernal._data.array_source import batches
+from vernal._data.sources import batches
 from vernal._inspection.cost import Cost, update_cost, update_jaxpr
 from vernal._inspection.recompilation import no_recompilation
 from vernal._inspection.summary import Summary, summary

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal import _limits
-from vernal._data.arrays import as_arrays, checked_batch_size
+from vernal._data.arrays import as_arrays, checked_batch_size, empty, nbytes, on_device
 from vernal._data.files import FileArray, in_files, in_memory
-from vernal._data.superbatch import Start, Superbatch, empty, nbytes, on_device
+from vernal._data.superbatch import Start, Superbatch
 
 
 class ArraySource:
@@ -198,31 +198,3 @@ def _take_on_host(
 @jax.jit
 def _take_on_device(arrays: PyTree, rows: Array) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), arrays)
-
-
-def batches(
-    data: PyTree,
-    batch_size: int | None = None,
-    *,
-    shuffle: bool = True,
-    epoch: int = 0,
-    key: PRNGKeyArray | None = None,
-) -> Iterator[PyTree]:
-    """Yield the batches of one epoch, exactly as `Trainer.fit` makes them.
-
-    Args:
-        data: A PyTree of arrays with equal leading axes, such as `(x, y)`.
-        batch_size: Examples in a batch. By default all of them. The last batch may be smaller.
-        shuffle: Whether to take the examples in the order that `key` and `epoch` fix.
-        epoch: Number of the epoch, counted from 0.
-        key: The key of the run. By default `jax.random.key(0)`.
-
-    Returns:
-        An iterator of batches, each a PyTree like `data`.
-
-    Raises:
-        DataError: If `data` cannot be trained on.
-        ArgumentError: If `batch_size` is not from 1 to the number of examples.
-    """
-    source = ArraySource(data, batch_size, shuffle=shuffle, trains=True)
-    return source.batches(epoch, key)

@@ -1,6 +1,7 @@
 """What counts as arrays of examples, and whether they can be trained on."""
 
 import functools
+import math
 import sys
 from collections.abc import Hashable
 from typing import Any
@@ -14,6 +15,8 @@ from vernal._data.files import FileArray, blocks, held_as, is_in_file
 from vernal.errors import ArgumentError, DataError, ExamplesError
 
 PARTS = ("x", "y", "sample_weight")  # what users call the parts of a batch
+# How many bytes NumPy's memory must be aligned to, so that JAX on a CPU reads it without a copy.
+_ALIGNMENT = 64
 
 
 def as_arrays(
@@ -136,3 +139,22 @@ def signature(arrays: PyTree) -> Hashable:
     leaves, treedef = jax.tree.flatten(arrays)
     in_jax = functools.partial(jax.dtypes.canonicalize_dtype, allow_extended_dtype=True)
     return treedef, tuple((leaf.shape, in_jax(leaf.dtype)) for leaf in leaves)
+
+
+def nbytes(arrays: PyTree) -> int:
+    """Return the size of some arrays, in bytes."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return a new array, in memory that JAX on a CPU reads without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    offset = -memory.ctypes.data % _ALIGNMENT
+
+    return memory[offset : offset + size].view(dtype).reshape(shape)
+
+
+def on_device(arrays: PyTree) -> PyTree:
+    """Return arrays on the device; JAX's own stay where they are."""
+    return jax.tree.map(jnp.asarray, arrays)

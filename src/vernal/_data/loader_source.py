@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal import _limits
-from vernal._data.arrays import as_arrays, signature
-from vernal._data.superbatch import Start, Superbatch, empty, nbytes
+from vernal._data.arrays import as_arrays, empty, nbytes, signature
+from vernal._data.superbatch import Start, Superbatch
 from vernal.errors import ArgumentError, DataError, kind
 
 # What loaders call the methods by which they return their state, and take it back.

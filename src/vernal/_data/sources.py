@@ -1,7 +1,9 @@
 """Which of the two sources of batches some data is: arrays, or a loader of ready batches."""
 
+from collections.abc import Iterator
+
 import jax
-from jaxtyping import PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from vernal._data.array_source import ArraySource
 from vernal._data.loader_source import LoaderSource, is_function
@@ -45,3 +47,31 @@ def as_source(
         return LoaderSource(data, batch_size, name=name)
 
     return ArraySource(data, batch_size, shuffle=shuffle, trains=trains, name=name)
+
+
+def batches(
+    data: PyTree,
+    batch_size: int | None = None,
+    *,
+    shuffle: bool = True,
+    epoch: int = 0,
+    key: PRNGKeyArray | None = None,
+) -> Iterator[PyTree]:
+    """Yield the batches of one epoch, exactly as `Trainer.fit` makes them.
+
+    Args:
+        data: A PyTree of arrays with equal leading axes, such as `(x, y)`.
+        batch_size: Examples in a batch. By default all of them. The last batch may be smaller.
+        shuffle: Whether to take the examples in the order that `key` and `epoch` fix.
+        epoch: Number of the epoch, counted from 0.
+        key: The key of the run. By default `jax.random.key(0)`.
+
+    Returns:
+        An iterator of batches, each a PyTree like `data`.
+
+    Raises:
+        DataError: If `data` cannot be trained on.
+        ArgumentError: If `batch_size` is not from 1 to the number of examples.
+    """
+    source = ArraySource(data, batch_size, shuffle=shuffle, trains=True)
+    return source.batches(epoch, key)

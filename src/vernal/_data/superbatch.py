@@ -1,20 +1,16 @@
 """Consecutive batches in arrays that a compiled loop slices."""
 
-import math
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from vernal import _limits
-
-# How many bytes NumPy's memory must be aligned to, so that JAX on a CPU reads it without a copy.
-_ALIGNMENT = 64
+from vernal._data.arrays import nbytes
 
 
 @dataclass(frozen=True)
@@ -124,22 +120,3 @@ class Start:
     key: PRNGKeyArray | None = None
     loader_state: Any = None
     last_epoch: int = sys.maxsize
-
-
-def nbytes(arrays: PyTree) -> int:
-    """Return the size of some arrays, in bytes."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-
-
-def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return a new array, in memory that JAX on a CPU reads without a copy."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    offset = -memory.ctypes.data % _ALIGNMENT
-
-    return memory[offset : offset + size].view(dtype).reshape(shape)
-
-
-def on_device(arrays: PyTree) -> PyTree:
-    """Return arrays on the device; JAX's own stay where they are."""
-    return jax.tree.map(jnp.asarray, arrays)

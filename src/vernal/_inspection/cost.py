@@ -12,8 +12,8 @@ from jaxtyping import PyTree
 
 from vernal._inspection.flops import Counts
 from vernal._inspection.table import number
+from vernal._shapes.jaxprs import LOOPS, holds
 from vernal._shapes.structs import shapes_of
-from vernal._training.jaxprs import LOOPS, holds
 from vernal._training.preflight import checked_data
 from vernal._training.state import TrainState, model_of
 from vernal._training.trainer import Trainer

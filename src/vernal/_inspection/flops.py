@@ -10,7 +10,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from jaxtyping import PyTree
 
 from vernal._shapes.calls import SCOPE, Call, Calls
-from vernal._training.jaxprs import LOOPS, holds, inner
+from vernal._shapes.jaxprs import LOOPS, holds, inner
 
 OUTSIDE = -1  # stands for the number of a call, for operations that no call makes
 

@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vernal import _limits
-from vernal._data.arrays import signature
+from vernal._data.arrays import nbytes, signature
 from vernal._data.sources import Source
-from vernal._data.superbatch import Start, Superbatch, nbytes
+from vernal._data.superbatch import Start, Superbatch
 from vernal._training import nonfinite
 from vernal._training.compiled_loop import Inputs, run_steps
 from vernal._training.measurements import Measurements
@@ -145,16 +145,14 @@ class TrainingRun:
             before = copied(self._changing) if self._copies else None
             began = time.perf_counter()
             calls, failure = self._start_chunk(until_epoch)
-            chunk = [call.fetched() for call in calls]
+            chunk = [call.first(call.steps) for call in calls]
             seconds = time.perf_counter() - began
 
             steps = sum(call.steps for call in chunk)
             self._next_steps = max(1, int(steps * min(_GROWTH, self._chunk_seconds / seconds)))
             if self._rewinds:
-                finite_losses = nonfinite.steps_with_finite_losses(chunk)
-                if finite_losses < steps or not nonfinite.stays_finite(
-                    self._finite, self._changing
-                ):
+                has_losses = nonfinite.steps_with_finite_losses(chunk) == steps
+                if not (has_losses and nonfinite.stays_finite(self._finite, self._changing)):
                     yield from self._until_bad_step(chunk, before)
             yield chunk
             if failure is not None:

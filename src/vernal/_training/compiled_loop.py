@@ -17,8 +17,8 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from vernal import _limits
+from vernal._shapes.jaxprs import holds
 from vernal._training.compilation import compiles
-from vernal._training.jaxprs import holds
 from vernal._training.objective import Measured
 from vernal._training.state import TrainState
 from vernal._training.update import Choices, changing_part, strongly_typed, update

@@ -11,9 +11,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from vernal._data.sources import Source
 from vernal._training.compilation import compiles
 from vernal._training.objective import Measured, Objective, measure, outputs
+from vernal._training.preflight import CheckedData
 from vernal.metrics import combine_batches, mean_over_batches
 
 
@@ -44,12 +44,7 @@ class _Predict(eqx.Module):
 
 
 def evaluate(
-    objective: Objective,
-    model: PyTree,
-    model_state: PyTree,
-    source: Source,
-    *,
-    loops: bool,
+    objective: Objective, model: PyTree, model_state: PyTree, data: CheckedData
 ) -> dict[str, Any]:
     """Average a loss and its metrics over all examples, by their weights.
 
@@ -57,13 +52,12 @@ def evaluate(
         objective: What to measure.
         model: The model, which is put in inference mode.
         model_state: Its state, which stays as it is.
-        source: The data.
-        loops: Whether many batches may be measured in one compiled loop.
+        data: The examples.
     """
     parts = []
     weights = []
     measure_batch = _Measure(objective, model, model_state)
-    for made, filled, size in _each(measure_batch, source, loops=loops):
+    for made, filled, size in _each(measure_batch, data):
         part = jax.tree.map(lambda x, n=filled: x[:n].astype(np.float64), jax.device_get(made))
         parts.append(part)
         weights.append(np.full(filled, float(size)) if part.weight is None else part.weight)
@@ -77,17 +71,12 @@ def evaluate(
 
 
 def predict(
-    model: PyTree,
-    model_state: PyTree,
-    source: Source,
-    *,
-    compute_dtype: np.dtype | None,
-    loops: bool,
+    model: PyTree, model_state: PyTree, data: CheckedData, compute_dtype: np.dtype | None
 ) -> PyTree:
     """Apply a model, in inference mode, to all examples."""
     parts = []
     apply = _Predict(model, model_state, compute_dtype)
-    for made, filled, size in _each(apply, source, loops=loops):
+    for made, filled, size in _each(apply, data):
         rows = filled * size
         parts.append(jax.tree.map(lambda x, n=rows: x.reshape(-1, *x.shape[2:])[:n], made))
     if len(parts) == 1:
@@ -96,15 +85,15 @@ def predict(
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
-def _each(function: Callable, source: Source, *, loops: bool) -> Iterator[tuple[PyTree, int, int]]:
+def _each(function: Callable, data: CheckedData) -> Iterator[tuple[PyTree, int, int]]:
     """Apply a function of a batch to all batches of one pass.
 
     Yields:
         Results for several batches, which lie along the leading axis; how many of them are filled;
         and how many examples each batch has.
     """
-    for superbatch in source.one_pass():
-        if superbatch.repeats or not loops:
+    for superbatch in data.source.one_pass():
+        if superbatch.repeats or not data.loops:
             cursors = range(superbatch.start, min(superbatch.stop, superbatch.epoch_length))
             for cursor in cursors:
                 made = _of_one_batch(function, superbatch.batch(cursor))

@@ -3,7 +3,6 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from vernal._training.checkpointer import Checkpointer, RunState, check_same_run
@@ -31,6 +30,7 @@ class Saving:
     Attributes:
         state: The state to go on from.
         began: The step, epoch and batch that the run began with, when it was new.
+        every_epochs: Epochs between two checkpoints; or `None`.
         pending: Whether the last epoch is not validated yet, nor seen by the callbacks.
         stopped: Whether a callback has ended the run.
     """
@@ -38,6 +38,7 @@ class Saving:
     def __init__(self, checkpointer: Checkpointer, start: TrainState, batching: dict[str, Any]):
         self._checkpointer = checkpointer
         self._saves = checkpointer.path is not None
+        self.every_epochs = checkpointer.every_epochs
         self._batching = batching
         self._callbacks: list[Any] = []
         self._since = time.perf_counter()
@@ -110,53 +111,45 @@ class Saving:
         self._checkpointer.wait()
 
 
-@dataclass(frozen=True)
-class Stops:
-    """What happens between epochs.
-
-    Attributes:
-        last_epoch: Number of the epoch that the run ends before.
-        validate: Measures the model on validation data; or `None`.
-        validate_every: Epochs between two validations.
-        callbacks: Called with each `Epoch`.
-        save_every: Epochs between two checkpoints; or `None`.
-    """
-
-    last_epoch: int
-    validate: Callable[[], dict[str, float]] | None
-    validate_every: int
-    callbacks: list[Callback]
-    save_every: int | None
-
-    def next_after(self, epoch: int) -> int:
-        """Return the next number of completed epochs at which something happens."""
-        intervals = [
-            1 if self.callbacks else None,
-            self.validate_every if self.validate else None,
-            self.save_every,
-        ]
-        stops = [(epoch // every + 1) * every for every in intervals if every is not None]
-        return min([self.last_epoch, *stops])
-
-
 def train(
     run: TrainingRun,
     recorder: Recorder,
     saving: Saving,
-    stops: Stops,
     *,
+    last_epoch: int,
+    validate: Callable[[], dict[str, float]] | None,
+    validate_every: int,
+    callbacks: list[Callback],
     bar: Progress,
     interrupt: Interrupt,
 ) -> None:
-    """Train to the last epoch, or until a callback or the user ends the run."""
+    """Train to the start of an epoch, or until a callback or the user ends the run.
+
+    Args:
+        run: The run in progress.
+        recorder: Takes what is measured.
+        saving: Saves the run.
+        last_epoch: Number of the epoch that the run ends before.
+        validate: Measures the model on validation data; or `None`.
+        validate_every: Epochs between two validations.
+        callbacks: Called with each `Epoch`.
+        bar: Shows the progress.
+        interrupt: Says whether the user wants the run to end.
+    """
+    # Training stops after every so many epochs: to call back, to validate, to save.
+    intervals = [
+        1 if callbacks else None,
+        validate_every if validate else None,
+        saving.every_epochs,
+    ]
     epoch_began = time.perf_counter()
     # A problem with the checkpoints shows before there is anything to lose.
     saving.save(run, recorder)
     saving.wait()
 
-    while (run.epoch < stops.last_epoch or saving.pending) and not saving.stopped:
+    while (run.epoch < last_epoch or saving.pending) and not saving.stopped:
         # 1. Train. An epoch that was saved before step 2 is complete already.
-        stop = run.epoch if saving.pending else stops.next_after(run.epoch)
+        stop = run.epoch if saving.pending else _next_stop(run.epoch, intervals, last_epoch)
         for chunk in run.chunks(stop, interrupt.is_requested):
             recorder.add(chunk)
             bar.show_chunk(chunk)
@@ -167,17 +160,17 @@ def train(
             break
 
         # 2. Validate.
-        if stops.validate is not None and run.epoch % stops.validate_every == 0:
-            results = stops.validate()
+        if validate is not None and run.epoch % validate_every == 0:
+            results = validate()
             recorder.add_validation(results)
             bar.show_validation(results)
 
         # 3. Let every callback see the epoch. Each of them may end the run.
-        if stops.callbacks:
+        if callbacks:
             now = time.perf_counter()
             epoch = Epoch(run.epoch - 1, run.state(), recorder.latest, now - epoch_began)
             epoch_began = now
-            answers = [callback(epoch) for callback in stops.callbacks]
+            answers = [callback(epoch) for callback in callbacks]
             saving.stopped = any(answer is True for answer in answers)
         saving.pending = False
 
@@ -186,6 +179,12 @@ def train(
 
     saving.save(run, recorder)
     saving.wait()
+
+
+def _next_stop(epoch: int, intervals: list[int | None], last_epoch: int) -> int:
+    """Return the next number of completed epochs at which something happens."""
+    stops = [(epoch // every + 1) * every for every in intervals if every is not None]
+    return min([last_epoch, *stops])
 
 
 @contextlib.contextmanager
@@ -218,8 +217,7 @@ def validator(
 
     def validate() -> dict[str, float]:
         state = run.state_until_next_chunk()
-        model, model_state = state.model, state.model_state
-        return evaluate(objective, model, model_state, held_out.source, loops=held_out.loops)
+        return evaluate(objective, state.model, state.model_state, held_out)
 
     return validate
 

@@ -1,6 +1,5 @@
 """The record of a run: plain NumPy."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -103,11 +102,6 @@ class Recorder:
         if self._validated and self._validated[-1] == self.epochs:
             latest |= {f"val_{name}": value for name, value in self._validations[-1].items()}
         return latest
-
-    def add_all(self, chunks: Iterable[list[Measurements]]) -> None:
-        """Add what chunk after chunk measured."""
-        for chunk in chunks:
-            self.add(chunk)
 
     def add(self, chunk: list[Measurements]) -> None:
         """Add what the steps of a chunk measured."""

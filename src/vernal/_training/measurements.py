@@ -27,20 +27,11 @@ class Measurements:
     first_step: int
     measured: Measured
 
-    def fetched(self) -> "Measurements":
-        """Wait for the arrays, and return them in NumPy's memory, cut to the steps made."""
-        return self.first(self.steps)
-
     def first(self, steps: int) -> "Measurements":
-        """Return what the first steps measured."""
+        """Wait for the arrays, and return what the first steps measured, in NumPy's memory."""
         # A copy: a view would keep the whole buffer.
         cut = jax.tree.map(lambda buffer: np.array(np.asarray(buffer)[:steps]), self.measured)
         return replace(self, steps=steps, measured=cut)
-
-    @property
-    def examples(self) -> int:
-        """How many examples the steps used."""
-        return int(self.superbatch.sizes(self.cursor, self.cursor + self.steps).sum())
 
     @property
     def finite_losses(self) -> int:

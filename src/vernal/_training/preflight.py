@@ -18,8 +18,8 @@ from vernal import _limits
 from vernal._data.arrays import as_arrays, signature
 from vernal._data.loader_source import LoaderSource
 from vernal._data.sources import Source, as_source, is_loader
+from vernal._shapes.jaxprs import holds
 from vernal._shapes.structs import shapes_of
-from vernal._training.jaxprs import holds
 from vernal._training.objective import Measured, Objective, measure
 from vernal._training.state import TrainState
 from vernal._training.update import Choices, Optimizer, learning_rate, trained_leaves

@@ -40,7 +40,8 @@ class Progress:
 
             self._bar = tqdm(total=self._total, unit=" steps", unit_scale=True, dynamic_ncols=True)
         now = time.perf_counter()
-        rate = sum(call.examples for call in chunk) / (now - self._since)
+        sizes = [call.superbatch.sizes(call.cursor, call.cursor + call.steps) for call in chunk]
+        rate = sum(int(size.sum()) for size in sizes) / (now - self._since)
         self._since = now
         latest = {name: values[-1] for name, values in chunk[-1].measured.info.items()}
         self._shown["loss"] = f"{latest['loss']:.4g}"

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -17,21 +17,19 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal import _arguments
 from vernal._data.arrays import as_arrays
+from vernal._shapes.jaxprs import in_outer_trace
 from vernal._training import evaluate, fit, preflight
 from vernal._training.checkpointer import Checkpointing, NoCheckpoints
 from vernal._training.chunks import TrainingRun
 from vernal._training.compiled_loop import step_by_loop
 from vernal._training.history import Epoch, History, Recorder
 from vernal._training.interrupt import Interrupt
-from vernal._training.jaxprs import in_outer_trace
 from vernal._training.objective import Objective
 from vernal._training.progress import Progress
-from vernal._training.state import TrainState, model_of
+from vernal._training.state import Model, TrainState, model_of
 from vernal._training.update import Choices, new_state, update
 from vernal.errors import ArgumentError, ExamplesError, kind, short_traceback, whole_number
 from vernal.losses import Loss
-
-Model = TypeVar("Model")
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,8 @@ class Trainer:
             began = time.perf_counter()
             index = run.epoch
             with fit.keeping_progress_in_errors(run, recorder, run_began):
-                recorder.add_all(run.chunks(index + 1))
+                for chunk in run.chunks(index + 1):
+                    recorder.add(chunk)
             if validate is not None:
                 recorder.add_validation(validate())
             seconds = time.perf_counter() - began
@@ -279,17 +278,20 @@ class Trainer:
             recorder = Recorder(objective.metrics)
             saving.begin(run, recorder, callbacks, jax.tree.structure(checked.measured.averages))
 
-            stops = fit.Stops(
-                last_epoch=last_epoch,
-                validate=fit.validator(objective, run, held_out),
-                validate_every=validate_every,
-                callbacks=callbacks,
-                save_every=checkpointer.every_epochs,
-            )
             bar = Progress(progress, run.steps_until(last_epoch))
             interrupt = Interrupt(saves=checkpointer.path is not None)
             with fit.keeping_progress_in_errors(run, recorder, began), interrupt, bar:
-                fit.train(run, recorder, saving, stops, bar=bar, interrupt=interrupt)
+                fit.train(
+                    run,
+                    recorder,
+                    saving,
+                    last_epoch=last_epoch,
+                    validate=fit.validator(objective, run, held_out),
+                    validate_every=validate_every,
+                    callbacks=callbacks,
+                    bar=bar,
+                    interrupt=interrupt,
+                )
 
         interrupt.report(recorder.steps, checkpointer.path)
         interrupt.end_process()
@@ -324,9 +326,7 @@ class Trainer:
         checked = preflight.checked_data(
             self._objective, model, model_state, data, batch_size=batch_size
         )
-        return evaluate.evaluate(
-            self._objective, model, model_state, checked.source, loops=checked.loops
-        )
+        return evaluate.evaluate(self._objective, model, model_state, checked)
 
     @short_traceback
     def predict(
@@ -355,13 +355,7 @@ class Trainer:
         checked = preflight.checked_data(
             None, inferring, model_state, x, batch_size=batch_size, name="x"
         )
-        return evaluate.predict(
-            model,
-            model_state,
-            checked.source,
-            compute_dtype=self._objective.compute_dtype,
-            loops=checked.loops,
-        )
+        return evaluate.predict(model, model_state, checked, self._objective.compute_dtype)
 
     def _choices(self, model: PyTree, model_state: PyTree) -> Choices:
         _arguments.check_stateful(self.loss, model, model_state)
