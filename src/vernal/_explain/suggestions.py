@@ -21,7 +21,7 @@ from vernal._shapes.fixes import Fix, as_line, fixes_of
 from vernal._shapes.layer_shapes import Unmet, unmet
 from vernal._shapes.structs import shapes_of
 
-# How long to look for a fix, in seconds: a large model takes its time to trace.
+# How long to look for a fix, in seconds of this thread: a large model takes its time to trace.
 _PATIENCE = 5.0
 
 
@@ -142,7 +142,7 @@ def _found(
     Returns:
         A fix for each array; nothing if none was found, or none is needed.
     """
-    until = time.perf_counter() + _PATIENCE
+    until = time.thread_time() + _PATIENCE
     loss: Any = attempt.loss
     has_parts = loss is not None and isinstance(batch, tuple | list)
     x, *others = batch if has_parts else (batch,)
@@ -162,7 +162,7 @@ def _found(
     x_options = _x_options(names[0], x, fault)
     classes: Sequence[int] = ()
     if isinstance(loss, losses.AbstractSupervised):
-        made = (predicted(fix.array) for fix in x_options if time.perf_counter() < until)
+        made = (predicted(fix.array) for fix in x_options if time.thread_time() < until)
         first = next((prediction for prediction in made if prediction is not None), None)
         classes = getattr(first, "shape", ())[-1:]
     options = [x_options]
@@ -173,7 +173,7 @@ def _found(
         return sum(fix.cost for fix in choice)
 
     for choice in sorted(itertools.product(*options), key=cost):
-        if time.perf_counter() > until:
+        if time.thread_time() > until:
             break
         changes = sum(fix.cost > 0 for fix in choice)
         lengths = {fix.array.shape[0] for fix in choice}
