@@ -226,7 +226,7 @@ def whole_number(name: str, value: Any, *, at_least: int) -> int:
 
 def check_finite(name: str, value: Any, hint: str) -> None:
     """Raise `ArgumentError`, with a hint, if this is not a finite number from 0."""
-    if not isinstance(value, Real) or not 0 <= value < math.inf:
+    if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
         raise ArgumentError(f"{name} is {kind(value)}; a finite number from 0 is needed.\n  {hint}")
 
 

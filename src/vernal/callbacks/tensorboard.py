@@ -47,6 +47,7 @@ class TensorBoard:
         """Write an epoch's metrics."""
         if self._writer is None:
             self.start()
+        assert self._writer is not None
         for name, value in epoch.metrics.items():
             self._writer.add_scalar(name, value, epoch.index)
 
