@@ -146,14 +146,14 @@ class Spent(Loader):
 def test_a_loader_that_is_empty_when_read_again_is_an_error():
     batches = cut((np.ones((4, 2), np.float32), np.ones(4, np.float32)), [2, 2])
     model = eqx.nn.Linear(2, "scalar", key=KEY)
-    with pytest.raises(vernal.DataError, match="a Spent .* when it was read again"):
+    with pytest.raises(vernal.DataError, match=r"a Spent .* when it was read again"):
         trainer = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError())
         trainer.fit(model, Spent(batches, 2), epochs=5)
 
 
 @pytest.mark.parametrize("at", [(0, 0), (0, 1), (1, 5)])
 def test_so_it_is_wherever_a_run_starts(at):
-    with pytest.raises(vernal.DataError, match="a Spent .* when it was read again"):
+    with pytest.raises(vernal.DataError, match=r"a Spent .* when it was read again"):
         seen(Spent(cut(examples(4), [2, 2]), 1), at=at, epochs=3)
 
 
