@@ -74,8 +74,9 @@ class LoaderSource:
             while batches.following is not None and batches.cursor < batch:
                 batches.advance(marks=batches.cursor + 1 == batch)
             yield from self._rest_of_epoch(batches, epoch)
-            # Batches may be counted over several epochs.
-            epoch, batch = epoch + 1, max(0, batch - batches.cursor)
+            # Batches may have been counted over several epochs. These are not read.
+            skipped, batch = divmod(max(0, batch - batches.cursor), batches.cursor)
+            epoch += 1 + skipped
             # The next epoch begins from the loader's state, as it does in a resumed run.
             batches = self._pass(batches.mark)
 

@@ -173,11 +173,12 @@ class Trainer:
         Raises:
             VernalError: As `fit` does, at the call and not at the first epoch.
         """
-        state = self._state_of(model_or_state)
         objective = self._objective.in_training
+        self._choices(*model_of(model_or_state))
         checked, held_out = preflight.checked_run(
-            objective, state, data, validation_data, batch_size=batch_size, shuffle=shuffle
+            objective, model_or_state, data, validation_data, batch_size=batch_size, shuffle=shuffle
         )
+        state = self._state_of(model_or_state)
         run = self._run(state, checked)
         return self._train_epochs(run, fit.validator(objective, run, held_out))
 
@@ -266,7 +267,7 @@ class Trainer:
             saving = fit.Saving(checkpointer, start, batching)
             state = saving.state
             checked, held_out = preflight.checked_run(
-                objective, state, data, validation_data, batch_size=batch_size, shuffle=shuffle
+                objective, model_or_state, data, validation_data, batch_size=batch_size, shuffle=shuffle
             )
             names = preflight.recorded_names(
                 checked.measured, state, validates=held_out is not None
