@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
-from helpers import KEY, TELLER, cut, examples, fingerprint, seen
+from helpers import KEY, TELLER, cut, examples, fingerprint, seen, tells
 
 import vernal
 from vernal import losses
@@ -64,7 +64,7 @@ def test_a_loaders_batches_may_be_trees_and_lists_and_jax_arrays():
         {"x": x[:4].tolist(), "y": jnp.asarray(y[:4])},
         {"x": pd.DataFrame(x[4:]), "y": y[4:]},
     ]
-    told = lambda model, batch, key: TELLER.loss(model, (batch["x"], batch["y"]), key)
+    told = lambda model, batch, key: tells(model, (batch["x"], batch["y"]), key)
     trainer = vernal.Trainer(optax.sgd(0.1), told)
     _, history = trainer.fit(jnp.zeros(1), Loader(batches), epochs=1)
     expected = [fingerprint(batch) for batch in cut((x, y), [4, 4])]

@@ -659,3 +659,11 @@ def test_mistakes_are_explained_as_in_fit(inspect):
         inspect(trainer, model, (X, Y), batch_size=9)
     with pytest.raises(vernal.ArgumentError, match="without a float array to train"):
         inspect(trainer, eqx.nn.Lambda(lambda x: x[:2]), (X, Y))
+
+
+def test_a_notebook_shows_a_table_in_which_nothing_is_wrapped(gallery):
+    summary = gallery("MLP")[2]
+    table = summary._repr_html_()
+    for row in summary.rows:
+        assert f"<td>{html.escape(row.path)}</td>" in table
+    assert table.count("<tr>") == len(summary.rows) + 2  # the titles, and the total

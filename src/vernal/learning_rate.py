@@ -14,7 +14,6 @@ from jaxtyping import PyTree
 from vernal import plot
 from vernal._data.array_source import ArraySource
 from vernal._data.loader_source import LoaderSource
-from vernal._training.preflight import checked_run
 from vernal._training.state import TrainState
 from vernal._training.trainer import Trainer
 from vernal.errors import ArgumentError, DataError, short_traceback, whole_number
@@ -100,8 +99,7 @@ def find_learning_rate(
     _check_bounds(lowest, highest)
     state = trainer._state_of(model_or_state)
     dtype = _rate_dtype(state.opt_state)
-    objective = trainer._objective.in_training
-    checked, _ = checked_run(objective, state, data, None, batch_size=batch_size, shuffle=True)
+    checked, _ = trainer._checked(state, data, None, batch_size=batch_size, shuffle=True)
     batches = _full_batches(checked.source, state, batch_size)
 
     rates, losses, smoothed = [], [], []

@@ -166,9 +166,12 @@ def read_model(path: Path) -> dict[str, np.ndarray]:
 def _read_content(path: Path) -> dict[str, Any]:
     """Read the description of a checkpoint, without its digest."""
     described = _read(path, description=orbax().args.JsonRestore()).description
-    content = described["content"]
-    if _digest_of_json(content) != described["sha256"]:
-        raise Damaged("its description is not the one that was written")
+    if "text" in described:  # as version 0.1.0 wrote it
+        content = json.loads(described["text"])
+    else:
+        content = described["content"]
+        if _digest_of_json(content) != described["sha256"]:
+            raise Damaged("its description is not the one that was written")
     if content["format"] != _FORMAT:
         raise CheckpointError(
             f"{path} was written by vernal {content['versions']['vernal']}, which this version "

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from vernal._data.arrays import as_arrays
 from vernal._inspection.flops import OUTSIDE, counted_calls
 from vernal._inspection.rows import Row, counting_path, held_rows
-from vernal._inspection.table import as_text, number, shapes
+from vernal._inspection.table import as_html, as_text, number, shapes
 from vernal._training.preflight import preflight
 from vernal._training.state import model_of
 from vernal.errors import short_traceback
@@ -53,6 +53,18 @@ class Summary:
         return sum(flops) if len(flops) == len(self.rows) else None
 
     def __str__(self) -> str:
+        table = as_text(self._columns, texts=("path", "layer", "input", "output"))
+        return f"{table}\n{self._caption}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook."""
+        return as_html(self._columns, caption=self._caption)
+
+    @property
+    def _columns(self) -> dict[str, list[str]]:
+        """For each title the cells below it, the last of which is the total."""
         total = Row("total", "", self.trainable, self.frozen, self.bytes, calls=1, flops=self.flops)
         rows = [*self.rows, total]
         columns = {
@@ -67,11 +79,12 @@ class Summary:
         }
         if not self.frozen:
             del columns["frozen"]
-        table = as_text(columns, texts=("path", "layer", "input", "output"))
-        held = f"Parameters: {self.trainable + self.frozen:,}, {number(self.bytes, 'B')}."
-        return f"{table}\n{held} Shapes and FLOPs are those of one example."
+        return columns
 
-    __repr__ = __str__
+    @property
+    def _caption(self) -> str:
+        held = f"Parameters: {self.trainable + self.frozen:,}, {number(self.bytes, 'B')}."
+        return f"{held} Shapes and FLOPs are those of one example."
 
 
 @short_traceback

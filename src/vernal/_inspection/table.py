@@ -1,5 +1,6 @@
 """How a table is laid out as text, and how numbers and shapes are written in it."""
 
+import html
 import io
 import shutil
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,18 @@ def as_text(columns: Mapping[str, Sequence[str]], *, texts: Sequence[str]) -> st
     file = io.StringIO()
     rich.console.Console(file=file, width=width, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+def as_html(columns: Mapping[str, Sequence[str]], *, caption: str) -> str:
+    """Lay out a table for a notebook, with nothing wrapped."""
+    lines = [_html_line("th", list(columns))]
+    lines += [_html_line("td", cells) for cells in zip(*columns.values(), strict=True)]
+    return f"<table>{''.join(lines)}</table><p>{html.escape(caption)}</p>"
+
+
+def _html_line(tag: str, cells: Sequence[str]) -> str:
+    parts = [f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells]
+    return f"<tr>{''.join(parts)}</tr>"
 
 
 def number(value: float | None, unit: str = "") -> str:

@@ -77,6 +77,7 @@ class TrainingRun:
         start = Start(epoch, batch, state.key, state.data_state, last_epoch)
         self._superbatches = source.superbatches(start)
         self._superbatch = next(self._superbatches)
+        self._following: Superbatch | None = None
         self._cursor = self._superbatch.start
 
         changing, self._fixed = changing_part(choices, replace(state, data_state=None))
@@ -141,7 +142,6 @@ class TrainingRun:
             Exception: What a loader raises, after the steps on the batches before.
         """
         while self.epoch < until_epoch and not is_stopped():
-            self._next_superbatch()
             before = copied(self._changing) if self._copies else None
             began = time.perf_counter()
             calls, failure = self._start_chunk(until_epoch)
@@ -167,6 +167,10 @@ class TrainingRun:
         calls = []
         passed_bytes = 0
         while left > 0 and passed_bytes < limits.chunk_bytes and self.epoch < until_epoch:
+            if self._cursor == self._superbatch.stop:
+                self._superbatch = self._following or next(self._superbatches)
+                self._following = None
+                self._cursor = self._superbatch.start
             superbatch, cursor, first_step = self._superbatch, self._cursor, self.step
             to_epoch = (until_epoch - superbatch.epoch) * superbatch.epoch_length - cursor
             steps = min(left, superbatch.stop - cursor, to_epoch, superbatch.capacity)
@@ -179,25 +183,17 @@ class TrainingRun:
             self._cursor += steps
             left -= steps
 
-            if self.epoch < until_epoch:
+            if self._cursor == superbatch.stop and self.epoch < until_epoch:
                 # The next superbatch is gathered here, while the device trains on this one.
                 try:
-                    passed_bytes += self._next_superbatch()
+                    self._following = next(self._superbatches)
                 except Exception as failure:
                     return calls, failure
+                passed_bytes += superbatch.nbytes
             if time.perf_counter() - began > self._chunk_seconds:  # the data takes long to read
                 break
 
         return calls, None
-
-    def _next_superbatch(self) -> int:
-        """Go on to the next superbatch at the end of one; return its size in bytes, or 0."""
-        if self._cursor < self._superbatch.stop:
-            return 0
-
-        self._superbatch = next(self._superbatches)
-        self._cursor = self._superbatch.start
-        return self._superbatch.nbytes
 
     def _until_bad_step(
         self, chunk: list[Measurements], before: TrainState | None

@@ -21,7 +21,7 @@ from vernal._data.sources import Source, as_source, is_loader
 from vernal._shapes.jaxprs import holds
 from vernal._shapes.structs import shapes_of
 from vernal._training.objective import Measured, Objective, measure
-from vernal._training.state import TrainState, model_of
+from vernal._training.state import TrainState
 from vernal._training.update import Choices, Optimizer, learning_rate, trained_leaves
 from vernal.errors import (
     ArgumentError,
@@ -245,7 +245,8 @@ def checked_data(
 
 def checked_run(
     objective: Objective,
-    model_or_state: PyTree | TrainState,
+    model: PyTree,
+    model_state: PyTree,
     data: PyTree | Iterable,
     validation_data: PyTree | Iterable | None,
     *,
@@ -253,7 +254,6 @@ def checked_run(
     shuffle: bool,
 ) -> tuple[CheckedData, CheckedData | None]:
     """Check the data that a run trains on, and its validation data if there is any."""
-    model, model_state = model_of(model_or_state)
     check = functools.partial(checked_data, objective, model, model_state)
     checked = check(data, batch_size=batch_size, shuffle=shuffle, trains=True)
     if validation_data is None:

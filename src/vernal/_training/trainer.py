@@ -173,14 +173,12 @@ class Trainer:
         Raises:
             VernalError: As `fit` does, at the call and not at the first epoch.
         """
-        objective = self._objective.in_training
-        self._choices(*model_of(model_or_state))
-        checked, held_out = preflight.checked_run(
-            objective, model_or_state, data, validation_data, batch_size=batch_size, shuffle=shuffle
+        checked, held_out = self._checked(
+            model_or_state, data, validation_data, batch_size=batch_size, shuffle=shuffle
         )
-        state = self._state_of(model_or_state)
-        run = self._run(state, checked)
-        return self._train_epochs(run, fit.validator(objective, run, held_out))
+        run = self._run(self._state_of(model_or_state), checked)
+        validate = fit.validator(self._objective.in_training, run, held_out)
+        return self._train_epochs(run, validate)
 
     def _train_epochs(self, run: TrainingRun, validate: Callable | None) -> Iterator[Epoch]:
         recorder = Recorder(self._objective.in_training.metrics)
@@ -259,16 +257,16 @@ class Trainer:
         epochs = whole_number("epochs", epochs, at_least=0)
         validate_every = whole_number("validate_every", validate_every, at_least=1)
         _arguments.check_checkpoints(checkpoints)
-        checkpointer = NoCheckpoints() if checkpoints is None else checkpoints.open()
+        checked, held_out = self._checked(
+            model_or_state, data, validation_data, batch_size=batch_size, shuffle=shuffle
+        )
         objective = self._objective.in_training
         start = self._state_of(model_or_state)
+        checkpointer = NoCheckpoints() if checkpoints is None else checkpoints.open()
         with contextlib.closing(checkpointer):
             batching = {"batch_size": batch_size, "shuffle": shuffle}
             saving = fit.Saving(checkpointer, start, batching)
             state = saving.state
-            checked, held_out = preflight.checked_run(
-                objective, model_or_state, data, validation_data, batch_size=batch_size, shuffle=shuffle
-            )
             names = preflight.recorded_names(
                 checked.measured, state, validates=held_out is not None
             )
@@ -363,6 +361,13 @@ class Trainer:
         return preflight.choices_for(
             self.optimizer, self._objective.in_training, self.trainable, model
         )
+
+    def _checked(self, model_or_state: PyTree | TrainState, *data: Any, **batching: Any) -> Any:
+        """Check everything that a run is given, before anything is made of it."""
+        model, model_state = model_of(model_or_state)
+        self._choices(model, model_state)
+        objective = self._objective.in_training
+        return preflight.checked_run(objective, model, model_state, *data, **batching)
 
     def _state_of(self, model_or_state: PyTree | TrainState) -> TrainState:
         """Return a given state, checked; or the one that training a model starts from."""
