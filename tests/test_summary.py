@@ -1,5 +1,6 @@
 """A model's table against counts by hand; an update's program against the update it lists."""
 
+import html
 import re
 from typing import Any
 
@@ -662,7 +663,7 @@ def test_mistakes_are_explained_as_in_fit(inspect):
 
 
 def test_a_notebook_shows_a_table_in_which_nothing_is_wrapped(gallery):
-    summary = gallery("MLP")[2]
+    summary = gallery("tied")[2]
     table = summary._repr_html_()
     for row in summary.rows:
         assert f"<td>{html.escape(row.path)}</td>" in table

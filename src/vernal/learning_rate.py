@@ -97,9 +97,9 @@ def find_learning_rate(
     """
     updates = whole_number("updates", updates, at_least=_TENTH)
     _check_bounds(lowest, highest)
+    checked, _ = trainer._checked(model_or_state, data, None, batch_size=batch_size, shuffle=True)
     state = trainer._state_of(model_or_state)
     dtype = _rate_dtype(state.opt_state)
-    checked, _ = trainer._checked(state, data, None, batch_size=batch_size, shuffle=True)
     batches = _full_batches(checked.source, state, batch_size)
 
     rates, losses, smoothed = [], [], []
