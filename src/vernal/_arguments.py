@@ -82,10 +82,9 @@ def check_stateful(loss: Callable | None, model: PyTree, model_state: PyTree) ->
 
 
 def _needs_state(model: PyTree) -> bool:
-    def is_index(node):
-        return isinstance(node, eqx.nn.StateIndex)
-
-    return any(is_index(leaf) for leaf in jax.tree.leaves(model, is_leaf=is_index))
+    """Say whether a model has layers with a state: these hold an index into it."""
+    found = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, eqx.nn.StateIndex))
+    return any(isinstance(leaf, eqx.nn.StateIndex) for leaf in found)
 
 
 def checked_metrics(metrics: Any, loss: Callable) -> dict[str, AbstractMetric]:

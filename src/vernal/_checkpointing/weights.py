@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import PyTree
 
+from vernal import errors
 from vernal._checkpointing.format import Damaged, newest_good, read_model
 from vernal._checkpointing.named_arrays import (
     check_alike,
@@ -17,15 +18,6 @@ from vernal._checkpointing.named_arrays import (
     named_arrays,
     stored,
     with_arrays,
-)
-from vernal.errors import (
-    ArgumentError,
-    CheckpointError,
-    VernalError,
-    checked_path,
-    first_line,
-    kind,
-    optional_import,
 )
 
 Model = TypeVar("Model", bound=PyTree)
@@ -49,11 +41,11 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
         CheckpointError: If the file cannot be written, or two arrays have the same name.
         MissingExtraError: If safetensors is not installed.
     """
-    path = checked_path("path", path)
+    path = errors.checked_path("path", path)
     safetensors = _safetensors()
     arrays = named_arrays(model)
     if not arrays:
-        raise ArgumentError(f"model is {kind(model)}, without an array to save.")
+        raise errors.ArgumentError(f"model is {errors.kind(model)}, without an array to save.")
 
     # In the order that the file has: others would be written transposed.
     values = {name: np.asarray(stored(array), order="C") for name, array in arrays.items()}
@@ -66,8 +58,8 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
     except Exception as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"the model could not be written to {path}: {first_line(error)}."
+        raise errors.CheckpointError(
+            f"the model could not be written to {path}: {errors.first_line(error)}."
             "\n  Free some space, or pass a path that can be written to."
         ) from error
 
@@ -92,25 +84,25 @@ def load(path: str | os.PathLike[str], like: Model, *, keep: str | Iterable[str]
             has another shape or dtype. The message names it.
         MissingExtraError: If safetensors, or Orbax for a directory, is not installed.
     """
-    path = checked_path("path", path)
+    path = errors.checked_path("path", path)
     arrays = named_arrays(like)
     parts = (keep,) if isinstance(keep, str) else tuple(keep)
     for part in parts:
         if len(_without(arrays, [part])) == len(arrays):
-            raise ArgumentError(
+            raise errors.ArgumentError(
                 f"keep names {part!r}, and the model has no arrays there; it has "
                 f"{', '.join(list(arrays)[:5])}."
             )
 
     try:
         read = _read_directory(path) if path.is_dir() else _read_file(path)
-    except VernalError:
+    except errors.VernalError:
         raise
     except FileNotFoundError as error:
-        raise CheckpointError(f"there is no file {path}.") from error
+        raise errors.CheckpointError(f"there is no file {path}.") from error
     except Exception as error:
-        raise CheckpointError(
-            f"{path} is damaged, or vernal.save did not write it: {first_line(error)}."
+        raise errors.CheckpointError(
+            f"{path} is damaged, or vernal.save did not write it: {errors.first_line(error)}."
         ) from error
 
     values = _without(read, parts)
@@ -132,7 +124,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
 def _read_directory(path: Path) -> dict[str, np.ndarray]:
     found = newest_good(path, read_model, rename_damaged=False)
     if found is None:
-        raise CheckpointError(f"there is no checkpoint in {path}.")
+        raise errors.CheckpointError(f"there is no checkpoint in {path}.")
     _, model = found
     return model
 
@@ -144,4 +136,4 @@ def _without(named: dict[str, Any], parts: Iterable[str]) -> dict[str, Any]:
 
 
 def _safetensors():
-    return optional_import("safetensors.numpy", user="vernal.save", extra="checkpoint")
+    return errors.optional_import("safetensors.numpy", user="vernal.save", extra="checkpoint")

@@ -19,7 +19,7 @@ from vernal._data.files import blocks
 from vernal._shapes.calls import Calls, watched
 from vernal._shapes.fixes import Fix, as_line, fixes_of
 from vernal._shapes.layer_shapes import Unmet, unmet
-from vernal._shapes.structs import shapes_of
+from vernal._shapes.modules import shapes_of
 
 # How long to look for a fix, in seconds of this thread: a large model takes its time to trace.
 _PATIENCE = 5.0

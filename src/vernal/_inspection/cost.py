@@ -13,8 +13,7 @@ from jaxtyping import PyTree
 from vernal._inspection.flops import Counts
 from vernal._inspection.table import number
 from vernal._shapes.jaxprs import LOOPS, holds
-from vernal._shapes.structs import shapes_of
-from vernal._training.preflight import checked_data
+from vernal._shapes.modules import shapes_of
 from vernal._training.state import TrainState, model_of
 from vernal._training.trainer import Trainer
 from vernal._training.update import update
@@ -147,9 +146,7 @@ def _traced_step(
     """
     model, model_state = model_of(model_or_state)
     choices = trainer._choices(model, model_state)
-    checked = checked_data(
-        choices.objective, model, model_state, data, batch_size=batch_size, trains=True
-    )
+    checked, _ = trainer._checked(model_or_state, data, None, batch_size=batch_size, shuffle=False)
     state = model_or_state
     if not isinstance(state, TrainState):
         state = eqx.filter_eval_shape(trainer.init, model)

@@ -11,8 +11,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from vernal._shapes.modules import module_paths
-from vernal._shapes.structs import shapes_of
+from vernal._shapes.modules import module_paths, shapes_of
 
 # Every operation that a call makes has this and the call's number among its `jax.named_scope`s.
 SCOPE = "vernal-call-"

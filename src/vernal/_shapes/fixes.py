@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vernal._data.files import blocks
-from vernal._shapes.structs import shapes_of
+from vernal._shapes.modules import shapes_of
 
 
 @dataclass(frozen=True)

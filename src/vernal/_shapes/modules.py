@@ -1,4 +1,4 @@
-"""Where a model's modules and arrays are: the one walk through a model."""
+"""Where a model's modules and arrays are, by one walk through a model; arrays without values."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 from jaxtyping import PyTree
+
+from vernal._data.files import FileArray
 
 
 class Found(NamedTuple):
@@ -70,3 +72,18 @@ def module_paths(model: PyTree) -> dict[int, tuple[str, eqx.Module]]:
         for found in walk(model)
         if isinstance(found.thing, eqx.Module) and found.path == found.first
     }
+
+
+def shapes_of(tree: PyTree) -> PyTree:
+    """Replace every array by its `jax.ShapeDtypeStruct`; other leaves stay as they are.
+
+    The dtypes are those that JAX gives the arrays: single precision, unless x64 is enabled.
+    """
+
+    def shape_of(leaf):
+        if not (eqx.is_array(leaf) or isinstance(leaf, FileArray | jax.ShapeDtypeStruct)):
+            return leaf
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype)
+
+    return jax.tree.map(shape_of, tree)

@@ -150,7 +150,7 @@ def train(
     while (run.epoch < last_epoch or saving.pending) and not saving.stopped:
         # 1. Train. An epoch that was saved before step 2 is complete already.
         stop = run.epoch if saving.pending else _next_stop(run.epoch, intervals, last_epoch)
-        for chunk in run.chunks(stop, interrupt.is_requested):
+        for chunk in run.chunks(stop, lambda: interrupt.requested):
             recorder.add(chunk)
             bar.show_chunk(chunk)
             if run.epoch < stop:

@@ -44,10 +44,6 @@ class Interrupt:
         self.requested |= is_first
         return is_first
 
-    def is_requested(self) -> bool:
-        """Return whether the run is to end."""
-        return self.requested
-
     def report(self, steps: int, checkpoints: Any) -> None:
         """Print that the run was interrupted after so many steps, if it was."""
         if not self.requested:

@@ -14,24 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from vernal import _limits
+from vernal import _limits, errors
 from vernal._data.arrays import as_arrays, signature
 from vernal._data.loader_source import LoaderSource
 from vernal._data.sources import Source, as_source, is_loader
 from vernal._shapes.jaxprs import holds
-from vernal._shapes.structs import shapes_of
+from vernal._shapes.modules import shapes_of
 from vernal._training.objective import Measured, Objective, measure
 from vernal._training.state import TrainState
 from vernal._training.update import Choices, Optimizer, learning_rate, trained_leaves
-from vernal.errors import (
-    ArgumentError,
-    DataError,
-    ExamplesError,
-    ShapeError,
-    VernalError,
-    about,
-    kind,
-)
 from vernal.losses import BinaryCrossEntropy, CrossEntropy, predictions
 
 
@@ -77,7 +68,7 @@ def preflight(
     try:
         return _trace(_measured, objective, model, model_state, batch)
     except Exception as error:
-        if isinstance(error, VernalError) and not isinstance(error, ShapeError):
+        if isinstance(error, errors.VernalError) and not isinstance(error, errors.ShapeError):
             raise
         explanation = explained(error, objective, model, model_state, batch, name=name, given=given)
         raise explanation from explanation.__cause__
@@ -92,7 +83,7 @@ def explained(
     *,
     name: str = "data",
     given: PyTree = None,
-) -> ShapeError:
+) -> errors.ShapeError:
     """Explain why model, loss and data do not fit, with a fix if one was found to work.
 
     Args:
@@ -120,7 +111,7 @@ def explained(
         return _measured(tried, model, model_state, batch)
 
     attempt = Attempt(loss, model, model_state, measured)
-    if isinstance(error, ExamplesError):
+    if isinstance(error, errors.ExamplesError):
         return examples_error(attempt, error, name=name, given=given)
     return shape_error(attempt, batch, error, name=name, given=given)
 
@@ -172,8 +163,8 @@ def label_check(
     def check(batch: PyTree) -> None:
         try:
             loss.check_labels(batch[1], prediction.shape)
-        except ExamplesError as error:
-            raise ExamplesError(about(name, error.args[0])) from None
+        except errors.ExamplesError as error:
+            raise errors.ExamplesError(errors.about(name, error.args[0])) from None
 
     return check
 
@@ -226,10 +217,10 @@ def checked_data(
         is_array = name == "x" and isinstance(data, list)
         given = as_arrays(data, name=name) if is_array else data
         source = as_source(given, batch_size, shuffle=shuffle, trains=trains, name=name)
-    except ExamplesError as error:
+    except errors.ExamplesError as error:
         raise explained(error, objective, model, model_state, name=name, given=data) from None
-    except DataError as error:
-        raise DataError(about(name, error.args[0])) from None
+    except errors.DataError as error:
+        raise errors.DataError(errors.about(name, error.args[0])) from None
 
     check_shapes = functools.partial(preflight, objective, model, model_state, name=name)
     of_arrays = None if isinstance(source, LoaderSource) else data
@@ -274,14 +265,14 @@ def choices_for(
     try:
         trained = trained_leaves(model, trainable)
     except ValueError as error:
-        raise ArgumentError(
-            f"trainable is {kind(trainable)}; a function of an array is needed, or a PyTree of "
-            f"True and False with the structure of the model, {kind(model)}."
+        raise errors.ArgumentError(
+            f"trainable is {errors.kind(trainable)}; a function of an array is needed, or a PyTree "
+            f"of True and False with the structure of the model, {errors.kind(model)}."
             "\n  Make one from the model: jax.tree.map(lambda _: False, model), then eqx.tree_at."
         ) from error
     if not any(trained):
-        raise ArgumentError(
-            f"model is {kind(model)}, without a float array to train."
+        raise errors.ArgumentError(
+            f"model is {errors.kind(model)}, without a float array to train."
             "\n  Pass an instance of an eqx.Module, and see what `trainable` picks of it."
         )
     return Choices(optimizer, objective, trained)
@@ -304,7 +295,7 @@ def with_checked_opt_state(choices: Choices, state: TrainState) -> TrainState:
         arguments = "state.model"
         if state.model_state is not None:
             arguments += ", model_state=state.model_state"
-        raise ArgumentError(
+        raise errors.ArgumentError(
             "state.opt_state was made by another optimizer, or for other trainable parameters."
             f"\n  Begin anew with the model: trainer.init({arguments})."
         )
