@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, PyTree
 
 from vernal._data.files import FileArray, blocks, held_as, is_in_file
@@ -158,3 +159,8 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def on_device(arrays: PyTree) -> PyTree:
     """Return arrays on the device; JAX's own stay where they are."""
     return jax.tree.map(jnp.asarray, arrays)
+
+
+def row_of(arrays: PyTree, row: Any) -> PyTree:
+    """Return one row of each of some arrays; its number may be known at run time only."""
+    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, row, keepdims=False), arrays)

@@ -6,11 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import lax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from vernal import _limits
-from vernal._data.arrays import nbytes
+from vernal._data.arrays import nbytes, row_of
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,7 @@ class Superbatch:
         return np.where(is_last, self.last_size, self.batch_size)
 
 
-@jax.jit
-def _row_of(arrays: PyTree, row: int) -> PyTree:
-    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, row, keepdims=False), arrays)
+_row_of = jax.jit(row_of)
 
 
 @dataclass(frozen=True)

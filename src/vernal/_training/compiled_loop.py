@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from vernal import _limits
+from vernal._data.arrays import row_of
 from vernal._shapes.jaxprs import holds
 from vernal._training.compilation import compiles
 from vernal._training.objective import Measured
@@ -65,7 +66,7 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
     """
     choices, fixed = inputs.choices, inputs.fixed
     count, first_step, cursor, origin, epoch_length = inputs.counts
-    some_batch = inputs.batches if inputs.repeats else _row(inputs.batches, 0)
+    some_batch = inputs.batches if inputs.repeats else row_of(inputs.batches, 0)
     compiles(
         inputs.program,
         batch=some_batch,
@@ -95,7 +96,7 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
 
         def turn(carry: tuple) -> tuple:
             i, changing, buffers = carry
-            batch = rows if inputs.repeats else _row(rows, first_row + i - start)
+            batch = rows if inputs.repeats else row_of(rows, first_row + i - start)
             # Where there is a single batch, XLA would compute what depends on it alone outside of
             # the loop, and round it otherwise. It must not know that the batch stays the same.
             i, batch = lax.optimization_barrier((i, batch))
@@ -185,7 +186,3 @@ def _in_turns(turn: Callable[[tuple], tuple], times: int, stop: Array, carry: tu
         return lax.fori_loop(0, times, lambda _, carry: turn(carry), carry)
 
     return lax.while_loop(lambda carry: carry[0] + times <= stop, several, carry)
-
-
-def _row(arrays: PyTree, row: Any) -> PyTree:
-    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, row, keepdims=False), arrays)

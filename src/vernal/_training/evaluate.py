@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from vernal._data.arrays import row_of
 from vernal._training.compilation import compiles
 from vernal._training.objective import Measured, Objective, measure, outputs
 from vernal._training.preflight import CheckedData
@@ -121,11 +122,8 @@ def _of_one_batch(function: Callable, batch: PyTree) -> PyTree:
 def _of_batches(function: Callable, batches: PyTree, count: Any) -> PyTree:
     """Apply a function to the first `count` batches of some arrays; the rest stays zero."""
 
-    def batch_at(i: Any) -> PyTree:
-        return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), batches)
-
     def one_batch(i: Array, results: PyTree) -> PyTree:
-        made = once(batch_at(i))
+        made = once(row_of(batches, i))
         put = lax.dynamic_update_index_in_dim
         return jax.tree.map(lambda buffer, value: put(buffer, value, i, 0), results, made)
 
@@ -133,9 +131,9 @@ def _of_batches(function: Callable, batches: PyTree, count: Any) -> PyTree:
     def once(batch: PyTree) -> PyTree:
         return function(batch)
 
-    _compiles(function, batch_at(0))
+    _compiles(function, row_of(batches, 0))
     capacity = len(jax.tree.leaves(batches)[0])
-    shapes = jax.eval_shape(once, batch_at(0))
+    shapes = jax.eval_shape(once, row_of(batches, 0))
     nothing = jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), shapes)
     return lax.fori_loop(0, count, one_batch, nothing)
 
