@@ -182,7 +182,7 @@ def test_the_suggestion_is_where_the_average_falls_most(updates):
     }
     assert found.suggestion == found.rates[max(falls, key=lambda i: falls[i]) + tenth // 2]
     assert repr(found) == (
-        f"LearningRates({len(found.rates)} updates, rates 1e-07 → {found.rates[-1]:.2g}, "
+        f"LearningRates({len(found.rates)} rates 1e-07 → {found.rates[-1]:.2g}, "
         f"suggestion {found.suggestion:.2g})"
     )
 
@@ -191,8 +191,8 @@ def test_a_loss_that_never_falls_has_no_suggestion():
     climbs = optax.chain(SHOWN(optax.sgd)(learning_rate=0.1), optax.scale(-1.0))
     found = find_learning_rate(trainer_of(climbs), mlp(), DATA)
     assert len(found.rates) > 20 and found.suggestion is None
-    told = f"rates 1e-07 → {found.rates[-1]:.2g}, no suggestion: the loss never falls)"
-    assert repr(found) == f"LearningRates({len(found.rates)} updates, {told}"
+    rates = f"{len(found.rates)} rates 1e-07 → {found.rates[-1]:.2g}"
+    assert repr(found) == f"LearningRates({rates}, no suggestion: the loss never falls)"
 
 
 # ----- the same steps as a run's

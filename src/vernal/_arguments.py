@@ -141,7 +141,7 @@ def checked_dtype(dtype) -> np.dtype | None:
     return made
 
 
-def checked_callbacks(callbacks, names: Iterable[str]) -> list[Callable]:
+def checked_callbacks(callbacks, names: list[str]) -> list[Callable]:
     """Return callbacks as a list.
 
     Args:
@@ -157,18 +157,17 @@ def checked_callbacks(callbacks, names: Iterable[str]) -> list[Callable]:
             "\n  Try callbacks=[callback]."
         )
     listed = list(callbacks)
-    known = list(names)
     for callback in listed:
         if not callable(callback) or isinstance(callback, type):
             raise ArgumentError(
                 f"callbacks holds {kind(callback)}; a callable callback(epoch) is needed."
             )
         monitor = getattr(callback, "monitor", None)
-        if monitor is not None and monitor not in known:
+        if monitor is not None and monitor not in names:
             hint = "\n  Pass validation_data." if monitor.startswith("val_") else ""
             raise ArgumentError(
                 f"{type(callback).__name__} monitors {monitor!r}, which is not measured; "
-                f"there are {', '.join(known)}.{hint}"
+                f"there are {', '.join(names)}.{hint}"
             )
     return listed
 

@@ -55,7 +55,6 @@ class Limits:
     gap_bytes: int = 2**16
 
 
-_CPU = Limits()
 # An accelerator gathers in its own memory, in no time, and soon passes over what it gathered.
 _ACCELERATOR = Limits(
     gathers_on_host=False,
@@ -71,10 +70,8 @@ _changes: ContextVar[dict[str, Any]] = ContextVar("_changes", default={})  # noq
 
 def current() -> Limits:
     """Return the limits for JAX's default backend, with the changes of `limits`."""
-    of_device = _CPU if jax.default_backend() == "cpu" else _ACCELERATOR
-    changes = _changes.get()
-
-    return replace(of_device, **changes) if changes else of_device
+    of_device = Limits() if jax.default_backend() == "cpu" else _ACCELERATOR
+    return replace(of_device, **_changes.get())
 
 
 @contextlib.contextmanager

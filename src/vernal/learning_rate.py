@@ -53,11 +53,11 @@ class LearningRates:
     def __repr__(self) -> str:
         if not len(self.rates):
             return "LearningRates(no suggestion: the first loss is not finite)"
-        told = "no suggestion: the loss never falls"
+        found = "no suggestion: the loss never falls"
         if self.suggestion is not None:
-            told = f"suggestion {self.suggestion:.2g}"
-        many = f"{len(self.rates):,} update{'' if len(self.rates) == 1 else 's'}"
-        return f"LearningRates({many}, rates {self.rates[0]:.2g} → {self.rates[-1]:.2g}, {told})"
+            found = f"suggestion {self.suggestion:.2g}"
+        rates = f"{len(self.rates):,} rates {self.rates[0]:.2g} → {self.rates[-1]:.2g}"
+        return f"LearningRates({rates}, {found})"
 
 
 @short_traceback
