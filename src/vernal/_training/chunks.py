@@ -53,6 +53,10 @@ class TrainingRun:
         rewinds: Whether to go back, and raise, when numbers stop being finite.
         epochs: Most epochs that the run trains: the data of no more is gathered.
         every_steps: A chunk ends after each step whose number is a multiple of this.
+
+    Attributes:
+        step: Number of steps made.
+        epoch_length: Batches in an epoch; `None` if it is not known.
     """
 
     def __init__(
@@ -67,13 +71,14 @@ class TrainingRun:
         every_steps: int | None = None,
     ):
         self._choices = choices
-        self._source = source
+        length = source.epoch_length
+        self.epoch_length = length if length < sys.maxsize else None
         self._loops = loops
         self._rewinds = rewinds
         self._every_steps = every_steps or sys.maxsize
         self.step = int(state.step)
         epoch, batch = int(state.epoch), int(state.batch)
-        last_epoch = epoch + batch // source.epoch_length + epochs
+        last_epoch = epoch + batch // length + epochs
         start = Start(epoch, batch, state.key, state.data_state, last_epoch)
         self._superbatches = source.superbatches(start)
         self._superbatch = next(self._superbatches)
@@ -104,12 +109,6 @@ class TrainingRun:
     def epoch(self) -> int:
         """Number of epochs completed."""
         return self.location[0]
-
-    @property
-    def epoch_length(self) -> int | None:
-        """Batches in an epoch, if that is known."""
-        length = self._source.epoch_length
-        return length if length < sys.maxsize else None
 
     def steps_until(self, epoch: int) -> int | None:
         """Return how many steps there are to the start of an epoch; `None` if it is not known."""

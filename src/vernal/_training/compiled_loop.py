@@ -81,8 +81,11 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
         state, measured, _ = update(choices, state, batch)
         return changing_part(choices, state)[0], measured._replace(model_state=None)
 
-    # Traced once: here for the shapes of what is measured, and in each loop below.
+    # Traced once for each shape of batch: here, where the way to the model is short, for the shapes
+    # of what is measured. The loops below use the same trace.
     one_step = jax.jit(one_step, inline=True)
+    if inputs.last_batches is not None:
+        jax.eval_shape(one_step, row_of(inputs.last_batches, 0), count, changing)
     jaxpr, (_, shapes) = jax.make_jaxpr(one_step, return_shape=True)(some_batch, count, changing)
     limits = _limits.current()
     loops, steps_per_turn = inputs.loops, limits.steps_per_turn
