@@ -211,7 +211,7 @@ class Page:
         """
         names, compared = {}, []
         for (language, content), (following, shown) in zip(
-            self.blocks, [*self.blocks[1:], ("", "")], strict=True
+            self.blocks, [*self.blocks, ("", "")][1:], strict=True
         ):
             if language != "python":
                 continue

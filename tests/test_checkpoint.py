@@ -245,7 +245,7 @@ def test_if_all_are_damaged_nothing_is_touched(tmp_path):
     fit(checkpoints)
     for number in (2, 3):
         (tmp_path / "run" / str(number) / "description" / "metadata").write_text("{}")
-    with pytest.raises(vernal.CheckpointError, match=r"3 is damaged"):
+    with pytest.raises(vernal.CheckpointError, match=r"3\s+is\s+damaged"):
         fit(checkpoints)
     assert numbers(tmp_path / "run") == [2, 3]
 
@@ -258,7 +258,7 @@ def test_a_checkpoint_of_another_version_is_refused_by_name(tmp_path):
     described = tmp_path / "run" / "2" / "description" / "metadata"
     described.write_text(json.dumps({"sha256": sha256, "content": content}))
     assert "run/2 was written by vernal 0.0.7" in refused(checkpoints)
-    with pytest.raises(vernal.CheckpointError, match=r"vernal 0\.0\.7"):
+    with pytest.raises(vernal.CheckpointError, match=r"vernal\s+0\.0\.7"):
         vernal.load(tmp_path / "run", model())
 
 

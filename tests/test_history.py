@@ -257,7 +257,7 @@ def record(steps, seconds=1.25, **epochs):
         ),
         (
             record([0.123456], loss=[0.123456]),
-            "History(1 epoch, 1 update, loss 0.1235 → 0.1235, 1.25 s)",
+            "History(1 epoch, 1 step, loss 0.1235 → 0.1235, 1.25 s)",
         ),
         (
             record([1] * 12000, loss=[3] * 6000, val_loss=[np.nan, 9, 7] * 2000),
@@ -298,9 +298,10 @@ def points_of(line):
 
 
 def test_plot_draws_on_the_axes_it_is_given(axes):
+    figures = plt.get_fignums()
     ax = record([4, 3, 2, 1], loss=[4, 1], val_loss=[3, 2]).plot(axes)
     assert ax is axes
-    assert len(plt.get_fignums()) == 1
+    assert plt.get_fignums() == figures
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss")
     curves = {line.get_label(): points_of(line) for line in ax.lines}
     assert curves == {"loss": [[1, 4], [2, 1]], "val_loss": [[1, 3], [2, 2]]}
@@ -314,10 +315,10 @@ def test_plot_draws_on_the_axes_it_is_given(axes):
     ("history", "label", "scale", "points"),
     [
         (record([4, 3, 2, 1], loss=[4, 1]), "epoch", "log", [[1, 4], [2, 1]]),
-        (record([4, 3, 2, 1]), "update", "log", [[1, 4], [2, 3], [3, 2], [4, 1]]),
+        (record([4, 3, 2, 1]), "step", "log", [[1, 4], [2, 3], [3, 2], [4, 1]]),
         (record([1, -1], loss=[1, -1]), "epoch", "linear", [[1, 1], [2, -1]]),
         (record([1, 0], loss=[1, 0]), "epoch", "linear", [[1, 1], [2, 0]]),
-        (record([2, 0, -1]), "update", "linear", [[1, 2], [2, 0], [3, -1]]),
+        (record([2, 0, -1]), "step", "linear", [[1, 2], [2, 0], [3, -1]]),
         (record([1, 1], loss=[1, np.nan, 4]), "epoch", "log", [[1, 1], [3, 4]]),
     ],
 )

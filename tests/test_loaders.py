@@ -289,7 +289,7 @@ def test_while_the_device_trains_the_next_batches_are_read():
             yield part
 
     trainer = vernal.Trainer(optax.sgd(1e-4), loss)
-    with limits(loader_batches=2, first_chunk_work=1):
+    with limits(loader_batches=2):
         _, history = trainer.fit(eqx.nn.Linear(2, 1, key=KEY), batches, epochs=1)
     assert len(history.steps["loss"]) == 20
 

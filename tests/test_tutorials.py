@@ -86,8 +86,8 @@ def test_01_prints_the_published_figures(run):
     assert products.split() == 3 * [f"{FIRST_ANSWERS[0] - 3.1:.8f}"]
     assert "All 200 agree: True True" in printed
     assert "squared error, by hand 112.2489 and from Optax 112.2489" in printed
-    assert re.search(r"^Linear +Linear +\(2,\) f32 +\(1,\) f32 +3 +12 B +5$", printed, re.MULTILINE)
-    assert "\n3 parameters, 12 bytes." in printed
+    assert re.search(r"^Linear +Linear +f32\[2\] +f32\[1\] +3 +12 B +5$", printed, re.MULTILINE)
+    assert "\nParameters: 3, 12 B." in printed
 
 
 def test_01_recovers_the_parameters_from_noisy_answers(run):

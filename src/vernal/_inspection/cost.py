@@ -26,7 +26,7 @@ class Cost:
 
     Attributes:
         batch_size: Examples in the step's batch.
-        flops: Floating-point operations, as XLA counts them before it optimizes.
+        flops: Floating-point operations, as XLA counts them.
         bytes_accessed: Bytes read and written, by all operations together.
         peak_memory: Memory that XLA sets aside for the step, the following three together.
         arguments: Size of the state and the batch.
@@ -92,8 +92,9 @@ def update_cost(
 ) -> Cost:
     """Compile one step, and ask XLA for its cost; nothing runs.
 
-    FLOPs are counted as in `vernal.summary`: operations in a loop count once for each round. Of a
-    step with a loop, `bytes_accessed` is `None`, because XLA counts the loop's body once.
+    XLA counts a loop's body once. So of a step with a loop, and on a GPU, FLOPs are counted as in
+    `vernal.summary`, before XLA optimizes: operations in a loop count once for each round. Of a
+    step with a loop, `bytes_accessed` is `None`.
     `Trainer.fit` needs less memory: its new state takes the place of the old one.
 
     Args:
@@ -113,10 +114,14 @@ def update_cost(
     traced, examples = _traced_step(trainer, model_or_state, data, batch_size)
     compiled = traced.lower().compile()
 
-    flops = Counts(traced.jaxpr.jaxpr).total
     has_loop = holds(traced.jaxpr.jaxpr, *LOOPS)
     costs = {} if has_loop else compiled.cost_analysis() or {}
     accessed = costs.get("bytes accessed", math.nan)
+    # Of a loop XLA counts one round, and on a GPU it leaves out what its libraries compute.
+    if costs and jax.default_backend() == "cpu":
+        flops = costs.get("flops", 0.0)
+    else:
+        flops = Counts(traced.jaxpr.jaxpr).total
 
     memory = compiled.memory_analysis()
     if memory is None:
