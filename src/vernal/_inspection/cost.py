@@ -118,10 +118,8 @@ def update_cost(
     costs = {} if has_loop else compiled.cost_analysis() or {}
     accessed = costs.get("bytes accessed", math.nan)
     # Of a loop XLA counts one round, and on a GPU it leaves out what its libraries compute.
-    if costs and jax.default_backend() == "cpu":
-        flops = costs.get("flops", 0.0)
-    else:
-        flops = Counts(traced.jaxpr.jaxpr).total
+    counts_all = bool(costs) and jax.default_backend() == "cpu"
+    flops = costs.get("flops", 0.0) if counts_all else Counts(traced.jaxpr.jaxpr).total
 
     memory = compiled.memory_analysis()
     if memory is None:
