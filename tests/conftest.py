@@ -18,8 +18,10 @@ matplotlib.use("Agg")
 # As in a terminal: a shell starts what runs in the background with Ctrl-C ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same examples each time; how long one takes says nothing, for the first of a shape compiles.
-hypothesis.settings.register_profile("vernal", deadline=None, derandomize=True, max_examples=40)
-hypothesis.settings.load_profile("vernal")
+for profile, examples in (("short", 20), ("long", 100)):
+    hypothesis.settings.register_profile(
+        profile, deadline=None, derandomize=True, max_examples=examples
+    )
 
 _compilations = []
 
@@ -27,6 +29,11 @@ _compilations = []
 def pytest_addoption(parser):
     """Add `--long`: run the tests marked `long`, and try every fault instead of a few."""
     parser.addoption("--long", action="store_true", help="run long sweeps, too")
+
+
+def pytest_configure(config):
+    """Try more examples with `--long`."""
+    hypothesis.settings.load_profile("long" if config.getoption("--long") else "short")
 
 
 def pytest_collection_modifyitems(config, items):
