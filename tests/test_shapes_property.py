@@ -17,7 +17,7 @@ import jaxtyping
 import numpy as np
 import optax
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 
 import vernal
 from vernal import ShapeError, Trainer, losses, nn
@@ -176,7 +176,9 @@ def test_it_trains_or_says_why_not(promotion, compiled):
         jax.random.key(0)
         ready.cache_clear()
         trains_or_explains()
-    assert min(map(seen.count, ("fixed", "explained", "trained"))) >= 8, seen
+    # All three happen, and not only once.
+    enough = settings.default.max_examples // 13
+    assert min(map(seen.count, ("fixed", "explained", "trained"))) >= enough, seen
 
 
 # ----- no false alarm
