@@ -44,7 +44,7 @@ class Limits:
     steps_per_turn: int = 1
     superbatch_bytes: int = 2**24
     superbatch_steps: int = 2**12
-    steps_per_call: int = 2**14
+    steps_per_call: int = 2**16
     chunk_seconds: float = 0.25
     chunk_bytes: int = 2**26
     chunk_steps: int = 2**31 - 1
