@@ -177,7 +177,7 @@ def test_it_trains_or_says_why_not(promotion, compiled):
         ready.cache_clear()
         trains_or_explains()
     # All three happen, and not only once.
-    enough = settings.default.max_examples // 13
+    enough = settings().max_examples // 13
     assert min(map(seen.count, ("fixed", "explained", "trained"))) >= enough, seen
 
 
