@@ -98,7 +98,7 @@ class TrainingRun:
             self._chunk_seconds = max(self._chunk_seconds, wanted)
         self._next_steps = _FIRST_STEPS  # in the next chunk
         # Arrays that are not finite from the start, such as masks, are meant so.
-        self._finite = np.asarray(nonfinite.finite_arrays(changing))
+        self._finite = np.asarray(nonfinite.finite_arrays(changing)) if rewinds else np.empty(0)
 
     @property
     def location(self) -> tuple[int, int]:
