@@ -146,12 +146,15 @@ class Recorder:
     ) -> None:
         """Average what steps measured, between each two bounds the steps of one epoch."""
         starts, end = bounds[:-1], bounds[-1]
-        totals = np.add.reduceat(weights[:end], starts)
-        divisors = np.where(totals == 0, 1, totals)
-        means = {
-            name: np.add.reduceat(values[:end] * weights[:end], starts) / divisors
-            for name, values in info.items()
-        }
+        if len(starts) == end:  # a step is an epoch, and its own average
+            means = {name: values[:end].astype(np.float64) for name, values in info.items()}
+        else:
+            totals = np.add.reduceat(weights[:end], starts)
+            divisors = np.where(totals == 0, 1, totals)
+            means = {
+                name: np.add.reduceat(values[:end] * weights[:end], starts) / divisors
+                for name, values in info.items()
+            }
         for name, parts in averages.items():
             values = [
                 combine_batches(
