@@ -451,8 +451,8 @@ SHAPES = {
         "y has shape (6, 2), but MeanSquaredError needs (6, 1) for predictions of shape (6, 1).",
     ),
     "a column of weights": (
-        lambda w: fit(w, (w.x, w.y, ones(N, 1))),
-        "sample_weight has shape (6, 1), but MeanSquaredError needs (6,), one weight an example. | "
+        lambda w: CLASSIFIER.fit(w.classes, (w.x, w.labels, ones(N, 1)), epochs=2),
+        "sample_weight has shape (6, 1), but CrossEntropy needs (6,): one weight an example. | "
         "Try sample_weight.squeeze(1), which has shape (6,).",
     ),
     "float labels": (
@@ -730,7 +730,7 @@ SUGGESTIONS = {
     "x transposed, weighted": (TRAINER, "two", lambda w: (w.x.T, w.y, w.w)),
     "integers": (TRAINER, "two", lambda w: (w.x.astype(int), w.y)),
     "integers and an axis missing": (TRAINER, "one", lambda w: (np.arange(N), w.y)),
-    "a column of weights": (TRAINER, "two", lambda w: (w.x, w.y, w.w[:, None])),
+    "a column of weights": (CLASSIFIER, "classes", lambda w: (w.x, w.labels, w.w[:, None])),
     "an axis in the middle": (TRAINER, "two", lambda w: (w.x[:, None], w.y)),
     "of Equinox's model": (TRAINER, "theirs", lambda w: (w.x, w.y[:, 0])),
     "float labels": (CLASSIFIER, "classes", lambda w: (w.x, w.labels.astype(float))),

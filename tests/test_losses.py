@@ -159,6 +159,83 @@ def test_sample_weights_make_a_weighted_average(name, shape):
 
 
 @each_loss
+def test_each_term_may_have_a_weight_of_its_own(name):
+    loss, _, value, _, _ = REFERENCES[name]
+    p, y = example_batch(name, (6, 3, 2))
+    terms = value(p, y)
+    weight = np.random.default_rng(1).integers(0, 3, terms.shape).astype(float)
+    expected = np.sum(weight * terms) / np.sum(weight)
+    np.testing.assert_allclose(call(loss, p, y, weight), expected, rtol=1e-5)
+
+
+def test_smoothed_labels_are_optax_s():
+    p, y = example_batch("CrossEntropy", (6, 3, 4))
+    smoothed = optax.losses.smooth_labels(one_hot(y, 4), 0.1)
+    expected = np.mean(-np.sum(smoothed * np.log(softmax(p)), axis=-1))
+    result = call(losses.CrossEntropy(label_smoothing=0.1), p, y)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+def test_ignored_labels_do_not_count_in_loss_gradient_metrics_and_averages():
+    p, y = map(single, example_batch("CrossEntropy", (6, 3, 4)))
+    y[0], y[1, 1:], y[4, 2] = -100, -100, -100
+    kept = y != -100
+    loss = losses.CrossEntropy(ignore_index=-100)
+    expected = losses.CrossEntropy()(itself, (p[kept], y[kept]), None)
+    value, grad = jax.value_and_grad(lambda p: loss(itself, (p, y), None))(jnp.asarray(p))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert np.array_equal(np.any(grad != 0, axis=-1), kept)
+    trainer = vernal.Trainer(
+        optax.sgd(0.1),
+        loss,
+        metrics={
+            "accuracy": vernal.metrics.accuracy,
+            "confusion": vernal.metrics.confusion_matrix,
+        },
+    )
+    for size in (None, 1, 4):  # however the tokens are cut into batches
+        results = trainer.evaluate(itself, (p, y), batch_size=size)
+        right = p[kept].argmax(-1) == y[kept]
+        np.testing.assert_allclose(results["loss"], expected, rtol=1e-6)
+        np.testing.assert_allclose(results["accuracy"], right.mean(), rtol=1e-6)
+        assert results["confusion"].sum() == kept.sum()
+        assert np.trace(results["confusion"]) == right.sum()
+
+
+def test_labels_without_a_sign_are_not_ignored_by_chance():
+    p, y = map(single, example_batch("CrossEntropy", (6, 200)))
+    y = np.array([156, 1, 2, 3, 4, 5], np.uint8)  # 156 is -100 in 8 bits
+    loss = losses.CrossEntropy(ignore_index=-100)
+    assert call(loss, p, y) == call(losses.CrossEntropy(), p, y)
+
+
+def test_sample_weights_count_beside_ignored_labels():
+    p, y = example_batch("CrossEntropy", (6, 3, 4))
+    terms = REFERENCES["CrossEntropy"].value(p, y)
+    y[0, 1:], y[3] = 9, 9
+    weight = np.arange(6.0)
+    each = np.where(y == 9, 0, weight[:, None])
+    expected = np.sum(each * terms) / np.sum(each)
+    loss = losses.CrossEntropy(ignore_index=9)
+    np.testing.assert_allclose(call(loss, p, y, weight), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [({"label_smoothing": 1.5}, "label_smoothing"), ({"ignore_index": 0.5}, "ignore_index")],
+)
+def test_what_cross_entropy_cannot_use_is_refused(arguments, names):
+    with pytest.raises(vernal.ArgumentError, match=names):
+        losses.CrossEntropy(**arguments)
+
+
+def test_complex_predictions_have_a_squared_distance():
+    p, y = np.array([1 + 2j, 3j, 1.0]), np.array([1.0, 1j, 2.0])
+    result = losses.MeanSquaredError()(itself, (jnp.asarray(p), jnp.asarray(y)), None)
+    np.testing.assert_allclose(result, np.mean(np.abs(p - y) ** 2), rtol=1e-6)
+
+
+@each_loss
 @given(weight=st.lists(st.integers(0, 4), min_size=6, max_size=6).filter(any))
 @settings(max_examples=10)
 def test_whole_weights_are_repeated_examples(name, weight):
@@ -183,6 +260,21 @@ def test_huber_is_told_where_it_turns_linear():
     assert losses.Huber() == losses.Huber(1.0)
     for delta, expected in [(1.0, [0.045, 2.5]), (2.0, [0.045, 4.0]), (0.1, [0.025, 0.295])]:
         np.testing.assert_allclose(call(losses.Huber(delta), p, y), np.mean(expected), rtol=1e-5)
+
+
+def test_supervised_leaves_shapes_and_structures_to_the_function():
+    rng = np.random.default_rng(0)
+    mean, scale = rng.normal(size=(2, 5)).astype(np.float32)
+    y = rng.normal(size=(5, 1)).astype(np.float32)
+
+    def likelihood(prediction, target):
+        error = (target["y"][0] - prediction["mean"]) / jnp.exp(prediction["scale"])
+        return 0.5 * error**2 + prediction["scale"]
+
+    loss = losses.Supervised(likelihood)
+    batch = {"mean": jnp.asarray(mean), "scale": jnp.asarray(scale)}, {"y": jnp.asarray(y)}
+    expected = np.mean(0.5 * ((y[:, 0] - mean) / np.exp(scale)) ** 2 + scale)
+    np.testing.assert_allclose(loss(itself, batch, None), expected, rtol=1e-6)
 
 
 def test_supervised_takes_functions_of_an_example_to_a_scalar():
@@ -345,7 +437,6 @@ ELEMENTWISE = {
     "cosine_distance": losses.Supervised(optax.losses.cosine_distance),
     "poly1_cross_entropy": losses.Supervised(optax.losses.poly_loss_cross_entropy),
     "l2_loss": losses.Supervised(optax.losses.l2_loss),
-    "of its own": losses.Supervised(lambda prediction, target: jnp.sum(prediction * target)),
 }
 
 
@@ -396,13 +487,13 @@ def test_class_labels_are_integers(dtype, called):
 
 @each_loss
 @pytest.mark.parametrize("shape", [(6, 1), (1,), (5,), (), (3, 6)], ids=str)
-def test_sample_weights_are_one_number_an_example(name, shape):
+def test_sample_weights_are_one_number_an_example_or_a_term(name, shape):
     p, y = example_batch(name, (6, 3))
     with pytest.raises(vernal.ShapeError) as caught:
         call(REFERENCES[name].loss, p, y, np.ones(shape))
-    assert " ".join(str(caught.value).split()) == (
-        f"sample_weight has shape {shape}, but {name} needs (6,), one weight an example."
-    )
+    message = " ".join(str(caught.value).split())
+    assert message.startswith(f"sample_weight has shape {shape}, but {name} needs (6,)")
+    assert "one weight an example" in message
 
 
 @pytest.mark.parametrize(

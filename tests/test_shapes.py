@@ -379,13 +379,6 @@ CLASSES = {
     "integer labels for a regression": Wrong(
         ours(3, 4), (f(N, 3), i(4, N)), "y has shape (20,) | (20, 4)", "jax.nn.one_hot(y, 4)"
     ),
-    "integer labels, Optax's loss of them": Wrong(
-        mlp(3, 4),
-        (f(N, 3), i(4, N)),
-        "y has shape (20,), but Supervised needs (20, 4)",
-        "Trainer(optimizer, losses.CrossEntropy())",
-        SPARSE,
-    ),
     "soft labels": Wrong(
         mlp(3, 4),
         (f(N, 3), np.full((N, 4), 0.25, np.float32)),
@@ -838,10 +831,10 @@ CALLS = {
     "too few weights": Wrong(
         mlp(3, 1), (f(N, 3), f(N, 1), f(10)), "y has 20, sample_weight has 10", error=ExamplesError
     ),
-    "a column of weights": Wrong(
+    "weights with two axes too many": Wrong(
         ours(3, 1),
-        (f(N, 3), f(N, 1), np.ones((N, 1), np.float32)),
-        "sample_weight has shape (20, 1), but MeanSquaredError needs (20,)",
+        (f(N, 3), f(N, 1), np.ones((N, 1, 1), np.float32)),
+        "sample_weight has shape (20, 1, 1), but MeanSquaredError needs (20,) or (20, 1)",
         "sample_weight.squeeze(1)",
     ),
     "x and y of different lengths to validate": Wrong(

@@ -14,6 +14,7 @@ from vernal._training.state import TrainState
 from vernal._training.trainer import Trainer
 from vernal.errors import (
     ArgumentError,
+    CallError,
     CheckpointError,
     DataError,
     ExamplesError,
@@ -27,6 +28,7 @@ from vernal.learning_rate import LearningRates, find_learning_rate
 
 __all__ = [
     "ArgumentError",
+    "CallError",
     "CheckpointError",
     "Checkpoints",
     "Cost",

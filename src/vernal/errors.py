@@ -7,6 +7,7 @@ import math
 import os
 import re
 import textwrap
+import traceback
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
@@ -98,6 +99,18 @@ class NonFiniteError(VernalError, ArithmeticError):
     history: Any = None
 
 
+class CallError(VernalError, RuntimeError):
+    """A function of your own failed when Vernal called it, and not about a shape.
+
+    Attributes:
+        state: Of a run that it ended: the last good state; `None` if there is none.
+        history: Of a run that it ended: the `History` up to there.
+    """
+
+    state: Any = None
+    history: Any = None
+
+
 class CheckpointError(VernalError, RuntimeError):
     """A checkpoint cannot be written, is damaged, or does not fit what it is to be read into."""
 
@@ -138,14 +151,14 @@ def _shortened(error: VernalError) -> VernalError:
     return error
 
 
-def _users_frames(traceback: TracebackType | None) -> TracebackType | None:
-    if traceback is None:
+def _users_frames(frames: TracebackType | None) -> TracebackType | None:
+    if frames is None:
         return None
-    inner = _users_frames(traceback.tb_next)
-    module = traceback.tb_frame.f_globals.get("__name__", "")
+    inner = _users_frames(frames.tb_next)
+    module = frames.tb_frame.f_globals.get("__name__", "")
     if module.partition(".")[0] in _LIBRARIES:
         return inner
-    return TracebackType(inner, traceback.tb_frame, traceback.tb_lasti, traceback.tb_lineno)
+    return TracebackType(inner, frames.tb_frame, frames.tb_lasti, frames.tb_lineno)
 
 
 def whole_number(name: str, value: Any, *, at_least: int) -> int:
@@ -209,6 +222,40 @@ def about(name: str, message: str) -> str:
     """Name the argument that a message is about, if it is not the main one."""
     is_clear = name in ("data", "x") or name in message
     return message if is_clear else f"in {name}, {message}"
+
+
+def call_error(what: str, error: Exception) -> CallError:
+    """Make the error for a function of the user's own that failed.
+
+    Args:
+        what: What failed, in the user's words, such as "the loss".
+        error: What was raised.
+    """
+    frames = traceback.extract_tb(_users_frames(error.__traceback__))
+    place = f" in line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else ""
+    hint = ""
+    for kinds, advice in _ADVICE.items():
+        if type(error).__name__ in kinds:
+            hint = f"\n  {advice}"
+    reason = re.sub(r"\w*Tracer\b", "array", first_line(error))
+    return CallError(f"{what} fails{place}: {reason}{hint}")
+
+
+# By the names of the exceptions: importing them would import JAX.
+_ADVICE = {
+    ("TracerBoolConversionError",): (
+        "Python's `if`, `and` and `while` cannot depend on an array's values, which are not known "
+        "while the program is compiled. Try jnp.where(condition, a, b)."
+    ),
+    ("TracerArrayConversionError",): (
+        "NumPy cannot take the arrays of a program that is compiled. Try jnp in place of np, as in "
+        "jnp.maximum(...)."
+    ),
+    ("ConcretizationTypeError", "TracerIntegerConversionError"): (
+        "float(...), int(...) and indices of Python cannot depend on an array's values, which are "
+        "not known while the program is compiled. Try jnp.asarray(...), or a jnp function."
+    ),
+}
 
 
 def first_line(error: Exception) -> str:

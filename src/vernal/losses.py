@@ -6,6 +6,8 @@ scalar metrics; see `Loss`. The losses below take a batch `(x, y)` or `(x, y, sa
 
 import abc
 import inspect
+import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -17,7 +19,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal._data.files import blocks
-from vernal.errors import DataError, ExamplesError, ShapeError, kind
+from vernal.errors import ArgumentError, DataError, ExamplesError, ShapeError, kind, whole_number
 
 # A loss is the extension point of a `Trainer`: `loss(model, batch, key)` returns a scalar, or
 # `(scalar, dict of scalar metrics)`. For a model with a state, `loss(model, batch, key,
@@ -31,9 +33,10 @@ def forward(
     """Apply a model of one example to each of a batch, under `jax.vmap(..., axis_name="batch")`.
 
     Args:
-        model: Called as `model(example)`, with `key=...` if it takes a `key`. If there is a
-            `model_state`, and the model takes a second argument, it is called as
-            `model(example, model_state)` and returns `(output, model_state)`.
+        model: Called as `model(example)`, with `key=...` if it takes a `key`, by name or among its
+            `**kwargs`. If there is a `model_state`, and the model takes one, it is called as
+            `model(example, model_state)` and returns `(output, model_state)`. A model takes a state
+            if its second argument has no default, or has "state" in its name.
         x: An array, or PyTree of arrays, with the examples along the leading axis.
         key: Split into one key an example; `None` gives the model no key, unless it needs one.
         model_state: Such as the running statistics of `eqx.nn.BatchNorm`.
@@ -48,8 +51,9 @@ def forward(
     parameter = parameters.get("key")
     if key is None and parameter is not None and parameter.default is parameter.empty:
         key = jax.random.key(0)
+    has_kwargs = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     keys = None
-    if key is not None and parameter is not None:
+    if key is not None and (parameter is not None or has_kwargs):
         keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
     is_stateful = model_state is not None and _takes_state(parameters)
 
@@ -68,6 +72,11 @@ def forward(
 
     try:
         outputs, new = jax.vmap(of_example, out_axes=(0, None), axis_name="batch")(x, keys)
+    except TypeError as error:
+        # What takes `**kwargs` may hand them to a layer that takes no key.
+        if parameter is not None or keys is None or "argument 'key'" not in str(error):
+            raise
+        return forward(model, x, None, model_state)
     except ValueError as error:
         if "out_axes" not in str(error):
             raise
@@ -87,26 +96,55 @@ def predictions(
 
 
 def _takes_state(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    """Say whether there is a second positional argument, besides a key."""
+    """Say whether the second positional argument, besides a key, is a model state."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = [name for name, p in parameters.items() if p.kind in positional and name != "key"]
-    return len(names) > 1
+    found = [p for name, p in parameters.items() if p.kind in positional and name != "key"]
+    return len(found) > 1 and (found[1].default is found[1].empty or "state" in found[1].name)
 
 
 def weighted_mean(values: Array, weight: Array | None) -> Array:
-    """Average over examples, each first averaged itself; 0 if the weights are all zero."""
+    """Average over examples, or over the parts of examples that have a weight each.
+
+    Args:
+        values: With the examples along the leading axis.
+        weight: One for each example, or for each value; values between two weights are averaged
+            first, and a value of several weights has their sum.
+
+    Returns:
+        A scalar; 0 if the weights are all zero.
+    """
     if weight is None:
         return jnp.mean(values)
-    per_example = jnp.mean(values.reshape(len(values), -1), axis=1)
+    axes = min(weight.ndim, values.ndim)
+    values = jnp.mean(values, axis=tuple(range(axes, values.ndim)))
+    weight = jnp.sum(weight, axis=tuple(range(axes, weight.ndim)))
     total = jnp.sum(weight)
-    return jnp.sum(weight * per_example) / jnp.where(total == 0, 1, total)
+    return jnp.sum(weight * values) / jnp.where(total == 0, 1, total)
+
+
+class Weighted(eqx.Module):
+    """What a loss of your own may return in place of a scalar: an average, and its weight.
+
+    The averages over an epoch, and those of `evaluate`, weight each batch by its number of
+    examples. Return `Weighted(value, weight)` where that is not right: for a mean over the tokens
+    of a batch, the weight is their number. Then `evaluate` is exact, whatever the batches.
+
+    Attributes:
+        value: The loss of the batch: a scalar.
+        weight: The batch's weight in averages over batches: a scalar from 0. It is a constant for
+            the gradients.
+    """
+
+    value: Array
+    weight: Array
 
 
 class AbstractSupervised(eqx.Module):
     """A loss over one example's prediction and target, averaged over the batch's examples.
 
     With sample weights w the average is sum(w * loss) / sum(w); a batch whose weights are all zero
-    has the loss 0.
+    has the loss 0. There is one weight for each example; or one for each term of the loss, such as
+    a token's or a pixel's.
     """
 
     @abc.abstractmethod
@@ -120,7 +158,7 @@ class AbstractSupervised(eqx.Module):
     def __call__(
         self,
         model: Callable,
-        batch: tuple[Array, ...],
+        batch: tuple[PyTree, ...],
         key: PRNGKeyArray | None,
         model_state: PyTree = None,
     ) -> Any:
@@ -146,8 +184,25 @@ class AbstractSupervised(eqx.Module):
 
     def average(self, prediction: Array, y: Array, weight: Array | None = None) -> Array:
         """Average the loss over a batch of predictions, already made, and their targets."""
-        self._check(prediction, y, weight)
-        return weighted_mean(jax.vmap(self.of_example)(prediction, y), weight)
+        self._check(prediction, y)
+        terms = jax.vmap(self.of_example)(prediction, y)
+        if weight is not None and weight.shape not in (terms.shape[:1], terms.shape):
+            needed = dict.fromkeys([terms.shape[:1], terms.shape])
+            raise ShapeError(
+                f"sample_weight has shape {weight.shape}, but {type(self).__name__} needs "
+                f"{' or '.join(map(str, needed))}: one weight an example"
+                f"{', or one a term' if len(needed) > 1 else ''}."
+            )
+        return weighted_mean(terms, self.weights_of(y, weight))
+
+    def weights_of(self, y: Array, weight: Array | None) -> Array | None:
+        """Return the weights of the terms of a batch's loss, given its sample weights."""
+        return weight
+
+    @property
+    def has_own_call(self) -> bool:
+        """Whether a subclass has a `__call__` of its own, which is called as it is written."""
+        return type(self).__call__ is not AbstractSupervised.__call__
 
     def parts_of(self, batch: PyTree) -> tuple[PyTree, Array, Array | None]:
         """Split a batch in x, y and sample weights, or `None`; `DataError` if it has not these."""
@@ -162,7 +217,7 @@ class AbstractSupervised(eqx.Module):
             raise DataError(f"{name} needs targets; y is None.")
         return x, y, batch[2] if len(batch) == 3 else None
 
-    def _check(self, prediction, y, weight):
+    def _check(self, prediction, y):
         # Never a broadcast: (N,) against (N, 1) would train on N x N differences, in silence.
         name = type(self).__name__
         for what, array in {"predictions are": prediction, "y is": y}.items():
@@ -174,29 +229,35 @@ class AbstractSupervised(eqx.Module):
                 f"y has shape {y.shape}, "
                 f"but {name} needs {needed} for predictions of shape {prediction.shape}."
             )
-        if weight is not None and weight.shape != y.shape[:1]:
-            raise ShapeError(
-                f"sample_weight has shape {weight.shape}, "
-                f"but {name} needs {y.shape[:1]}, one weight an example."
-            )
 
 
 class Supervised(AbstractSupervised):
     """The average of any `fn(prediction, target)` of one example, such as Optax's losses.
 
-    `Supervised(optax.losses.cosine_distance)` trains on the mean cosine distance.
+    `Supervised(optax.losses.cosine_distance)` trains on the mean cosine distance. Prediction and
+    target may be arrays of any shapes, or other PyTrees: they are the function's business. Only
+    Optax's functions, which broadcast, are given arrays of one shape, or class labels.
     """
 
-    fn: Callable[[Array, Array], Array]
+    fn: Callable[[PyTree, PyTree], Array]
 
     def of_example(self, prediction, target):
         return self.fn(prediction, target)
 
+    def _check(self, prediction, y):
+        # Optax's functions broadcast, so that shapes which differ make another loss in silence.
+        is_optax = (getattr(self.fn, "__module__", "") or "").startswith("optax")
+        has_classes = re.search("integer_labels|multiclass", getattr(self.fn, "__name__", ""))
+        if is_optax and not has_classes:
+            super()._check(prediction, y)
+
 
 class MeanSquaredError(AbstractSupervised):
-    """The mean of (prediction - target)²: `optax.losses.squared_error`."""
+    """The mean of |prediction - target|²: `optax.losses.squared_error`."""
 
     def of_example(self, prediction, target):
+        if jnp.iscomplexobj(prediction) or jnp.iscomplexobj(target):
+            return jnp.abs(prediction - target) ** 2
         return optax.losses.squared_error(prediction, target)
 
 
@@ -235,7 +296,39 @@ class CrossEntropy(AbstractSupervised):
     """Softmax cross-entropy of logits with integer labels: `y` lacks the logits' last axis.
 
     `optax.losses.softmax_cross_entropy_with_integer_labels`: the model has no softmax of its own.
+    For weights of classes, pass them as sample weights: `(x, y, class_weight[y])`.
+
+    Args:
+        label_smoothing: The part α of a label's probability that all classes share alike: the
+            loss is (1 - α) of the label's cross-entropy, and α of the mean over all classes.
+        ignore_index: A label whose terms do not count, in the loss and in the metrics, such as
+            that of padding. By default every label counts.
     """
+
+    label_smoothing: float = 0.0
+    ignore_index: int | None = None
+
+    def __check_init__(self):
+        if not 0 <= self.label_smoothing <= 1:
+            raise ArgumentError(
+                f"label_smoothing is {self.label_smoothing!r}; a number from 0 to 1 is needed."
+            )
+        if self.ignore_index is not None:
+            whole_number("ignore_index", self.ignore_index, at_least=-sys.maxsize)
+
+    def weights_of(self, y, weight):
+        if self.ignore_index is None:
+            return weight
+        counts = 1.0 - self._is_ignored(y)
+        if weight is None:
+            return counts
+        return counts * weight.reshape(weight.shape + (1,) * (y.ndim - weight.ndim))
+
+    def _is_ignored(self, y):
+        if self.ignore_index is None:
+            return jnp.zeros(y.shape, bool)
+        # In 32 bits, for -100 is no number of 8 bits without a sign.
+        return jnp.asarray(y, jnp.int32) == self.ignore_index
 
     def target_shape(self, prediction_shape):
         if len(prediction_shape) < 2:
@@ -249,17 +342,25 @@ class CrossEntropy(AbstractSupervised):
         """Raise `ExamplesError` if there is a label without a logit."""
         most = prediction_shape[-1] - 1
         needed = f"CrossEntropy needs 0 to {most} for predictions of shape {prediction_shape}"
-        _check_range(y, most, needed, for_signs="(y + 1) // 2")
+        signs = "(y + 1) // 2"
+        _check_range(y, most, needed, for_signs=signs, ignored=self.ignore_index)
 
     def of_example(self, prediction, target):
         if not jnp.issubdtype(target.dtype, jnp.integer):
             raise ShapeError(f"y is {target.dtype}, but CrossEntropy needs integer labels.")
-        return optax.losses.softmax_cross_entropy_with_integer_labels(prediction, target)
+        label = jnp.where(self._is_ignored(target), 0, target)
+        loss = optax.losses.softmax_cross_entropy_with_integer_labels(prediction, label)
+        if self.label_smoothing:
+            of_all = -jnp.mean(jax.nn.log_softmax(prediction), axis=-1)
+            loss = (1 - self.label_smoothing) * loss + self.label_smoothing * of_all
+        return loss
 
 
-def _check_range(y: Array, most: int, needed: str, *, for_signs: str) -> None:
+def _check_range(
+    y: Array, most: int, needed: str, *, for_signs: str, ignored: int | None = None
+) -> None:
     """Raise `ExamplesError` if labels are not from 0 to `most`; `for_signs` fixes -1 and 1."""
-    wrong = _first_out_of_range(y, most)
+    wrong = _first_out_of_range(y, most, ignored)
     if wrong is None:
         return
     values = np.unique(np.concatenate([np.unique(part) for _, part in blocks(y)]))
@@ -276,10 +377,11 @@ def _check_range(y: Array, most: int, needed: str, *, for_signs: str) -> None:
     raise ExamplesError(f"{wrong}, but {needed}.{hint}")
 
 
-def _first_out_of_range(y: Array, most: int) -> str | None:
+def _first_out_of_range(y: Array, most: int, ignored: int | None) -> str | None:
     """Say where the first label out of range is: `y[3] is 4`."""
     for start, labels in blocks(y):
-        wrong = np.argwhere((labels < 0) | (labels > most))
+        is_wrong = (labels < 0) | (labels > most)
+        wrong = np.argwhere(is_wrong if ignored is None else is_wrong & (labels != ignored))
         if len(wrong):
             row, *rest = wrong[0]
             place = ", ".join(map(str, [start + row, *rest]))

@@ -39,7 +39,7 @@ class AbstractMetric(eqx.Module):
         Args:
             prediction: With the examples along the leading axis.
             target: With the examples along the leading axis.
-            weight: One weight per example, or `None`.
+            weight: One weight for each example, or for each term of the loss; or `None`.
         """
 
     @abc.abstractmethod
@@ -124,6 +124,7 @@ class R2(AbstractMetric):
 
     def of_batch(self, prediction, target, weight):
         _same_shape("r2", prediction, target)
+        prediction, target = _of_terms(weight, prediction, target)
         target = jnp.asarray(target, prediction.dtype)
         mean = _average(target, weight)
         residual = _average((target - prediction) ** 2, weight)
@@ -148,6 +149,8 @@ class ConfusionMatrix(AbstractMetric):
     recorded = False
 
     def of_batch(self, prediction, target, weight):
+        prediction, target = _of_terms(weight, prediction, target)
+
         def of_example(prediction, target):
             logits, chosen, label = _classes("confusion_matrix", prediction, target)
             classes = logits.shape[-1]
@@ -168,11 +171,17 @@ confusion_matrix = ConfusionMatrix()
 
 
 def _average(values: Array, weight: Array | None) -> Array:
-    """Average over the examples alone."""
+    """Average over the examples alone, or over all that has a weight."""
     if weight is None:
         return jnp.mean(values, axis=0)
     total = jnp.sum(weight)
-    return jnp.tensordot(weight, values, 1) / jnp.where(total == 0, 1, total)
+    return jnp.tensordot(weight.ravel(), values, 1) / jnp.where(total == 0, 1, total)
+
+
+def _of_terms(weight: Array | None, *arrays: Array) -> list[Array]:
+    """Put all that has a weight of its own, such as the tokens of all examples, on one axis."""
+    axes = 1 if weight is None else weight.ndim
+    return [array.reshape(-1, *array.shape[axes:]) for array in arrays]
 
 
 def _classes(name: str, prediction: Array, target: Array) -> tuple[Array, Array, Array]:

@@ -18,11 +18,12 @@ from jaxtyping import Array, PyTree
 
 from vernal import _limits
 from vernal._data.arrays import row_of
+from vernal._optimizers import strongly_typed
 from vernal._shapes.jaxprs import holds
 from vernal._training.compilation import compiles
 from vernal._training.objective import Measured
 from vernal._training.state import TrainState
-from vernal._training.update import Choices, changing_part, strongly_typed, update
+from vernal._training.update import Choices, changing_part, update
 
 
 class Inputs(NamedTuple):

@@ -10,8 +10,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from vernal.errors import ShapeError, kind
-from vernal.losses import AbstractSupervised, forward
+from vernal.errors import ShapeError, VernalError, call_error, kind
+from vernal.losses import AbstractSupervised, Weighted, forward
 from vernal.metrics import AbstractMetric, Mean
 
 # Names of what is recorded beside the metrics.
@@ -64,12 +64,12 @@ def measure(
     """
     loss, dtype = objective.loss, objective.compute_dtype
     model = cast(model, dtype)
-    if isinstance(loss, AbstractSupervised):
+    if isinstance(loss, AbstractSupervised) and not loss.has_own_call:
         x, y, weights = loss.parts_of(batch)
         prediction, new_state = forward(model, cast(x, dtype), key, copy_of_state(model_state))
         prediction = _in_full_precision(prediction, dtype)
-        value = loss.average(prediction, y, weights)
-        measured = _with_metrics(objective, value, prediction, y, weights)
+        info = {"loss": loss.average(prediction, y, weights)}
+        measured = _with_metrics(objective, info, prediction, y, loss.weights_of(y, weights))
     else:
         measured, new_state = _measure_custom(objective, model, model_state, batch, key)
 
@@ -81,14 +81,22 @@ def measure(
 
 
 def _with_metrics(
-    objective: Objective, loss: Array, prediction: PyTree, y: PyTree, weights: Array | None
+    objective: Objective,
+    info: dict[str, Any],
+    prediction: PyTree,
+    y: PyTree,
+    weights: Array | None,
 ) -> Measured:
-    """Measure metrics of the predictions whose loss is known."""
+    """Measure metrics of the predictions, beside what is known."""
     weight = None if weights is None else jnp.sum(weights)
-    info = {"loss": loss}
     averages = {}
     for name, metric in objective.metrics.items():
-        average = metric.of_batch(prediction, y, weights)
+        try:
+            average = metric.of_batch(prediction, y, weights)
+        except VernalError:
+            raise
+        except Exception as error:
+            raise call_error(f"metrics[{name!r}]", error) from error
         if metric.recorded:
             no_spread = jax.tree.map(jnp.zeros_like, average)
             info[name] = metric.value(average, no_spread, 1 if weight is None else weight)
@@ -102,15 +110,26 @@ def _measure_custom(
     objective: Objective, model: PyTree, model_state: PyTree, batch: PyTree, key: PRNGKeyArray
 ) -> tuple[Measured, PyTree]:
     """Measure a loss that calls the model itself; return the model's new state, too."""
-    batch = cast(batch, objective.compute_dtype)
+    loss: Any = objective.loss
+    dtype = objective.compute_dtype
+    batch = cast(batch, dtype)
     if model_state is None:
-        result = objective.loss(model, batch, key)
+        result = loss(model, batch, key)
     else:
-        result = objective.loss(model, batch, key, copy_of_state(model_state))
+        result = loss(model, batch, key, copy_of_state(model_state))
     value, metrics, new_state = _parts_of_result(result, stateful=model_state is not None)
+    weight = None
+    if isinstance(value, Weighted):
+        value, weight = value.value, _checked_scalar("the weight", value.weight)
 
-    info = _in_full_precision({"loss": value, **metrics}, objective.compute_dtype)
-    return Measured(info, None, {}, None), new_state
+    info = _in_full_precision({"loss": value, **metrics}, dtype)
+    measured = Measured(info, weight, {}, None)
+    if objective.metrics:  # a built-in loss with a call of its own
+        x, y, weights = loss.parts_of(batch)
+        prediction, _ = forward(model, x, key, copy_of_state(model_state))
+        prediction = _in_full_precision(prediction, dtype)
+        measured = _with_metrics(objective, info, prediction, y, loss.weights_of(y, weights))
+    return measured, new_state
 
 
 def _parts_of_result(result: Any, *, stateful: bool) -> tuple[Any, dict[str, Any], PyTree]:
@@ -144,6 +163,11 @@ def _checked_scalar(name: str, value: Any) -> Array:
             f"a loss needs to return one number; {name} has shape {jnp.shape(value)}."
             "\n  Average it, as with jnp.mean(...)."
         )
+    if jnp.iscomplexobj(value):
+        raise ShapeError(
+            f"a loss and its metrics need to be real numbers; {name} is {value.dtype}."
+            "\n  Take its absolute value, or its real part: jnp.abs(...), jnp.real(...)."
+        )
     return jnp.asarray(value)
 
 
@@ -161,6 +185,11 @@ def _with_dtypes_of(old: PyTree, new: PyTree) -> PyTree:
 
     def converted(path: tuple, old: Any, new: Any) -> Any:
         if not eqx.is_array(old):
+            if new is not old and new != old:
+                raise ShapeError(
+                    f"model_state{jax.tree_util.keystr(path)} is {kind(old)}, no array: it cannot "
+                    f"change in training, and comes back as {kind(new)}."
+                )
             return old
         if jnp.shape(old) != jnp.shape(new):
             raise ShapeError(
@@ -179,12 +208,18 @@ def copy_of_state(model_state: PyTree) -> PyTree:
 
 
 def cast(tree: PyTree, dtype: np.dtype | None) -> PyTree:
-    """Return a PyTree with its float arrays in another dtype; as it is for `None`."""
+    """Return a PyTree with its float arrays in another dtype; as it is for `None`.
+
+    Complex numbers stay: there are none of lower precision.
+    """
     if dtype is None:
         return tree
-    return jax.tree.map(
-        lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, tree
-    )
+
+    def converted(leaf: Any) -> Any:
+        is_float = eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype) if is_float else leaf
+
+    return jax.tree.map(converted, tree)
 
 
 def _in_full_precision(tree: PyTree, dtype: np.dtype | None) -> PyTree:

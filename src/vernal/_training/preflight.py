@@ -18,11 +18,12 @@ from vernal import _limits, errors
 from vernal._data.arrays import as_arrays, signature
 from vernal._data.loader_source import LoaderSource
 from vernal._data.sources import Source, as_source, is_loader
+from vernal._optimizers import Optimizer, initial_opt_state, learning_rate
 from vernal._shapes.jaxprs import holds
 from vernal._shapes.modules import shapes_of
 from vernal._training.objective import Measured, Objective, measure
 from vernal._training.state import TrainState
-from vernal._training.update import Choices, Optimizer, learning_rate, trained_leaves
+from vernal._training.update import Choices, trained_leaves
 from vernal.losses import BinaryCrossEntropy, CrossEntropy, predictions
 
 
@@ -306,7 +307,7 @@ def with_checked_opt_state(choices: Choices, state: TrainState) -> TrainState:
 def _opt_state_signature(optimizer: Optimizer, params: Any) -> Hashable:
     treedef, leaves = params
     shapes = treedef.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
-    made = eqx.filter_eval_shape(optimizer.init, shapes)
+    made = eqx.filter_eval_shape(initial_opt_state, optimizer, shapes)
     return signature(eqx.filter(made, lambda leaf: hasattr(leaf, "dtype")))
 
 

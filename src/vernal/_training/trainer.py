@@ -28,8 +28,16 @@ from vernal._training.objective import Objective
 from vernal._training.progress import Progress
 from vernal._training.state import Model, TrainState, model_of
 from vernal._training.update import Choices, new_state, update
-from vernal.errors import ArgumentError, ExamplesError, kind, short_traceback, whole_number
+from vernal.errors import (
+    ArgumentError,
+    ExamplesError,
+    call_error,
+    kind,
+    short_traceback,
+    whole_number,
+)
 from vernal.losses import Loss
+from vernal.metrics import AbstractMetric
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class Trainer:
     optimizer: optax.GradientTransformation | optax.MultiSteps
     loss: Loss
     _: KW_ONLY
-    metrics: Mapping[str, Callable] | None = None
+    metrics: Mapping[str, Callable | AbstractMetric] | None = None
     trainable: PyTree = eqx.is_inexact_array
     compute_dtype: DTypeLike | None = None
     on_nonfinite: Literal["raise", "ignore"] = "raise"
@@ -92,12 +100,16 @@ class Trainer:
         Raises:
             ArgumentError: If the model has nothing to train, or the loss does not take a model
                 state.
+            CallError: If the optimizer fails on the model's parameters.
         """
         choices = self._choices(model, model_state)
         model_state = jax.tree.map(
             lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf, model_state
         )
-        state = new_state(choices, model, model_state, key)
+        try:
+            state = new_state(choices, model, model_state, key)
+        except Exception as error:
+            raise call_error("the optimizer", error) from error
         # The counts are on the host, where reading them does not wait for the device.
         zero = np.zeros((), np.int32)
         return replace(state, step=zero, epoch=zero, batch=zero)

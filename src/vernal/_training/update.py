@@ -1,20 +1,23 @@
 """Loss to gradients to new state: one step of training, pure."""
 
-import inspect
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from jaxtyping import Array, PyTree
 
+from vernal._optimizers import (
+    Optimizer,
+    extra_arguments,
+    initial_opt_state,
+    learning_rate,
+    strongly_typed,
+    with_ascending_gradients,
+)
 from vernal._training.objective import Measured, Objective, measure
 from vernal._training.state import TrainState
-
-Optimizer = optax.GradientTransformation | optax.MultiSteps
 
 
 class Choices(NamedTuple):
@@ -76,15 +79,16 @@ def update(
     key = jax.random.fold_in(state.key, state.step)
 
     def objective(params: PyTree) -> tuple[Array, Measured]:
-        model = eqx.combine(params, frozen)
+        model = eqx.combine(with_ascending_gradients(params), frozen)
         measured = measure(choices.objective, model, state.model_state, batch, key)
         return measured.info["loss"], measured
 
     (loss, measured), grads = eqx.filter_value_and_grad(objective, has_aux=True)(params)
 
-    # For optimizers that look at the loss, or try several lengths of a step.
-    known = {"value": loss, "grad": grads, "value_fn": lambda params: objective(params)[0]}
-    extra = _accepted(choices.optimizer, known)
+    def loss_of(params: PyTree) -> Array:
+        return objective(params)[0]
+
+    extra = extra_arguments(choices.optimizer, loss, grads, loss_of)
     updates, opt_state = choices.optimizer.update(grads, state.opt_state, params, **extra)
     params = optax.apply_updates(params, updates)
 
@@ -104,52 +108,19 @@ def update(
     return new_state, measured._replace(info=info), grads
 
 
-def strongly_typed(leaf: Any) -> Any:
-    """Return an array whose dtype stays: JAX's weak types, of Python's numbers, do not."""
-    if not eqx.is_array(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return leaf
-    return lax.convert_element_type(leaf, leaf.dtype)
-
-
-def _accepted(optimizer: Optimizer, known: dict[str, Any]) -> dict[str, Any]:
-    """Return what an optimizer's `update` takes by name, of what is known of a step."""
-    parameters = inspect.signature(optimizer.update).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return known
-    return {name: value for name, value in known.items() if name in parameters}
-
-
-def learning_rate(opt_state: Any) -> Any:
-    """Return the learning rate that an optimizer's state shows, as with `inject_hyperparams`.
-
-    Returns:
-        A scalar; or `None` if there is none, or several.
-    """
-    found = optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")
-    rates = [x for path, x in found if _is_shown(path) and jax.tree_util.all_leaves([x])]
-    return rates[0] if len(rates) == 1 and np.ndim(rates[0]) == 0 else None
-
-
-def _is_shown(path: tuple) -> bool:
-    """Return whether a learning rate is a field of a state, or a hyperparameter; no parameter."""
-    is_field = isinstance(path[-1], optax.tree_utils.NamedTupleKey)
-    in_hyperparams = len(path) > 1 and getattr(path[-2], "name", None) == "hyperparams"
-    return is_field or in_hyperparams
-
-
 @eqx.filter_jit
 def new_state(
     choices: Choices, model: PyTree, model_state: PyTree, key: Array | None
 ) -> TrainState:
     """Make the state that training starts from. Its arrays are new ones."""
     params, _ = eqx.partition(model, choices.trained_mask(model))
-    opt_state = choices.optimizer.init(params)
+    opt_state = initial_opt_state(choices.optimizer, params)
     zero = np.zeros((), np.int32)
 
     return TrainState(
         model=model,
         model_state=jax.tree.map(strongly_typed, model_state),
-        opt_state=jax.tree.map(strongly_typed, opt_state),
+        opt_state=opt_state,
         step=zero,
         epoch=zero,
         batch=zero,
