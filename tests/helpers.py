@@ -269,12 +269,12 @@ def seen(data, *, at: tuple[int, int] = (0, 0), **options) -> list[float]:
 
     Args:
         data: As `fit` takes it.
-        at: Where to begin: an epoch, and a batch counted from its start.
+        at: Where to begin: a pass over the data, and a batch counted from its start.
         **options: For `fit`.
     """
-    epoch, batch = (np.array(count, np.int32) for count in at)
+    data_pass, batch = (np.array(count, np.int32) for count in at)
     start = TELLER.init(jnp.zeros(1), key=KEY)
-    start = dataclasses.replace(start, epoch=epoch, batch=batch)
+    start = dataclasses.replace(start, epoch=data_pass, data_pass=data_pass, batch=batch)
     _, history = TELLER.fit(start, data, **options)
     return history.steps["seen"].tolist()
 

@@ -218,7 +218,7 @@ def test_another_run_is_refused_by_name(tmp_path):
     assert "with batch_size = 10; now it is 20" in refused(checkpoints, batch_size=20)
     assert "with shuffle = True; now it is False" in refused(checkpoints, shuffle=False)
     longer = (np.tile(X, (2, 1)), np.tile(Y, (2, 1)))
-    assert "batches an epoch = 4; now it is 8" in refused(checkpoints, data=longer)
+    assert "batches in a pass = 4; now it is 8" in refused(checkpoints, data=longer)
     said = refused(checkpoints, callbacks=[callbacks.BestState("loss")])
     assert "callbacks = []; now it is ['BestState']" in said
     assert "began with step 0, and this one begins with step 16" in refused(

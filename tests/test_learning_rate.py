@@ -362,7 +362,7 @@ def test_any_run_can_be_tested_from_a_state_on(name):
     """Of the same dropout, and the same order of examples, as the run would go on with."""
     trainer, make, data = KINDS[name]
     start = trainer.init(mlp(), key=KEY) if make is None else make(trainer)
-    state = eqx.tree_at(lambda s: (s.step, s.epoch), start, (np.int32(8), np.int32(2)))
+    state = eqx.tree_at(lambda s: (s.step, s.data_pass), start, (np.int32(8), np.int32(2)))
     found = find_learning_rate(trainer, state, data, batch_size=32, updates=50)
     assert len(found.rates) > 20
     batches = full_batches(data, 32, 2, KEY)

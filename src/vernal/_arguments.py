@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from vernal.errors import ArgumentError, kind
+from vernal.errors import ArgumentError, kind, whole_number
 from vernal.losses import AbstractSupervised
 from vernal.metrics import AbstractMetric, Mean, top_k
 
@@ -47,6 +47,26 @@ def check_loss(loss) -> None:
             f"loss is called as loss(model, batch, key), which {name} is not made for."
             f"\n  Try losses.Supervised({name}) if it takes one example's prediction and target."
         )
+
+
+def check_key(key: Any) -> None:
+    """Raise `ArgumentError` if this is neither a random key nor `None`."""
+    is_array = isinstance(key, jax.Array | np.ndarray)
+    # Keys as `jax.random.PRNGKey` makes them are two plain numbers.
+    is_key = is_array and (
+        (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ())
+        or (key.dtype == np.uint32 and key.ndim == 1)
+    )
+    if key is not None and not is_key:
+        seed = key if isinstance(key, int) else 0
+        raise ArgumentError(
+            f"key is {kind(key)}; a random key is needed.\n  Try jax.random.key({seed})."
+        )
+
+
+def checked_steps_per_epoch(steps: Any) -> int | None:
+    """Return a number of steps, or `None`; `ArgumentError` if it is neither."""
+    return None if steps is None else whole_number("steps_per_epoch", steps, at_least=1)
 
 
 def check_on_nonfinite(choice) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 Function = TypeVar("Function", bound=Callable)
 
-_NO_BREAK = "\N{NO-BREAK SPACE}"
+_NO_BREAK = "\u00a0"
 # The libraries whose frames say nothing to a user about a mistake in the user's own program.
 _LIBRARIES = ("vernal", "jax", "equinox", "optax", "jaxtyping", "beartype", "contextlib")
 # Names that are read with a vowel first, besides those that are written with one.

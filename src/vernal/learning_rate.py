@@ -169,7 +169,7 @@ def _full_batches(
 ) -> Iterator[PyTree]:
     """Yield the batches that are not smaller than the first, epoch after epoch."""
     full = batch_size or len(jax.tree.leaves(source.example)[0])
-    for epoch in itertools.count(int(state.epoch)):
+    for epoch in itertools.count(int(state.data_pass)):
         is_empty = True
         for batch in source.batches(epoch, state.key):
             if len(jax.tree.leaves(batch)[0]) >= full:

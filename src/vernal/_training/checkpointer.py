@@ -16,6 +16,7 @@ class RunState:
     Attributes:
         state: The state after the last recorded step.
         began: The step, epoch and batch that the run began with.
+        first_epoch: Number of the epoch that the run began in.
         batching: How the data is cut into batches, by the names that users know, such as
             `"batch_size"`. A resumed run must cut it in the same way.
         record: What `Recorder.kept` returned.
@@ -26,6 +27,7 @@ class RunState:
 
     state: TrainState
     began: tuple[int, int, int]
+    first_epoch: int
     batching: dict[str, Any]
     record: dict[str, Any]
     callbacks: list[tuple[str, Any]]

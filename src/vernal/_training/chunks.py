@@ -22,6 +22,7 @@ from vernal._data.sources import Source
 from vernal._data.superbatch import Start, Superbatch
 from vernal._training import nonfinite
 from vernal._training.compiled_loop import Inputs, run_steps
+from vernal._training.epochs import Epochs
 from vernal._training.measurements import Measurements
 from vernal._training.objective import Measured
 from vernal._training.state import TrainState
@@ -52,11 +53,12 @@ class TrainingRun:
         loops: Whether steps may be made in a compiled loop.
         rewinds: Whether to go back, and raise, when numbers stop being finite.
         epochs: Most epochs that the run trains: the data of no more is gathered.
+        steps_per_epoch: Steps in an epoch. By default an epoch is a pass over the data.
         every_steps: A chunk ends after each step whose number is a multiple of this.
 
     Attributes:
         step: Number of steps made.
-        epoch_length: Batches in an epoch; `None` if it is not known.
+        pass_length: Batches in a pass over the data; `None` if it is not known.
     """
 
     def __init__(
@@ -68,18 +70,20 @@ class TrainingRun:
         loops: bool,
         rewinds: bool,
         epochs: int = sys.maxsize,
+        steps_per_epoch: int | None = None,
         every_steps: int | None = None,
     ):
         self._choices = choices
         length = source.epoch_length
-        self.epoch_length = length if length < sys.maxsize else None
+        self.pass_length = length if length < sys.maxsize else None
+        self._epochs = Epochs.from_state(state, steps_per_epoch)
         self._loops = loops
         self._rewinds = rewinds
         self._every_steps = every_steps or sys.maxsize
         self.step = int(state.step)
-        epoch, batch = int(state.epoch), int(state.batch)
-        last_epoch = epoch + batch // length + epochs
-        start = Start(epoch, batch, state.key, state.data_state, last_epoch)
+        data_pass, batch = int(state.data_pass), int(state.batch)
+        last_pass = self._epochs.last_pass(epochs, batch, length)
+        start = Start(data_pass, batch, state.key, state.data_state, last_pass)
         self._superbatches = source.superbatches(start)
         self._superbatch = next(self._superbatches)
         self._following: Superbatch | None = None
@@ -101,19 +105,16 @@ class TrainingRun:
         self._finite = np.asarray(nonfinite.finite_arrays(changing)) if rewinds else np.empty(0)
 
     @property
-    def location(self) -> tuple[int, int]:
-        """Where in the data the run is: epochs completed, and steps made since."""
-        return self._superbatch.location(self._cursor)
-
-    @property
     def epoch(self) -> int:
         """Number of epochs completed."""
-        return self.location[0]
+        data_pass, batch = self._superbatch.location(self._cursor)
+        return self._epochs.at(self.step, data_pass, batch)[0]
 
     def steps_until(self, epoch: int) -> int | None:
         """Return how many steps there are to the start of an epoch; `None` if it is not known."""
-        epochs, batch = self.location
-        return None if self.epoch_length is None else (epoch - epochs) * self.epoch_length - batch
+        if self.pass_length is None and self._epochs.steps_per_epoch is None:
+            return None
+        return self._epochs.steps_until(epoch, self.step, self._superbatch, self._cursor)
 
     def state(self) -> TrainState:
         """Return the state here and now, in arrays of its own."""
@@ -171,13 +172,15 @@ class TrainingRun:
                 self._following = None
                 self._cursor = self._superbatch.start
             superbatch, cursor, first_step = self._superbatch, self._cursor, self.step
-            to_epoch = (until_epoch - superbatch.epoch) * superbatch.epoch_length - cursor
+            to_epoch = self._epochs.steps_until(until_epoch, first_step, superbatch, cursor)
             steps = min(left, superbatch.stop - cursor, to_epoch, superbatch.capacity)
             steps = steps if self._loops else 1
             self._changing, measured = self._run(
                 self._changing, superbatch, cursor, steps=steps, first_step=first_step
             )
-            calls.append(Measurements(superbatch, cursor, steps, first_step, measured))
+            epoch = self.epoch
+            ends = self._epochs.ends(first_step, superbatch, cursor, steps)
+            calls.append(Measurements(superbatch, cursor, steps, first_step, epoch, ends, measured))
             self.step += steps
             self._cursor += steps
             left -= steps
@@ -276,11 +279,14 @@ class TrainingRun:
         self, changing: TrainState, step: int, superbatch: Superbatch, cursor: int
     ) -> TrainState:
         """Return the whole state at a place in the data, from the part that steps change."""
-        epoch, batch = superbatch.location(cursor)
+        data_pass, batch = superbatch.location(cursor)
+        epoch, epoch_step = self._epochs.at(step, data_pass, batch)
         return replace(
             eqx.combine(changing, self._fixed),
             step=np.array(step, np.int32),
             epoch=np.array(epoch, np.int32),
+            epoch_step=np.array(epoch_step, np.int32),
+            data_pass=np.array(data_pass, np.int32),
             batch=np.array(batch, np.int32),
             data_state=superbatch.loader_state_at(cursor),
         )

@@ -175,7 +175,12 @@ def _run_one_step(
     changing, measured = _steps(inputs, jax.tree.map(strongly_typed, changing))
 
     after = eqx.combine(changing, fixed)
-    after = replace(after, step=state.step + 1, batch=state.batch + 1)
+    after = replace(
+        after,
+        step=state.step + 1,
+        epoch_step=state.epoch_step + 1,
+        batch=state.batch + 1,
+    )
     return after, {name: values[0] for name, values in measured.info.items()}
 
 

@@ -30,6 +30,7 @@ class Saving:
     Attributes:
         state: The state to go on from.
         began: The step, epoch and batch that the run began with, when it was new.
+        first_epoch: Number of the epoch that the run began in, when it was new.
         every_epochs: Epochs between two checkpoints; or `None`.
         pending: Whether the last epoch is not validated yet, nor seen by the callbacks.
         stopped: Whether a callback has ended the run.
@@ -49,6 +50,7 @@ class Saving:
         self.began = counts if restored is None else restored.began
         self.pending = restored is not None and restored.pending
         self.stopped = restored is not None and restored.stopped
+        self.first_epoch = 0  # `begin` says which
 
     def begin(
         self, run: TrainingRun, recorder: Recorder, callbacks: list[Any], averages: Any
@@ -61,7 +63,8 @@ class Saving:
             callbacks: The run's callbacks.
             averages: The structure of what the metrics that are not averages are made from.
         """
-        self._batching = {**self._batching, "batches an epoch": run.epoch_length}
+        self._batching = {**self._batching, "batches in a pass": run.pass_length}
+        self.first_epoch = run.epoch if self._restored is None else self._restored.first_epoch
         self._callbacks = [callback for callback in callbacks if hasattr(callback, "state_dict")]
         beginning = callbacks
         if self._restored is not None:
@@ -77,14 +80,6 @@ class Saving:
             if hasattr(callback, "start"):
                 callback.start()
 
-    def first_epoch(self, run: TrainingRun) -> int:
-        """Return the number of the epoch that the run began in, when it was new."""
-        if self._restored is None:
-            return run.epoch
-
-        _, epoch, batch = self.began  # the steps of a user's own may be more than an epoch
-        return epoch + (0 if run.epoch_length is None else batch // run.epoch_length)
-
     def save(self, run: TrainingRun, recorder: Recorder) -> None:
         """Save the run as it is now."""
         if not self._saves:
@@ -93,6 +88,7 @@ class Saving:
         now = RunState(
             state=run.state_until_next_chunk(),
             began=self.began,
+            first_epoch=self.first_epoch,
             batching=self._batching,
             record=recorder.kept(time.perf_counter() - self._since),
             callbacks=[(type(saved).__name__, saved.state_dict()) for saved in self._callbacks],

@@ -119,8 +119,7 @@ class Recorder:
             weights = call.superbatch.sizes(call.cursor, call.cursor + call.steps)
 
         # What the epoch under way has measured comes first; what follows the last end is left over.
-        length = call.superbatch.epoch_length
-        ends = np.arange(length - call.cursor % length, call.steps + 1, length)
+        ends = call.epoch_ends
         part = (measured.info, measured.averages, np.asarray(weights, np.float64))
         if not len(ends):
             self._under_way.append(part)

@@ -18,6 +18,8 @@ class Measurements:
         cursor: Where in the superbatch the first step's batch is.
         steps: How many steps there are.
         first_step: Number of the first step.
+        epoch: Number of the first step's epoch.
+        epoch_ends: After how many of the steps an epoch ends.
         measured: Arrays with the steps along the leading axis.
     """
 
@@ -25,13 +27,16 @@ class Measurements:
     cursor: int
     steps: int
     first_step: int
+    epoch: int
+    epoch_ends: np.ndarray
     measured: Measured
 
     def first(self, steps: int) -> "Measurements":
         """Wait for the arrays, and return what the first steps measured, in NumPy's memory."""
         # A copy: a view would keep the whole buffer.
         cut = jax.tree.map(lambda buffer: np.array(np.asarray(buffer)[:steps]), self.measured)
-        return replace(self, steps=steps, measured=cut)
+        ends = self.epoch_ends[self.epoch_ends <= steps]
+        return replace(self, steps=steps, epoch_ends=ends, measured=cut)
 
     @property
     def finite_losses(self) -> int:

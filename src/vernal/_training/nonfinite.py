@@ -134,7 +134,8 @@ def nonfinite_chunk(chunk: list[Measurements]) -> NonFiniteError:
     """Return the error for a chunk that cannot be made again: no copy of the state was kept."""
     number = min(steps_with_finite_losses(chunk), sum(call.steps for call in chunk) - 1)
     call, offset = step_of(chunk, number)
-    step, (epoch, _) = call.first_step + offset, call.superbatch.location(call.cursor + offset)
+    step = call.first_step + offset
+    epoch = call.epoch + int(np.sum(call.epoch_ends <= offset))
     loss = call.measured.info["loss"][offset]
     found = "the state is not finite" if np.isfinite(loss) else f"the loss is {loss}"
     message = (

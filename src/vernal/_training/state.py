@@ -19,11 +19,14 @@ class TrainState(eqx.Module, Generic[Model]):
         model_state: What the model keeps beside its parameters, such as an `eqx.nn.State`; or
             `None`.
         opt_state: The optimizer's state, as Optax keeps it.
-        step: Number of steps made: a scalar array, JAX's or NumPy's, as the next two.
+        step: Number of steps made: a scalar array, JAX's or NumPy's, as the next four.
         epoch: Number of epochs completed.
-        batch: Number of steps made in the epoch under way.
-        key: Never changes. A step uses `fold_in(key, step)`, and the order of an epoch's examples
-            is drawn from `key` and `epoch`: so a resumed run is the same run.
+        epoch_step: Number of steps made in the epoch under way.
+        data_pass: Number of passes over the data completed: the same as `epoch`, unless
+            `steps_per_epoch` makes an epoch longer or shorter.
+        batch: Number of steps made in the pass under way.
+        key: Never changes. A step uses `fold_in(key, step)`, and the order of the examples in a
+            pass is drawn from `key` and `data_pass`: so a resumed run is the same run.
         data_state: What a data loader with a state of its own needs to go on from this place; or
             `None`.
     """
@@ -33,6 +36,8 @@ class TrainState(eqx.Module, Generic[Model]):
     opt_state: Any
     step: Int[Array | np.ndarray, ""]
     epoch: Int[Array | np.ndarray, ""]
+    epoch_step: Int[Array | np.ndarray, ""]
+    data_pass: Int[Array | np.ndarray, ""]
     batch: Int[Array | np.ndarray, ""]
     key: PRNGKeyArray
     data_state: PyTree = None

@@ -103,6 +103,7 @@ class Trainer:
             CallError: If the optimizer fails on the model's parameters.
         """
         choices = self._choices(model, model_state)
+        _arguments.check_key(key)
         model_state = jax.tree.map(
             lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf, model_state
         )
@@ -112,7 +113,7 @@ class Trainer:
             raise call_error("the optimizer", error) from error
         # The counts are on the host, where reading them does not wait for the device.
         zero = np.zeros((), np.int32)
-        return replace(state, step=zero, epoch=zero, batch=zero)
+        return replace(state, step=zero, epoch=zero, epoch_step=zero, data_pass=zero, batch=zero)
 
     @short_traceback
     def step(
@@ -169,6 +170,7 @@ class Trainer:
         batch_size: int | None = None,
         shuffle: bool = True,
         validation_data: PyTree | Iterable | None = None,
+        steps_per_epoch: int | None = None,
     ) -> Iterator[Epoch]:
         """Train epoch after epoch, without end: leave the loop with `break`.
 
@@ -178,6 +180,7 @@ class Trainer:
             batch_size: Examples in a batch. By default all of them.
             shuffle: Whether each epoch takes the examples in another order.
             validation_data: Measured after each epoch.
+            steps_per_epoch: Steps in an epoch, as in `fit`.
 
         Returns:
             An iterator of `Epoch`s. Their states are the caller's to keep.
@@ -188,7 +191,8 @@ class Trainer:
         checked, held_out = self._checked(
             model_or_state, data, validation_data, batch_size=batch_size, shuffle=shuffle
         )
-        run = self._run(self._state_of(model_or_state), checked)
+        steps_per_epoch = _arguments.checked_steps_per_epoch(steps_per_epoch)
+        run = self._run(self._state_of(model_or_state), checked, steps_per_epoch=steps_per_epoch)
         validate = fit.validator(self._objective.in_training, run, held_out)
         return self._train_epochs(run, validate)
 
@@ -218,6 +222,7 @@ class Trainer:
         data: PyTree | Iterable,
         *,
         epochs: int,
+        steps_per_epoch: int | None = None,
         batch_size: int | None = None,
         shuffle: bool = True,
         validation_data: PyTree | Iterable | None = None,
@@ -225,6 +230,7 @@ class Trainer:
         callbacks: Iterable[Callable[[Epoch], bool | None]] = (),
         checkpoints: Checkpointing | None = None,
         progress: bool = True,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[TrainState[Model], History]:
         """Train for some epochs.
 
@@ -238,6 +244,10 @@ class Trainer:
                 a loss of your own, any PyTree of such arrays; or ready batches, taken in their own
                 order: a list, a data loader, or a function that yields them, anew at each call.
             epochs: How many this call trains. What is left of an epoch under way counts as one.
+            steps_per_epoch: Steps in an epoch: then validation, callbacks, records and
+                `every_epochs` of `checkpoints` come after each so many steps, and a pass over the
+                data may take several epochs, or a part of one. Ready batches need not end. By
+                default an epoch is one pass over the data.
             batch_size: Examples in a batch. By default all of them. The last batch of an epoch may
                 be smaller, and is trained on as it is.
             shuffle: Whether each epoch takes the examples in another order, fixed by the state's
@@ -252,6 +262,8 @@ class Trainer:
                 there, to the same end: the history is that of the whole run. See
                 `vernal.Checkpoints`.
             progress: Whether to show a progress bar, where standard error is a terminal.
+            key: Where all randomness of a new run comes from, as in `init`. A `TrainState` has a
+                key already.
 
         Returns:
             The new state, and the `History` of this call.
@@ -268,15 +280,20 @@ class Trainer:
         began = time.perf_counter()
         epochs = whole_number("epochs", epochs, at_least=0)
         validate_every = whole_number("validate_every", validate_every, at_least=1)
+        steps_per_epoch = _arguments.checked_steps_per_epoch(steps_per_epoch)
         _arguments.check_checkpoints(checkpoints)
         checked, held_out = self._checked(
             model_or_state, data, validation_data, batch_size=batch_size, shuffle=shuffle
         )
         objective = self._objective.in_training
-        start = self._state_of(model_or_state)
+        start = self._state_of(model_or_state, key)
         checkpointer = NoCheckpoints() if checkpoints is None else checkpoints.open()
         with contextlib.closing(checkpointer):
-            batching = {"batch_size": batch_size, "shuffle": shuffle}
+            batching = {
+                "batch_size": batch_size,
+                "shuffle": shuffle,
+                "steps_per_epoch": steps_per_epoch,
+            }
             saving = fit.Saving(checkpointer, start, batching)
             state = saving.state
             names = preflight.recorded_names(
@@ -284,10 +301,16 @@ class Trainer:
             )
             callbacks = _arguments.checked_callbacks(callbacks, names)
 
-            run = self._run(state, checked, epochs=epochs, every_steps=checkpointer.every_steps)
-            last_epoch = saving.first_epoch(run) + epochs
+            run = self._run(
+                state,
+                checked,
+                epochs=epochs,
+                steps_per_epoch=steps_per_epoch,
+                every_steps=checkpointer.every_steps,
+            )
             recorder = Recorder(objective.metrics)
             saving.begin(run, recorder, callbacks, jax.tree.structure(checked.measured.averages))
+            last_epoch = saving.first_epoch + epochs
 
             bar = Progress(progress, run.steps_until(last_epoch))
             interrupt = Interrupt(saves=checkpointer.path is not None)
@@ -381,12 +404,17 @@ class Trainer:
         objective = self._objective.in_training
         return preflight.checked_run(objective, model, model_state, *data, **batching)
 
-    def _state_of(self, model_or_state: PyTree | TrainState) -> TrainState:
+    def _state_of(self, model_or_state: PyTree | TrainState, key: Any = None) -> TrainState:
         """Return a given state, checked; or the one that training a model starts from."""
         model, model_state = model_of(model_or_state)
         if not isinstance(model_or_state, TrainState):
-            return self.init(model)
+            return self.init(model, key=key)
 
+        if key is not None:
+            raise ArgumentError(
+                "key is given with a TrainState, which has a key already."
+                "\n  Pass the key to trainer.init(model, key=key), where the state begins."
+            )
         return preflight.with_checked_opt_state(self._choices(model, model_state), model_or_state)
 
     def _run(
@@ -395,6 +423,7 @@ class Trainer:
         checked: preflight.CheckedData,
         *,
         epochs: int = sys.maxsize,
+        steps_per_epoch: int | None = None,
         every_steps: int | None = None,
     ) -> TrainingRun:
         return TrainingRun(
@@ -404,5 +433,6 @@ class Trainer:
             loops=checked.loops,
             rewinds=self.on_nonfinite == "raise",
             epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
             every_steps=every_steps,
         )

@@ -99,6 +99,8 @@ def update(
         opt_state=opt_state,
         step=state.step + 1,
         epoch=state.epoch,
+        epoch_step=state.epoch_step + 1,
+        data_pass=state.data_pass,
         batch=state.batch + 1,
         key=state.key,
     )
@@ -123,6 +125,8 @@ def new_state(
         opt_state=opt_state,
         step=zero,
         epoch=zero,
+        epoch_step=zero,
+        data_pass=zero,
         batch=zero,
         key=jax.random.key(0) if key is None else key,
     )
@@ -140,6 +144,8 @@ def changing_part(choices: Choices, state: TrainState) -> tuple[TrainState, Trai
         opt_state=eqx.is_array,
         step=fixed,
         epoch=fixed,
+        epoch_step=fixed,
+        data_pass=fixed,
         batch=fixed,
         key=fixed,
         data_state=fixed,

@@ -1,0 +1,69 @@
+"""Which epoch a step belongs to: a pass over the data, or a number of steps."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vernal._data.superbatch import Superbatch
+from vernal._training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """How a run counts epochs, from the place on where it begins.
+
+    Attributes:
+        steps_per_epoch: Steps in an epoch; `None` if an epoch is one pass over the data.
+        step: Number of the run's first step.
+        epoch: Number of epochs completed before.
+        epoch_step: Number of steps made before, in the epoch under way.
+        data_pass: Number of passes over the data completed before.
+    """
+
+    steps_per_epoch: int | None
+    step: int
+    epoch: int
+    epoch_step: int
+    data_pass: int
+
+    @classmethod
+    def from_state(cls, state: TrainState, steps_per_epoch: int | None) -> "Epochs":
+        """Begin to count at a state."""
+        counts = (state.step, state.epoch, state.epoch_step, state.data_pass)
+        step, epoch, epoch_step, data_pass = map(int, counts)
+        return cls(steps_per_epoch, step, epoch, epoch_step, data_pass)
+
+    def at(self, step: int, data_pass: int, batch: int) -> tuple[int, int]:
+        """Return how many epochs are completed at a step, and the steps made since."""
+        made = self.epoch_step + step - self.step
+        if self.steps_per_epoch is not None:
+            epochs, made = divmod(made, self.steps_per_epoch)
+            return self.epoch + epochs, made
+
+        passes = data_pass - self.data_pass
+        return self.epoch + passes, batch if passes else made
+
+    def steps_until(self, epoch: int, step: int, superbatch: Superbatch, cursor: int) -> int:
+        """Return how many steps there are from a place in the data to the start of an epoch.
+
+        The result is huge while the length of a pass is not known.
+        """
+        epochs = epoch - self.epoch
+        if self.steps_per_epoch is not None:
+            return epochs * self.steps_per_epoch - (self.epoch_step + step - self.step)
+
+        passes = self.data_pass + epochs - superbatch.epoch
+        return passes * superbatch.epoch_length - cursor
+
+    def ends(self, step: int, superbatch: Superbatch, cursor: int, steps: int) -> np.ndarray:
+        """Return after how many of the next steps an epoch ends."""
+        length, made = superbatch.epoch_length, cursor
+        if self.steps_per_epoch is not None:
+            length, made = self.steps_per_epoch, self.epoch_step + step - self.step
+        return np.arange(length - made % length, steps + 1, length)
+
+    def last_pass(self, epochs: int, batch: int, pass_length: int) -> int:
+        """Return the number of the pass that a run of so many epochs ends before."""
+        if self.steps_per_epoch is not None:
+            return self.data_pass - (-(batch + epochs * self.steps_per_epoch) // pass_length)
+        return self.data_pass + batch // pass_length + epochs
