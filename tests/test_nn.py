@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -473,3 +474,52 @@ except vernal.ShapeError as error:
     assert run.returncode == 0, run.stderr
     assert "(4, 5)" in run.stdout
     assert "Linear" in run.stdout
+
+
+# ----- Augment
+
+
+def noisy(x, key):
+    return x + jax.random.normal(key, x.shape)
+
+
+class Augmented(eqx.Module):
+    augment: nn.Augment
+    linear: eqx.nn.Linear
+
+    def __call__(self, x, *, key=None):
+        return self.linear(self.augment(x, key=key))
+
+
+def test_augment_changes_examples_in_training_alone_as_by_hand():
+    x = np.random.default_rng(0).normal(size=(6, 3))
+    y = x.sum(axis=1, keepdims=True)
+    with jax.enable_x64(True):
+        linear = eqx.nn.Linear(3, 1, key=jax.random.key(1))
+        trainer = vernal.Trainer(optax.sgd(0.1), vernal.losses.MeanSquaredError())
+        model = Augmented(nn.Augment(noisy), linear)
+        state, history = trainer.fit(
+            model, (x, y), epochs=3, validation_data=(x, y), key=KEY, progress=False
+        )
+
+        def by_hand(linear, key):
+            keys = jax.random.split(key, len(x))
+            changed = jnp.stack([noisy(x[i], keys[i]) for i in range(len(x))])
+            return jnp.mean((jax.vmap(linear)(changed) - y) ** 2)
+
+        trained = linear
+        for step in range(3):
+            loss, grads = eqx.filter_value_and_grad(by_hand)(trained, jax.random.fold_in(KEY, step))
+            np.testing.assert_allclose(history.steps["loss"][step], loss, rtol=1e-10)
+            trained = jax.tree.map(lambda p, g: p - 0.1 * g, trained, grads)
+        np.testing.assert_allclose(state.model.linear.weight, trained.weight, rtol=1e-10)
+        plain = np.mean((np.asarray(jax.vmap(trained)(x)) - y) ** 2)
+        np.testing.assert_allclose(history.epochs["val_loss"][-1], plain, rtol=1e-10)
+        np.testing.assert_allclose(trainer.predict(state, x), jax.vmap(trained)(x), rtol=1e-10)
+
+
+def test_augment_without_a_key_in_training_says_how_to_hand_it_on():
+    layer = nn.Augment(noisy)
+    with pytest.raises(vernal.ArgumentError, match=r"self.augment\(x, key=key\)"):
+        layer(jnp.ones(3))
+    assert np.array_equal(eqx.nn.inference_mode(layer)(jnp.ones(3)), np.ones(3))

@@ -149,3 +149,28 @@ def test_measuring_a_loader_is_one_pass_in_order():
     results = TELLER.evaluate(jnp.zeros(1), batches)
     fingerprints = [fingerprint(batch) for batch in batches]
     assert results["seen"] == pytest.approx(np.average(fingerprints, weights=[5, 5, 2]), rel=1e-6)
+
+
+# ----- vernal.steps
+
+
+@given(sizes, st.integers(0, 4))
+def test_steps_are_as_many_as_fit_makes(n_and_size, epochs):
+    n, size = n_and_size
+    data = examples(n)
+    batches = sum(1 for _ in vernal.batches(data, size)) * epochs
+    assert vernal.steps(data, size, epochs) == batches
+    assert vernal.steps(cut(data, [n]), epochs=epochs) == epochs
+
+
+def test_steps_are_counted_before_the_run():
+    data = examples(10)
+    assert vernal.steps(data) == 1
+    assert vernal.steps(data, 100, 2) == 2
+    assert len(seen(data, batch_size=3, epochs=2)) == vernal.steps(data, 3, 2)
+    with pytest.raises(vernal.DataError, match="no `len`"):
+        vernal.steps(lambda: iter([data]))
+    with pytest.raises(vernal.ArgumentError, match="batch_size"):
+        vernal.steps([data], 3)
+    with pytest.raises(vernal.ArgumentError, match="epochs"):
+        vernal.steps(data, 3, epochs=-1)

@@ -5,13 +5,14 @@ from importlib.metadata import version
 from vernal import callbacks, losses, metrics, nn, plot
 from vernal._checkpointing.config import Checkpoints
 from vernal._checkpointing.weights import load, save
-from vernal._data.sources import batches
+from vernal._data.sources import batches, steps
 from vernal._inspection.cost import Cost, update_cost, update_jaxpr
 from vernal._inspection.recompilation import no_recompilation
 from vernal._inspection.summary import Summary, summary
 from vernal._training.history import Epoch, History
 from vernal._training.state import TrainState
 from vernal._training.trainer import Trainer
+from vernal.averaging import average_weights, averaged
 from vernal.errors import (
     ArgumentError,
     CallError,
@@ -45,6 +46,8 @@ __all__ = [
     "TrainState",
     "Trainer",
     "VernalError",
+    "average_weights",
+    "averaged",
     "batches",
     "callbacks",
     "find_learning_rate",
@@ -55,6 +58,7 @@ __all__ = [
     "no_recompilation",
     "plot",
     "save",
+    "steps",
     "summary",
     "update_cost",
     "update_jaxpr",

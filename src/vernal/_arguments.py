@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from vernal._data.arrays import signature
 from vernal.errors import ArgumentError, kind, whole_number
 from vernal.losses import AbstractSupervised
 from vernal.metrics import AbstractMetric, Mean, top_k
@@ -73,6 +74,24 @@ def check_on_nonfinite(choice) -> None:
     """Raise `ArgumentError` if this is neither "raise" nor "ignore"."""
     if choice not in ("raise", "ignore"):
         raise ArgumentError(f'on_nonfinite is {choice!r}; "raise" or "ignore" is needed.')
+
+
+def check_eval_params(eval_params: Any) -> None:
+    """Raise `ArgumentError` if this is no function of an optimizer's state and parameters."""
+    if eval_params is not None and not _accepts(eval_params, 2):
+        raise ArgumentError(
+            f"eval_params is {kind(eval_params)}; a function eval_params(opt_state, params) is "
+            "needed.\n  Try eval_params=vernal.averaged."
+        )
+
+
+def check_same_params(evaluated: PyTree, params: PyTree) -> None:
+    """Raise `ArgumentError` if these parameters differ in structure, shape or dtype."""
+    if signature(evaluated) != signature(params):
+        raise ArgumentError(
+            "eval_params returns other parameters than it is given: their structure, a shape or a "
+            "dtype differs.\n  Return jax.tree.map(..., params)."
+        )
 
 
 def check_stateful(loss: Callable | None, model: PyTree, model_state: PyTree) -> None:

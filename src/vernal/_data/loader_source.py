@@ -31,11 +31,7 @@ class LoaderSource:
     """
 
     def __init__(self, loader: Any, batch_size: int | None, *, name: str = "data"):
-        if batch_size is not None:
-            raise ArgumentError(
-                f"batch_size={batch_size} was given with a loader, whose batches have a size "
-                "already.\n  Leave batch_size out, or pass arrays."
-            )
+        check_no_batch_size(batch_size)
         if isinstance(loader, Iterator):
             raise DataError(
                 f"{name} is a {type(loader).__name__}, which can be read only once; every epoch "
@@ -45,7 +41,7 @@ class LoaderSource:
         self._name = name
         self._loader = loader
         self._capacities: dict[Any, int] = {}  # signature of a batch -> batches in a superbatch
-        self.epoch_length = _length(loader)
+        self.epoch_length = loader_length(loader)
         self._check_shapes: Callable[[PyTree], Any] = _accept
         self._check_labels: Callable[[PyTree], Any] = _accept
 
@@ -238,7 +234,16 @@ def _state_methods(owner: Any) -> tuple[Callable, Callable] | None:
     return None
 
 
-def _length(loader: Any) -> int:
+def check_no_batch_size(batch_size: Any) -> None:
+    """Raise `ArgumentError` for a batch size: ready batches have a size already."""
+    if batch_size is not None:
+        raise ArgumentError(
+            f"batch_size={batch_size} was given with a loader, whose batches have a size "
+            "already.\n  Leave batch_size out, or pass arrays."
+        )
+
+
+def loader_length(loader: Any) -> int:
     """Return how many batches a loader has; `sys.maxsize` if it does not tell."""
     try:
         return len(loader)

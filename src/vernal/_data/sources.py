@@ -1,12 +1,20 @@
 """Which of the two sources of batches some data is: arrays, or a loader of ready batches."""
 
+import sys
 from collections.abc import Iterator
 
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from vernal._data.array_source import ArraySource
-from vernal._data.loader_source import LoaderSource, is_function
+from vernal._data.arrays import as_arrays, checked_batch_size
+from vernal._data.loader_source import (
+    LoaderSource,
+    check_no_batch_size,
+    is_function,
+    loader_length,
+)
+from vernal.errors import DataError, kind, whole_number
 
 Source = ArraySource | LoaderSource
 
@@ -47,6 +55,36 @@ def as_source(
         return LoaderSource(data, batch_size, name=name)
 
     return ArraySource(data, batch_size, shuffle=shuffle, trains=trains, name=name)
+
+
+def steps(data: PyTree, batch_size: int | None = None, epochs: int = 1) -> int:
+    """Count the steps that `Trainer.fit` makes: for schedules, which need their number.
+
+    `optax.cosine_decay_schedule(1e-3, vernal.steps(data, 32, epochs))` ends with the run.
+
+    Args:
+        data: As in `fit`.
+        batch_size: As in `fit`. By default all examples. Not for ready batches.
+        epochs: As in `fit`: passes over the data.
+
+    Raises:
+        ArgumentError: If `batch_size` or `epochs` cannot be used.
+        DataError: If the data cannot be used, or its ready batches cannot be counted.
+    """
+    epochs = whole_number("epochs", epochs, at_least=0)
+    if not is_loader(data):
+        arrays = as_arrays(data, finite=False, files=True)
+        examples = len(jax.tree.leaves(arrays)[0])
+        return -(-examples // min(examples, checked_batch_size(batch_size, None))) * epochs
+
+    check_no_batch_size(batch_size)
+    length = loader_length(data)
+    if length == sys.maxsize:
+        raise DataError(
+            f"data is {kind(data)}, whose batches cannot be counted: it has no `len`."
+            "\n  Pass the number of steps to the schedule."
+        )
+    return length * epochs
 
 
 def batches(

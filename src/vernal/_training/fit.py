@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jaxtyping import PyTree
+
 from vernal._training.checkpointer import Checkpointer, RunState, check_same_run
 from vernal._training.chunks import TrainingRun
 from vernal._training.evaluate import evaluate
@@ -205,15 +207,20 @@ def keeping_progress_in_errors(
 
 
 def validator(
-    objective: Objective, run: TrainingRun, held_out: CheckedData | None
+    objective: Objective,
+    run: TrainingRun,
+    held_out: CheckedData | None,
+    eval_model: Callable[[TrainState], PyTree],
 ) -> Callable[[], dict[str, float]] | None:
     """Return what measures a run's model on validation data, if there is any."""
     if held_out is None:
         return None
 
+    eval_model(run.state_until_next_chunk())  # a mistake shows before anything is trained
+
     def validate() -> dict[str, float]:
         state = run.state_until_next_chunk()
-        return evaluate(objective, state.model, state.model_state, held_out)
+        return evaluate(objective, eval_model(state), state.model_state, held_out)
 
     return validate
 

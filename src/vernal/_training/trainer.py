@@ -31,6 +31,7 @@ from vernal._training.update import Choices, new_state, update
 from vernal.errors import (
     ArgumentError,
     ExamplesError,
+    VernalError,
     call_error,
     kind,
     short_traceback,
@@ -59,6 +60,9 @@ class Trainer:
             are. By default nothing is cast.
         on_nonfinite: What a run does when the loss, a gradient or the state stops being finite:
             "raise" ends it with `NonFiniteError`, before that step; "ignore" goes on.
+        eval_params: Called as `eval_params(opt_state, params)`; returns the parameters to validate,
+            evaluate and predict with, such as `vernal.averaged` or
+            `optax.contrib.schedule_free_eval_params`. By default those that are trained.
 
     Raises:
         ArgumentError: If one of them cannot be used.
@@ -71,6 +75,7 @@ class Trainer:
     trainable: PyTree = eqx.is_inexact_array
     compute_dtype: DTypeLike | None = None
     on_nonfinite: Literal["raise", "ignore"] = "raise"
+    eval_params: Callable[[Any, PyTree], PyTree] | None = None
     _objective: Objective = field(init=False, repr=False, compare=False)
 
     @short_traceback
@@ -78,6 +83,7 @@ class Trainer:
         _arguments.check_optimizer(self.optimizer)
         _arguments.check_loss(self.loss)
         _arguments.check_on_nonfinite(self.on_nonfinite)
+        _arguments.check_eval_params(self.eval_params)
         objective = Objective(
             loss=self.loss,
             metrics=_arguments.checked_metrics(self.metrics, self.loss),
@@ -193,7 +199,7 @@ class Trainer:
         )
         steps_per_epoch = _arguments.checked_steps_per_epoch(steps_per_epoch)
         run = self._run(self._state_of(model_or_state), checked, steps_per_epoch=steps_per_epoch)
-        validate = fit.validator(self._objective.in_training, run, held_out)
+        validate = fit.validator(self._objective.in_training, run, held_out, self.eval_model)
         return self._train_epochs(run, validate)
 
     def _train_epochs(self, run: TrainingRun, validate: Callable | None) -> Iterator[Epoch]:
@@ -320,7 +326,7 @@ class Trainer:
                     recorder,
                     saving,
                     last_epoch=last_epoch,
-                    validate=fit.validator(objective, run, held_out),
+                    validate=fit.validator(objective, run, held_out, self.eval_model),
                     validate_every=validate_every,
                     callbacks=callbacks,
                     bar=bar,
@@ -355,7 +361,7 @@ class Trainer:
         Raises:
             VernalError: `ArgumentError`, `DataError` or `ShapeError`, before compiling.
         """
-        model, model_state = model_of(model_or_state)
+        model, model_state = self._evaluated(model_or_state)
         _arguments.check_stateful(self.loss, model, model_state)
         checked = preflight.checked_data(
             self._objective, model, model_state, data, batch_size=batch_size
@@ -383,13 +389,45 @@ class Trainer:
         Raises:
             VernalError: `ArgumentError`, `DataError` or `ShapeError`, before compiling.
         """
-        model, model_state = model_of(model_or_state)
+        model, model_state = self._evaluated(model_or_state)
         _arguments.check_stateful(None, model, model_state)
         inferring = eqx.nn.inference_mode(model)
         checked = preflight.checked_data(
             None, inferring, model_state, x, batch_size=batch_size, name="x"
         )
         return evaluate.predict(model, model_state, checked, self._objective.compute_dtype)
+
+    @short_traceback
+    def eval_model(self, state: TrainState[Model]) -> Model:
+        """Return the model that a state is evaluated with: see `eval_params`.
+
+        Args:
+            state: From `init`, `step` or `fit`. Its `model` stays the one that is trained.
+
+        Raises:
+            ArgumentError: If `eval_params` returns other parameters than it is given.
+            CallError: If `eval_params` fails.
+        """
+        if self.eval_params is None:
+            return state.model
+
+        choices = self._choices(state.model, state.model_state)
+        params, frozen = eqx.partition(state.model, choices.trained_mask(state.model))
+        try:
+            evaluated = _eval_params(self.eval_params, state.opt_state, params)
+        except VernalError:
+            raise
+        except Exception as error:
+            raise call_error("eval_params", error) from error
+        _arguments.check_same_params(evaluated, params)
+        return eqx.combine(evaluated, frozen)
+
+    def _evaluated(self, model_or_state: PyTree | TrainState) -> tuple[PyTree, PyTree]:
+        """Return the model to evaluate, and its state."""
+        model, model_state = model_of(model_or_state)
+        if isinstance(model_or_state, TrainState):
+            model = self.eval_model(model_or_state)
+        return model, model_state
 
     def _choices(self, model: PyTree, model_state: PyTree) -> Choices:
         _arguments.check_stateful(self.loss, model, model_state)
@@ -436,3 +474,8 @@ class Trainer:
             steps_per_epoch=steps_per_epoch,
             every_steps=every_steps,
         )
+
+
+@eqx.filter_jit
+def _eval_params(eval_params: Callable, opt_state: PyTree, params: PyTree) -> PyTree:
+    return eval_params(opt_state, params)
