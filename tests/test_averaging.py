@@ -69,7 +69,7 @@ def test_the_average_is_that_of_a_loop_by_hand(every):
         plain = optax.adam(1e-2)
         if every > 1:
             plain = optax.MultiSteps(plain, every).gradient_transformation()
-        optimizers = [vernal.average_weights(plain, DECAY)]
+        optimizers: list[Any] = [vernal.average_weights(plain, DECAY)]
         if every > 1:  # on either side
             inner = vernal.average_weights(optax.adam(1e-2), DECAY)
             optimizers.append(optax.MultiSteps(inner, every).gradient_transformation())

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -492,7 +493,7 @@ class Augmented(eqx.Module):
 
 
 def test_augment_changes_examples_in_training_alone_as_by_hand():
-    x = np.random.default_rng(0).normal(size=(6, 3))
+    x: Any = np.random.default_rng(0).normal(size=(6, 3))
     y = x.sum(axis=1, keepdims=True)
     with jax.enable_x64(True):
         linear = eqx.nn.Linear(3, 1, key=jax.random.key(1))

@@ -18,12 +18,12 @@ class AveragedState(NamedTuple):
     Attributes:
         opt_state: The state of the optimizer that is wrapped.
         average: The average of the parameters, in single precision at least.
-        count: How many updates it averages over.
+        applied: How many updates it averages over.
     """
 
     opt_state: Any
     average: PyTree[Array]
-    count: Int[Array, ""]
+    applied: Int[Array, ""]
 
 
 def average_weights(
@@ -35,9 +35,9 @@ def average_weights(
     `decay ** (n - k)`, and all n together make 1, as in Adam's bias correction (Kingma and Ba 2015,
     section 3). The initial weights are not in it. It is kept in single precision at least.
 
-    Training is as without it. Pass `eval_params=vernal.averaged` to `Trainer`, to validate, evaluate
-    and predict with the average. What a model keeps in its state, such as the statistics of
-    BatchNorm, belongs to the weights that are trained.
+    Training is as without it. To validate, evaluate and predict with the average, pass
+    `eval_params=vernal.averaged` to `Trainer`. What a model keeps in its state, such as the
+    statistics of BatchNorm, belongs to the weights that are trained.
 
     Args:
         optimizer: From Optax. Wrap the whole optimizer: what comes after `average_weights` in an
@@ -64,14 +64,14 @@ def average_weights(
         return AveragedState(wrapped.init(params), average, jnp.zeros((), jnp.int32))
 
     def update(
-        grads: PyTree, state: AveragedState, params: PyTree = None, **extra: Any
+        updates: PyTree, state: Any, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, AveragedState]:
         if params is None:
-            raise ValueError(optax.NO_PARAMS_MSG)
-        updates, opt_state = wrapped.update(grads, state.opt_state, params, **extra)
+            raise ValueError("average_weights needs the parameters: update(grads, state, params).")
+        updates, opt_state = wrapped.update(updates, state.opt_state, params, **extra_args)
         new_params = optax.apply_updates(params, updates)
         is_applied = _is_applied(state.opt_state, opt_state)
-        count = state.count + is_applied
+        count = state.applied + is_applied
         # (1 - decay) / (1 - decay ** count), without the difference of numbers near 1.
         share = (1 - decay) / -jnp.expm1(jnp.maximum(count, 1) * math.log(decay))
         share = jnp.where(is_applied, share, 0)
