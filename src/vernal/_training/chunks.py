@@ -23,7 +23,8 @@ from vernal._data.superbatch import Start, Superbatch
 from vernal._training import nonfinite
 from vernal._training.compiled_loop import Inputs, run_steps
 from vernal._training.epochs import Epochs
-from vernal._training.measurements import Measurements
+from vernal._training.failures import silent_callbacks, step_error
+from vernal._training.measurements import Measurements, steps_of
 from vernal._training.objective import Measured
 from vernal._training.state import TrainState
 from vernal._training.update import Choices, changing_part
@@ -139,16 +140,22 @@ class TrainingRun:
 
         Raises:
             NonFiniteError: Without a history, after what the steps before it measured.
+            CallError: If a step fails while it runs, after what the steps before it measured.
             Exception: What a loader raises, after the steps on the batches before.
         """
         while self.epoch < until_epoch and not is_stopped():
             before = copied(self._changing) if self._copies else None
             began = time.perf_counter()
-            calls, failure = self._start_chunk(until_epoch)
-            chunk = [call.first(call.steps) for call in calls]
+            calls: list[Measurements] = []
+            try:
+                failure = self._start_chunk(until_epoch, calls)
+                chunk = [call.first(call.steps) for call in calls]
+            except jax.errors.JaxRuntimeError as error:
+                yield from self._until_failed_step(calls, before, error)
+                raise
             seconds = time.perf_counter() - began
 
-            steps = sum(call.steps for call in chunk)
+            steps = steps_of(chunk)
             self._next_steps = max(1, int(steps * min(_GROWTH, self._chunk_seconds / seconds)))
             if self._rewinds:
                 has_losses = nonfinite.steps_with_finite_losses(chunk) == steps
@@ -158,13 +165,16 @@ class TrainingRun:
             if failure is not None:
                 raise failure
 
-    def _start_chunk(self, until_epoch: int) -> tuple[list[Measurements], Exception | None]:
-        """Queue a chunk's calls; return them, and what the source of the data raised, if it did."""
+    def _start_chunk(self, until_epoch: int, calls: list[Measurements]) -> Exception | None:
+        """Queue a chunk's calls, and add them to a list.
+
+        Returns:
+            What the source of the data raised, if it did.
+        """
         limits = _limits.current()
         to_checkpoint = self._every_steps - self.step % self._every_steps
         left = min(self._next_steps, limits.chunk_steps, to_checkpoint)
         began = time.perf_counter()
-        calls = []
         passed_bytes = 0
         while left > 0 and passed_bytes < limits.chunk_bytes and self.epoch < until_epoch:
             if self._cursor == self._superbatch.stop:
@@ -175,12 +185,11 @@ class TrainingRun:
             to_epoch = self._epochs.steps_until(until_epoch, first_step, superbatch, cursor)
             steps = min(left, superbatch.stop - cursor, to_epoch, superbatch.capacity)
             steps = steps if self._loops else 1
-            self._changing, measured = self._run(
-                self._changing, superbatch, cursor, steps=steps, first_step=first_step
-            )
-            epoch = self.epoch
             ends = self._epochs.ends(first_step, superbatch, cursor, steps)
-            calls.append(Measurements(superbatch, cursor, steps, first_step, epoch, ends, measured))
+            call = Measurements(superbatch, cursor, steps, first_step, self.epoch, ends)
+            calls.append(call)
+            self._changing, measured = self._run(self._changing, call, steps)
+            calls[-1] = replace(call, measured=measured)
             self.step += steps
             self._cursor += steps
             left -= steps
@@ -190,12 +199,12 @@ class TrainingRun:
                 try:
                     self._following = next(self._superbatches)
                 except Exception as failure:
-                    return calls, failure
+                    return failure
                 passed_bytes += superbatch.nbytes
             if time.perf_counter() - began > self._chunk_seconds:  # the data takes long to read
                 break
 
-        return calls, None
+        return None
 
     def _until_bad_step(
         self, chunk: list[Measurements], before: TrainState | None
@@ -209,26 +218,20 @@ class TrainingRun:
             yield chunk
             raise nonfinite.nonfinite_chunk(chunk)
 
-        def replay(steps: int) -> TrainState:
-            changing = copied(before)
-            for call in chunk:
-                again = min(steps, call.steps)
-                if again == 0:
-                    break
-                changing, _ = self._run(
-                    changing, call.superbatch, call.cursor, steps=again, first_step=call.first_step
-                )
-                steps -= again
-            return changing
+        def is_good(steps: int) -> bool:
+            changing, _ = self._replay(chunk, before, steps)
+            return nonfinite.stays_finite(self._finite, changing)
 
         def before_step(number: int) -> tuple[TrainState, PyTree]:
             call, offset = nonfinite.step_of(chunk, number)
             superbatch, cursor = call.superbatch, call.cursor + offset
             step = call.first_step + offset
-            state = self._state_at(replay(number), step, superbatch, cursor)
+            changing, _ = self._replay(chunk, before, number)
+            state = self._state_at(changing, step, superbatch, cursor)
             return state, superbatch.batch(cursor)
 
-        good = nonfinite.good_steps(chunk, self._finite, replay)
+        most = min(nonfinite.steps_with_finite_losses(chunk) + 1, steps_of(chunk))
+        good = nonfinite.good_steps(most, is_good)
         last_norm = nonfinite.grad_norm(self._choices, *before_step(good - 1)) if good else None
         error = nonfinite.nonfinite_step(self._choices, *before_step(good), last_norm)
 
@@ -236,19 +239,56 @@ class TrainingRun:
         yield [*chunk[: chunk.index(call)], call.first(offset)]
         raise error
 
+    def _until_failed_step(
+        self, calls: list[Measurements], before: TrainState | None, error: Exception
+    ) -> Iterator[list[Measurements]]:
+        """Yield what the steps before one that failed measured, go back to them, and raise.
+
+        Raises:
+            CallError: Always.
+        """
+        if before is None:
+            raise step_error(error, step=None) from error
+
+        def is_good(steps: int) -> bool:
+            try:
+                jax.block_until_ready(self._replay(calls, before, steps)[0])
+            except jax.errors.JaxRuntimeError:
+                return False
+            return True
+
+        with silent_callbacks():
+            good = nonfinite.good_steps(steps_of(calls), is_good)
+        self._changing, made = self._replay(calls, before, good)
+        call, offset = nonfinite.step_of(calls, good)
+        self._superbatch, self._cursor = call.superbatch, call.cursor + offset
+        self.step = call.first_step + offset
+        yield made
+        raise step_error(error, step=self.step) from error
+
+    def _replay(
+        self, calls: list[Measurements], before: TrainState, steps: int
+    ) -> tuple[TrainState, list[Measurements]]:
+        """Make the first steps of a chunk again, from a copy of the state before it."""
+        changing = copied(before)
+        made = []
+        for call in calls:
+            again = min(steps, call.steps)
+            if again == 0:
+                break
+            changing, measured = self._run(changing, call, again)
+            made.append(replace(call, measured=measured).first(again))
+            steps -= again
+        return changing, made
+
     def _run(
-        self,
-        changing: TrainState,
-        superbatch: Superbatch,
-        cursor: int,
-        *,
-        steps: int,
-        first_step: int,
+        self, changing: TrainState, call: Measurements, steps: int
     ) -> tuple[TrainState, Measured]:
-        """Make steps from a place in a superbatch on, and give the buffers of `changing` away.
+        """Make the first steps of a call, and give the buffers of `changing` away.
 
         Returns at once; the arrays are there when the device has made the steps.
         """
+        superbatch, cursor = call.superbatch, call.cursor
         batches, last_batches, origin = (
             superbatch.batches,
             superbatch.last_batches,
@@ -263,7 +303,7 @@ class TrainingRun:
             fixed=self._fixed,
             batches=batches,
             last_batches=last_batches,
-            counts=np.array([steps, first_step, cursor, origin, epoch_length], np.int32),
+            counts=np.array([steps, call.first_step, cursor, origin, epoch_length], np.int32),
             capacity=superbatch.capacity if self._loops else 1,
             repeats=superbatch.repeats,
             loops=self._loops,

@@ -1,12 +1,12 @@
 """What consecutive steps measured."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
 
 from vernal._data.superbatch import Superbatch
-from vernal._training.objective import Measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,8 @@ class Measurements:
         first_step: Number of the first step.
         epoch: Number of the first step's epoch.
         epoch_ends: After how many of the steps an epoch ends.
-        measured: Arrays with the steps along the leading axis.
+        measured: A `Measured` of arrays with the steps along the leading axis; `None` until the
+            steps are made.
     """
 
     superbatch: Superbatch
@@ -29,7 +30,7 @@ class Measurements:
     first_step: int
     epoch: int
     epoch_ends: np.ndarray
-    measured: Measured
+    measured: Any = None
 
     def first(self, steps: int) -> "Measurements":
         """Wait for the arrays, and return what the first steps measured, in NumPy's memory."""
@@ -43,3 +44,8 @@ class Measurements:
         """How many steps come before the first loss that is not finite."""
         finite = np.isfinite(self.measured.info["loss"])
         return self.steps if finite.all() else int(np.argmin(finite))
+
+
+def steps_of(chunk: list[Measurements]) -> int:
+    """Return how many steps the calls of a chunk make."""
+    return sum(call.steps for call in chunk)

@@ -16,13 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from vernal._training.measurements import Measurements
+from vernal._training.measurements import Measurements, steps_of
 from vernal._training.state import TrainState
 from vernal._training.update import Choices, changing_part, update
 from vernal.errors import NonFiniteError
-
-# Makes the first so many steps of a chunk again, and returns what they change.
-Replay = Callable[[int], TrainState]
 
 
 @jax.jit
@@ -47,13 +44,17 @@ def stays_finite(before: np.ndarray, arrays: PyTree) -> bool:
     return bool(np.all(~before | np.asarray(finite_arrays(arrays))))
 
 
-def good_steps(chunk: list[Measurements], finite_before: np.ndarray, replay: Replay) -> int:
-    """Return how many steps of a broken chunk come before the first one that is not to be made."""
-    good, bad = 0, sum(call.steps for call in chunk)
-    finite_losses = steps_with_finite_losses(chunk)
+def good_steps(bad: int, is_good: Callable[[int], bool]) -> int:
+    """Return how many steps of a broken chunk come before the first one that is not to be made.
+
+    Args:
+        bad: So many steps are known to be too many.
+        is_good: Whether the first so many steps may be made.
+    """
+    good = 0
     while bad - good > 1:
         middle = (good + bad) // 2
-        if middle <= finite_losses and stays_finite(finite_before, replay(middle)):
+        if is_good(middle):
             good = middle
         else:
             bad = middle
@@ -132,7 +133,7 @@ def nonfinite_step(
 
 def nonfinite_chunk(chunk: list[Measurements]) -> NonFiniteError:
     """Return the error for a chunk that cannot be made again: no copy of the state was kept."""
-    number = min(steps_with_finite_losses(chunk), sum(call.steps for call in chunk) - 1)
+    number = min(steps_with_finite_losses(chunk), steps_of(chunk) - 1)
     call, offset = step_of(chunk, number)
     step = call.first_step + offset
     epoch = call.epoch + int(np.sum(call.epoch_ends <= offset))
