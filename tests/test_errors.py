@@ -19,7 +19,16 @@ import pytest
 from jax.nn.initializers import constant
 
 import vernal
-from vernal import ArgumentError, DataError, ExamplesError, ShapeError, Trainer, losses, nn
+from vernal import (
+    ArgumentError,
+    CallError,
+    DataError,
+    ExamplesError,
+    ShapeError,
+    Trainer,
+    losses,
+    nn,
+)
 
 KEY = jax.random.key(2)
 N = 6
@@ -554,8 +563,45 @@ LOSSES = {
     "an integer": (own(lambda e: jnp.sum(e > 0)), "real number | int32"),
     "a complex number": (own(lambda e: jnp.mean(e) * 1j), "real number | complex64"),
     "no loss at all": (own(lambda e: None), "None"),
-    "a mistake": (own(lambda e: {}["weight"]), "loss | KeyError | weight"),
     "a string": (own(lambda e: "mse"), "loss | str"),
+}
+
+
+def branches(error):
+    return jnp.mean(error) if error[0, 0] > 0 else jnp.mean(-error)
+
+
+def as_float(error):
+    return float(jnp.mean(error))
+
+
+def with_numpy(error):
+    return np.maximum(error, 0).mean()
+
+
+def of_two_trees(error):
+    return jax.tree.map(jnp.add, {"a": error}, {"b": error})
+
+
+class Keyless(eqx.Module):
+    dropout: eqx.nn.Dropout
+    net: eqx.Module
+
+    def __call__(self, x):
+        return self.dropout(x)
+
+
+# Mistakes in a program, and not about shapes: the line of the user's, and JAX's own words.
+CALLS = {
+    "a mistake": (own(lambda e: {}["weight"]), "the loss fails | KeyError | weight"),
+    "an `if`": (own(branches), "line | boolean conversion | jnp.where"),
+    "a float of Python": (own(as_float), "line | concrete value | jnp.asarray"),
+    "NumPy": (own(with_numpy), "line | __array__ | jnp.maximum"),
+    "two structures": (own(of_two_trees), "line | ValueError | pytree"),
+    "dropout without a key": (
+        lambda w: fit(w, (w.x, w.x), Keyless(eqx.nn.Dropout(0.5), w.two.model)),
+        "Dropout | requires a key | key=key",
+    ),
 }
 
 TABLES = [
@@ -567,6 +613,7 @@ TABLES = [
     (DataError, VALIDATION),
     (ShapeError, SHAPES),
     (ShapeError, LOSSES),
+    (CallError, CALLS),
 ]
 CASES = [
     pytest.param(error, mistake, says.split(" | "), id=name)

@@ -19,7 +19,7 @@ import optax
 import pytest
 
 import vernal
-from vernal import ExamplesError, ShapeError, Trainer, losses, nn
+from vernal import CallError, ExamplesError, ShapeError, Trainer, losses, nn
 
 KEY = jax.random.key(0)
 SGD = optax.sgd(1e-3)
@@ -881,6 +881,7 @@ OPEN = {
         chain(layer(eqx.nn.Linear, 3, 1), lambda x: x.foo),
         (f(N, 3), f(N, 1)),
         "Sequential.layers[1] (Lambda) fails on x of shape (1,) | AttributeError | foo",
+        error=CallError,
     ),
     "a block after another that does not fit": Wrong(
         attention(6, 4, out=4),
@@ -1067,6 +1068,6 @@ def test_the_gallery_has_every_message(explained, compiled):
     messages = {name: explained(name, compiled)[0] for name in TABLE}
     entries = [f"--- {name}\n{type(e).__name__}: {e}\n" for name, e in messages.items()]
     GALLERY.write_text("\n".join(entries))
-    written = re.findall(r"^--- (.+)\n(?:Shape|Examples)Error: .+", GALLERY.read_text(), re.M)
+    written = re.findall(r"^--- (.+)\n(?:Shape|Examples|Call)Error: .+", GALLERY.read_text(), re.M)
     assert written == list(TABLE)
     assert len(TABLE) >= 65

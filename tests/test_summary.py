@@ -620,8 +620,8 @@ def test_the_cost_of_an_update_by_hand(backend, monkeypatch):
     products = 2 * 50 * (2 * sum(weights) + sum(weights[1:]))
     assert products < cost.flops < 1.2 * products
     parameters = sum(weights) + 256 + 256 + 32
-    # Parameters and Adam's two moments; Adam's count, step, epoch and batch; the key; the batch.
-    state = 4 * 3 * parameters + 4 * 4 + 8
+    # Parameters and Adam's two moments; Adam's count and the five of a state; the key; the batch.
+    state = 4 * 3 * parameters + 4 * 6 + 8
     assert cost.arguments == state + 4 * 50 * (64 + 32)
     assert state + 4 <= cost.outputs <= state + 4 + 500  # the loss; a pointer for each array
     assert cost.peak_memory == cost.arguments + cost.outputs + cost.temporaries
@@ -668,3 +668,26 @@ def test_a_notebook_shows_a_table_in_which_nothing_is_wrapped(gallery):
     for row in summary.rows:
         assert f"<td>{html.escape(row.path)}</td>" in table
     assert table.count("<tr>") == len(summary.rows) + 2  # the titles, and the total
+
+
+class Dropped(eqx.Module):
+    """Cannot be called without a key."""
+
+    dropout: eqx.nn.Dropout
+    linear: eqx.nn.Linear
+
+    def __call__(self, x, *, key):
+        return self.linear(self.dropout(x, key=key))
+
+
+def test_a_model_that_needs_a_key_gets_one():
+    linear = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+    table = vernal.summary(Dropped(eqx.nn.Dropout(0.5), linear), np.ones((4, 3), np.float32))
+    assert table.trainable == 8
+    assert table.flops == vernal.summary(linear, np.ones((4, 3), np.float32)).flops
+
+
+def test_a_model_without_its_state_is_refused_with_the_line():
+    norm = eqx.nn.BatchNorm(3, axis_name="batch", mode="batch")
+    with pytest.raises(vernal.ArgumentError, match="make_with_state"):
+        vernal.summary(norm, np.ones((4, 3), np.float32))

@@ -224,36 +224,49 @@ def about(name: str, message: str) -> str:
     return message if is_clear else f"in {name}, {message}"
 
 
-def call_error(what: str, error: Exception) -> CallError:
+def call_error(what: str, on: str, error: Exception) -> CallError:
     """Make the error for a function of the user's own that failed.
 
     Args:
         what: What failed, in the user's words, such as "the loss".
+        on: What it was called on, such as " on a batch"; empty if that does not help.
         error: What was raised.
     """
     frames = traceback.extract_tb(_users_frames(error.__traceback__))
     place = f" in line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else ""
     hint = ""
-    for kinds, advice in _ADVICE.items():
-        if type(error).__name__ in kinds:
+    for kinds, (words, advice) in _ADVICE.items():
+        if type(error).__name__ in kinds and words in str(error):
             hint = f"\n  {advice}"
-    reason = re.sub(r"\w*Tracer\b", "array", first_line(error))
-    return CallError(f"{what} fails{place}: {reason}{hint}")
+    # What JAX calls a tracer is an array to the user.
+    reason = re.sub(r"^Tracer\w*: |\w*Tracer\b", "", first_line(error))
+    return CallError(f"{what} fails{on}{place}: {reason}{hint}")
 
 
-# By the names of the exceptions: importing them would import JAX.
+# By the names of the exceptions, as importing them would import JAX; and by words in them.
 _ADVICE = {
     ("TracerBoolConversionError",): (
+        "",
         "Python's `if`, `and` and `while` cannot depend on an array's values, which are not known "
-        "while the program is compiled. Try jnp.where(condition, a, b)."
+        "while the program is compiled. Try jnp.where(condition, a, b).",
     ),
     ("TracerArrayConversionError",): (
+        "",
         "NumPy cannot take the arrays of a program that is compiled. Try jnp in place of np, as in "
-        "jnp.maximum(...)."
+        "jnp.maximum(...).",
     ),
     ("ConcretizationTypeError", "TracerIntegerConversionError"): (
+        "",
         "float(...), int(...) and indices of Python cannot depend on an array's values, which are "
-        "not known while the program is compiled. Try jnp.asarray(...), or a jnp function."
+        "not known while the program is compiled. Try jnp.asarray(...), or a jnp function.",
+    ),
+    ("RuntimeError",): (
+        "requires a key",
+        "Take a key and hand it on: def __call__(self, x, *, key=None), self.dropout(x, key=key).",
+    ),
+    ("NameError",): (
+        "axis name",
+        'The axis of the examples is called "batch": give the layer that name.',
     ),
 }
 

@@ -49,7 +49,7 @@ def forward(
     """
     parameters = inspect.signature(model).parameters
     parameter = parameters.get("key")
-    if key is None and parameter is not None and parameter.default is parameter.empty:
+    if key is None and needs_key(model):
         key = jax.random.key(0)
     has_kwargs = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     keys = None
@@ -93,6 +93,12 @@ def predictions(
     """Apply a model to a batch, as `forward` does, and leave out the new model state."""
     outputs, _ = forward(model, x, key, model_state)
     return outputs
+
+
+def needs_key(model: Callable) -> bool:
+    """Return whether a model cannot be called without a key."""
+    parameter = inspect.signature(model).parameters.get("key")
+    return parameter is not None and parameter.default is parameter.empty
 
 
 def _takes_state(parameters: Mapping[str, inspect.Parameter]) -> bool:

@@ -11,13 +11,21 @@ from jaxtyping import PyTree
 from vernal._explain.suggestions import Attempt, suggestion
 from vernal._shapes.calls import Calls, located, watched
 from vernal._shapes.layer_shapes import Unmet, at_fault, needs
-from vernal.errors import ExamplesError, ShapeError, about, first_line, kind
+from vernal.errors import (
+    CallError,
+    ExamplesError,
+    ShapeError,
+    about,
+    call_error,
+    first_line,
+    kind,
+)
 from vernal.losses import AbstractSupervised
 
 
 def shape_error(
     attempt: Attempt, batch: PyTree, error: Exception, *, name: str, given: PyTree = None
-) -> ShapeError:
+) -> ShapeError | CallError:
     """Explain why a trace failed: trace it again, and watch the calls of the model's modules.
 
     Args:
@@ -42,13 +50,14 @@ def shape_error(
         message = _of_layer(fault, calls, attempt.model, batch)
     elif isinstance(error, ShapeError):
         message = error.args[0]
+    elif not _may_be_of_shapes(error):
+        return call_error(*_where(attempt, batch, calls), error)
     else:
+        what, given_to_it = _where(attempt, batch, calls)
         # What JAX calls a tracer is an array to the user.
         reason = re.sub(r"\w*Tracer", "array", first_line(error))
-        message = f"{_where(attempt, batch, calls)} {reason}"
+        message = f"{what} fails{given_to_it}: {reason}"
     hint = suggestion(attempt, batch, given, calls, fault)
-    if isinstance(error, NameError) and "axis name" in str(error):
-        hint = '\n  The axis of the examples is called "batch": give the layer that name.'
     explained = ShapeError(about(name, message + hint))
     if fault is None and not isinstance(error, ShapeError):
         explained.__cause__ = error
@@ -66,8 +75,16 @@ def examples_error(
     return ExamplesError(about(name, error.args[0] + hint))
 
 
-def _where(attempt: Attempt, batch: PyTree, calls: Calls) -> str:
-    """Say what failed: a module, the model, or the loss."""
+def _may_be_of_shapes(error: Exception) -> bool:
+    """Return whether an error can be about shapes, and not about another mistake in the program."""
+    if isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError):
+        return False  # of values that are not known while the program is compiled
+    is_of_structure = isinstance(error, ValueError) and "pytree" in str(error)
+    return isinstance(error, TypeError | ValueError | IndexError) and not is_of_structure
+
+
+def _where(attempt: Attempt, batch: PyTree, calls: Calls) -> tuple[str, str]:
+    """Say what failed, a module, the model, or the loss; and on what, if that is known."""
     if calls.failed is not None:
         layer = located(attempt.model, calls.failed.path, calls.failed.module)
         given = [
@@ -75,13 +92,13 @@ def _where(attempt: Attempt, batch: PyTree, calls: Calls) -> str:
             for name, value in calls.failed.arguments.items()
             if hasattr(value, "shape") and name != "key"
         ]
-        return f"{layer} fails on {' and '.join(given) or 'its input'}:"
+        return layer, f" on {' and '.join(given) or 'its input'}"
     if isinstance(attempt.loss, AbstractSupervised | None) and not calls.made:
         x = _x_of(batch)
         given_x = f"x of shape {x.shape}" if hasattr(x, "shape") else f"x, {kind(x)}"
-        return f"{type(attempt.model).__name__} fails on {given_x}:"
+        return type(attempt.model).__name__, f" on {given_x}"
     is_built_in = isinstance(attempt.loss, AbstractSupervised)
-    return f"{type(attempt.loss).__name__ if is_built_in else 'the loss'} fails on a batch:"
+    return type(attempt.loss).__name__ if is_built_in else "the loss", " on a batch"
 
 
 def _of_layer(fault: Unmet, calls: Calls, model: PyTree, batch: PyTree) -> str:

@@ -67,8 +67,15 @@ class Counts:
             self.flops[call] += times * _xla_flops(eqns)
 
 
-def counted_calls(model: PyTree, *args: PyTree) -> tuple[PyTree, list[Call], Counts]:
+def counted_calls(
+    model: PyTree, *args: PyTree, key: PyTree = None
+) -> tuple[PyTree, list[Call], Counts]:
     """Trace `model(*args)` on shapes, and count the operations of each call of a module.
+
+    Args:
+        model: The model.
+        *args: What it is called on.
+        key: For a model that needs one.
 
     Returns:
         The result, as shapes; the calls; the counts, by a call's place in the list of calls.
@@ -77,7 +84,7 @@ def counted_calls(model: PyTree, *args: PyTree) -> tuple[PyTree, list[Call], Cou
 
     def traced(*args):
         with calls:
-            return model(*args)
+            return model(*args) if key is None else model(*args, key=key)
 
     jaxpr, result = jax.make_jaxpr(traced, return_shape=True)(*args)
     return result, calls.made, Counts(jaxpr.jaxpr)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from vernal._arguments import check_stateful
 from vernal._data.arrays import as_arrays
 from vernal._inspection.flops import OUTSIDE, counted_calls
 from vernal._inspection.rows import Row, counting_path, held_rows
@@ -17,6 +18,7 @@ from vernal._inspection.table import as_html, as_text, number, shapes
 from vernal._training.preflight import preflight
 from vernal._training.state import model_of
 from vernal.errors import short_traceback
+from vernal.losses import needs_key
 
 
 @dataclass(frozen=True, repr=False)
@@ -116,13 +118,15 @@ def summary(model: PyTree, x: PyTree, *, trainable: PyTree = eqx.is_inexact_arra
         ShapeError: The model cannot be called with an example of `x`.
     """
     model, model_state = model_of(model)
+    check_stateful(None, model, model_state)
     x = as_arrays(jax.tree.map(_stand_in, x), name="x", finite=False)
     inferring = eqx.nn.inference_mode(model)
     preflight(None, inferring, model_state, x, name="x")
 
     example = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], x), x)
     inputs = (example,) if model_state is None else (example, model_state)
-    result, calls, counts = counted_calls(inferring, *inputs)
+    key = jax.random.key(0) if needs_key(inferring) else None
+    result, calls, counts = counted_calls(inferring, *inputs, key=key)
     outputs = result if model_state is None else result[0]
 
     rows = held_rows(model, trainable)

@@ -96,7 +96,7 @@ def _with_metrics(
         except VernalError:
             raise
         except Exception as error:
-            raise call_error(f"metrics[{name!r}]", error) from error
+            raise call_error(f"metrics[{name!r}]", "", error) from error
         if metric.recorded:
             no_spread = jax.tree.map(jnp.zeros_like, average)
             info[name] = metric.value(average, no_spread, 1 if weight is None else weight)

@@ -84,7 +84,7 @@ def explained(
     *,
     name: str = "data",
     given: PyTree = None,
-) -> errors.ShapeError:
+) -> errors.ShapeError | errors.CallError:
     """Explain why model, loss and data do not fit, with a fix if one was found to work.
 
     Args:

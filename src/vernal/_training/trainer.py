@@ -116,7 +116,7 @@ class Trainer:
         try:
             state = new_state(choices, model, model_state, key)
         except Exception as error:
-            raise call_error("the optimizer", error) from error
+            raise call_error("the optimizer", "", error) from error
         # The counts are on the host, where reading them does not wait for the device.
         zero = np.zeros((), np.int32)
         return replace(state, step=zero, epoch=zero, epoch_step=zero, data_pass=zero, batch=zero)
@@ -418,7 +418,7 @@ class Trainer:
         except VernalError:
             raise
         except Exception as error:
-            raise call_error("eval_params", error) from error
+            raise call_error("eval_params", "", error) from error
         _arguments.check_same_params(evaluated, params)
         return eqx.combine(evaluated, frozen)
 
