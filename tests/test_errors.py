@@ -107,9 +107,9 @@ ARGUMENTS = {
     **{
         f"batch_size={size!r}": (
             lambda w, size=size: fit(w, (w.x, w.y), batch_size=size),
-            f"batch_size | whole number from 1 to 6 | it is {size!r} | None is the full batch",
+            f"batch_size | whole number from 1; | it is {size!r} | None is the full batch",
         )
-        for size in (0, -1, 1.5, 2.0, True, "2", 7, np.int64(10))
+        for size in (0, -1, 1.5, 2.0, True, "2")
     },
     **{
         f"epochs={epochs!r}": (
@@ -135,7 +135,7 @@ ARGUMENTS = {
     ),
     "no batch of size 0 in vernal.batches": (
         lambda w: list(vernal.batches((w.x, w.y), 0)),
-        "batch_size | whole number from 1 to 6 | it is 0",
+        "batch_size | whole number from 1; | it is 0",
     ),
     "batch_size with a loader": (
         lambda w: fit(w, [(w.x, w.y)], batch_size=3),
@@ -325,7 +325,11 @@ DATA = {
         "list_iterator | once",
     ),
     "an empty list": (lambda w: fit(w, []), "list | without a single batch"),
-    "a list of x and y": (lambda w: fit(w, [w.x, w.y]), "(x, y) | (6, 2)"),
+    "a list of x and y": (
+        lambda w: fit(w, [w.x, w.y]),
+        "(x, y) | (6, 2) | Pass a tuple, (x, y): a list holds ready batches.",
+    ),
+    "a list of x and y to validate": (lambda w: validate(w, [w.x, w.y]), "Pass a tuple, (x, y)"),
     "x alone": (lambda w: fit(w, w.x), "(x, y) | (6, 2)"),
     "x alone in a tuple": (lambda w: fit(w, (w.x,)), "(x, y) | a tuple of 1"),
     "four arrays": (lambda w: fit(w, (w.x, w.y, w.w, w.w)), "(x, y, sample_weight) | a tuple of 4"),
@@ -380,10 +384,6 @@ NOT_FINITE = {
     "NaN in a dict": (
         lambda w: fit(w, {"a": put(w.x, (4, 1), np.nan)}),
         "['a'] has 1 value | [4, 1]",
-    ),
-    "NaN to predict": (
-        lambda w: TRAINER.predict(w.two, put(w.x, (4, 1), np.nan)),
-        "x has 1 value | x[4, 1]",
     ),
     "NaN to measure": (
         lambda w: TRAINER.evaluate(w.two, (w.x, put(w.y, (4, 0), np.nan))),
@@ -697,14 +697,6 @@ def test_values_on_the_device_are_looked_at_too(world):
             fit(world, (x, world.y))
 
 
-@pytest.mark.filterwarnings("ignore:overflow")  # as an error inside of JAX, it ends the process
-def test_what_single_precision_cannot_hold_is_not_finite(world):
-    """It would train on inf: JAX rounds double precision on the way to the device."""
-    for value in (1e39, -1e300):
-        with pytest.raises(DataError, match=r"x has 1 value .* x\[4, 1\]"):
-            fit(world, (put(world.x.astype(float), (4, 1), value), world.y))
-
-
 LATER = {
     "to fit": lambda w, data: fit(w, data),
     "of Equinox's model": lambda w, data: fit(w, data, w.theirs),
@@ -784,9 +776,6 @@ SUGGESTIONS = {
     "one-hot labels": (CLASSIFIER, "classes", lambda w: (w.x, np.eye(3)[w.labels])),
     "a column of labels": (CLASSIFIER, "classes", lambda w: (w.x, w.labels[:, None])),
     "binary labels": (BINARY, "two", lambda w: (w.x, w.labels > 0)),
-    "NaN in x": (TRAINER, "two", lambda w: (put(w.x, (4, 1), np.nan), w.y)),
-    "inf in y": (TRAINER, "two", lambda w: (w.x, put(w.y, 4, np.inf))),
-    "NaN weight": (TRAINER, "two", lambda w: (w.x, w.y, put(w.w, 2, np.nan))),
 }
 
 

@@ -542,7 +542,7 @@ def test_bounds_may_be_any_numbers():
         (mlp(), [(X[:, :1], Y)], {}),
         (mlp(), (X, Y[:-1]), {}),
         (mlp(), (X * np.nan, Y), {}),
-        (mlp(), DATA, {"batch_size": N + 1}),
+        (mlp(), DATA, {"batch_size": 0}),
         (mlp(), [DATA], {"batch_size": 3}),
         (mlp(), [], {}),
         (nn.MLP, DATA, {}),

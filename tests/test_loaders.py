@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 import threading
 from typing import Any
 
@@ -12,7 +13,18 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
-from helpers import KEY, TELLER, cut, examples, fingerprint, seen, tells
+from helpers import (
+    KEY,
+    TELLER,
+    as_float64,
+    assert_close,
+    cut,
+    examples,
+    fingerprint,
+    loop_by_hand,
+    seen,
+    tells,
+)
 
 import vernal
 from vernal import losses
@@ -292,6 +304,77 @@ def test_while_the_device_trains_the_next_batches_are_read():
     with limits(loader_batches=2):
         _, history = trainer.fit(eqx.nn.Linear(2, 1, key=KEY), batches, epochs=1)
     assert len(history.steps["loss"]) == 20
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_batch_that_is_none_is_an_error_that_names_it(number):
+    whole = cut(examples(12), [4, 4, 4])
+    batches = [*whole[:number], None, *whole[number:]]
+    for data in (batches, Loader(batches), lambda: iter(batches)):
+        with pytest.raises(vernal.DataError) as caught:
+            TELLER.fit(jnp.zeros(1), data, epochs=1)
+        message = caught.value.args[0]
+        assert message.startswith(f"batch {number} of data, counted from 0, is None;")
+        [line] = re.findall(r"Leave it out: (.+)\.$", message)
+        assert seen(eval(line, {"data": data}), epochs=2) == seen(whole, epochs=2)
+
+
+def test_a_loader_may_fill_the_same_memory_again():
+    batches = cut(examples(12), [4, 4, 4])
+    memory = tuple(np.empty_like(part) for part in batches[0])
+
+    def refilled():
+        for batch in batches:
+            for part, filled in zip(memory, batch, strict=True):
+                part[...] = filled
+            yield memory
+
+    assert seen(refilled, epochs=2) == seen(batches, epochs=2)
+
+
+# ----- batches for a loss of one's own, whose parts have no examples in common
+
+
+def of_graph(model, graph, key):
+    """The mean over the edges of a graph."""
+    senders, receivers = graph["edges"].T
+    values = jax.vmap(model)(graph["nodes"])
+    return graph["scale"] * jnp.mean((values[senders] - values[receivers]) ** 2)
+
+
+def graphs(sizes):
+    rng = np.random.default_rng(1)
+    for nodes, edges in sizes:
+        x = rng.normal(size=(nodes, 3)).astype(np.float32)
+        yield {"nodes": x, "edges": rng.integers(0, nodes, (edges, 2)), "scale": 0.5}
+
+
+def test_parts_of_several_lengths_train_as_in_a_loop_by_hand():
+    with jax.enable_x64(True):
+        batches = as_float64(list(graphs([(5, 8), (4, 2), (5, 8)])))
+        model = as_float64(eqx.nn.Linear(3, 1, key=jax.random.key(0)))
+        optimizer = optax.sgd(0.1)
+        loss = lambda model, batch, key, state: (of_graph(model, batch, key), {}, state)
+        expected = loop_by_hand(loss, optimizer, model, batches * 2)
+        trainer = vernal.Trainer(optimizer, of_graph)
+        state, history = trainer.fit(model, batches, epochs=2)
+        assert_close(state.model, expected.model)
+        assert_close(history.steps["loss"], expected.steps["loss"])
+        # Each batch counts once: these have no number of examples.
+        means = expected.steps["loss"].reshape(2, -1).mean(axis=1)
+        assert_close(history.epochs["loss"], means)
+        measured = [float(of_graph(state.model, batch, None)) for batch in batches]
+        assert_close(np.float64(trainer.evaluate(state, batches)["loss"]), np.mean(measured))
+        _, info = trainer.step(trainer.init(model), batches[0])
+        assert_close(info["loss"], expected.steps["loss"][0])
+
+
+def test_parts_of_one_length_count_by_it():
+    batches = cut(examples(5), [4, 1])
+    mean = lambda model, batch, key: jnp.mean(batch[0]) + 0 * jnp.sum(model)
+    trainer = vernal.Trainer(optax.sgd(0.1), mean)
+    loss = trainer.evaluate(jnp.zeros(1), batches)["loss"]
+    assert loss == pytest.approx(np.mean(examples(5)[0]))
 
 
 # ----- loaders with a state of their own

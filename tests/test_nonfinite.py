@@ -1,5 +1,6 @@
 """A run ends before the update after which numbers would not be finite, and loses nothing."""
 
+import re
 from typing import Any
 
 import equinox as eqx
@@ -272,3 +273,127 @@ def test_the_message():
 def test_another_choice_is_none():
     with pytest.raises(vernal.ArgumentError, match='"raise" or "ignore" is needed'):
         vernal.Trainer(optax.sgd(0.1), MSE, on_nonfinite="warn")  # pyright: ignore
+
+
+# ----- data that is not finite
+
+
+def masked(model, batch, key):
+    """The squared error where there is a target."""
+    x, y = batch
+    there = jnp.isfinite(y)
+    error = jnp.where(there, jax.vmap(model)(x) - jnp.where(there, y, 0), 0)
+    return jnp.sum(error**2) / jnp.sum(there)
+
+
+class OwnCall(losses.MeanSquaredError):
+    def __call__(self, model, batch, key, model_state=None):
+        return masked(model, batch, key)
+
+
+class OwnTerm(losses.MeanSquaredError):
+    def of_example(self, prediction, target):
+        return jnp.where(jnp.isfinite(target), (prediction - jnp.nan_to_num(target)) ** 2, 0)
+
+
+def without_some_targets(value=np.nan):
+    y = Y.copy()
+    y[::3] = value
+    return X, y
+
+
+OWN = {
+    "a function": masked,
+    "a call of its own": OwnCall(),
+    "a term of its own": OwnTerm(),
+    "Supervised": losses.Supervised(lambda p, y: OwnTerm().of_example(p, y)),
+}
+
+
+@pytest.mark.parametrize("loss", OWN.values(), ids=OWN)
+def test_a_loss_of_ones_own_decides_about_values_that_are_not_finite(loss):
+    trainer, data = vernal.Trainer(optax.sgd(0.1), loss), without_some_targets()
+    state, history = trainer.fit(mlp(), data, epochs=2, batch_size=None, validation_data=data)
+    assert finite(state.model)
+    there = np.isfinite(data[1])
+    errors = np.where(there, (jax.vmap(mlp())(X) - np.where(there, Y, 0)) ** 2, 0)
+    by_example = loss in (OWN["a term of its own"], OWN["Supervised"])
+    expected = errors.mean() if by_example else errors.sum() / there.sum()
+    assert history.epochs["loss"][0] == pytest.approx(expected, rel=1e-5)
+    measured = trainer.evaluate(state, data)["loss"]
+    assert measured == pytest.approx(history.epochs["val_loss"][-1], rel=1e-5)
+
+
+def test_an_additive_mask_may_be_infinite():
+    mask = np.where(np.arange(4) < 2, 0, -np.inf) * np.ones((53, 1))
+    attend = lambda model, batch, key: jnp.mean(jax.nn.softmax(batch["x"] + batch["mask"])[:, 2:])
+    trainer = vernal.Trainer(
+        optax.sgd(0.1), lambda *args: attend(*args) + masked(args[0], DATA, None)
+    )
+    measured = trainer.evaluate(mlp(), {"x": X, "mask": mask})["loss"]
+    assert measured == pytest.approx(float(masked(mlp(), DATA, None)), rel=1e-5)
+
+
+def test_a_model_decides_about_x_that_is_not_finite():
+    predicted = vernal.Trainer(optax.sgd(0.1), MSE).predict(mlp(), np.where(X > 1, np.nan, X))
+    assert (np.isnan(predicted).all(1) == (X > 1).any(1)).all()
+
+
+def test_own_batches_have_what_the_data_has():
+    x, y = without_some_targets()
+    (batch,) = vernal.batches((x, y), shuffle=False)
+    np.testing.assert_array_equal(batch[1], y)
+
+
+DROPPED = {
+    "x": lambda: (np.where(np.arange(53)[:, None] == [7, 9, 60, 60], np.nan, X), Y),
+    "a list": lambda: (np.where(np.arange(53)[:, None] == [7, 9, 60, 60], np.inf, X).tolist(), Y),
+    "y": without_some_targets,
+    "y of inf": lambda: without_some_targets(np.inf),
+    "sample_weight": lambda: (*DATA, np.where(np.arange(53) < 9, np.nan, 1)),
+}
+
+
+@pytest.mark.parametrize("what", DROPPED)
+def test_the_lines_of_the_message_drop_the_examples(what):
+    """A loss of Vernal's has no meaning for NaN."""
+    data = DROPPED[what]()
+    trainer = vernal.Trainer(optax.sgd(1e-3), MSE)
+    for call in (trainer.evaluate, lambda *args: trainer.fit(*args, epochs=1)):
+        with pytest.raises(vernal.DataError, match="not finite") as caught:
+            call(mlp(), data)
+    text = " ".join(str(caught.value).split())
+    assert "where" not in text
+    parts = dict(zip(("x", "y", "sample_weight"), data, strict=False))
+    [code, line] = re.findall(r"keep = (.+) Then index .+, as in (.+)\[keep\]\.$", text)[0]
+    keep = eval(code, {"np": np, **parts})
+    every = {name: np.asarray(part)[keep] for name, part in parts.items()}
+    name = line.removeprefix("np.asarray(").removesuffix(")")
+    np.testing.assert_array_equal(eval(line, {"np": np, **parts})[keep], every[name])
+    assert all(np.isfinite(part).all() for part in every.values())
+    assert 0 < keep.sum() < 53
+    assert np.isfinite(trainer.evaluate(mlp(), tuple(every.values()))["loss"])
+
+
+def test_no_line_drops_every_example():
+    x = X.copy()
+    x[:, 1] = np.nan
+    with pytest.raises(vernal.DataError, match="Every example has one") as caught:
+        vernal.Trainer(optax.sgd(0.1), MSE).fit(mlp(), (x, Y), epochs=1)
+    assert "keep" not in str(caught.value)
+
+
+@pytest.mark.parametrize("batches", [False, True], ids=["arrays", "ready batches"])
+def test_the_values_of_a_batch_that_are_not_finite_are_named(batches):
+    x, y = without_some_targets()
+    data = [(X, Y), (x, y)] if batches else (x, y)
+    loss = MSE if batches else lambda *args: losses.MeanSquaredError()(*args)
+    error = fails(vernal.Trainer(optax.sgd(1e-3), loss), mlp(), data, batch_size=None)
+    assert error.update == batches
+    assert "y has 18 values that are not finite, of 53: the first is y[0, 0], nan." in text_of(
+        error
+    )
+
+
+def text_of(error):
+    return " ".join(str(error).split())

@@ -56,6 +56,17 @@ class Recurrent(eqx.Module):
         return self.out(end[0] if isinstance(end, tuple) else end)
 
 
+class Pixelwise(eqx.Module):
+    linear: eqx.nn.Linear
+
+    def __call__(self, x):
+        return jax.vmap(jax.vmap(self.linear))(x)
+
+
+def pixelwise(inputs, outputs):
+    return lambda: Pixelwise(eqx.nn.Linear(inputs, outputs, key=KEY))
+
+
 class Block(eqx.Module):
     attention: eqx.nn.MultiheadAttention
     norm: eqx.nn.LayerNorm
@@ -409,6 +420,19 @@ CLASSES = {
     "float labels that are no labels": Wrong(
         mlp(3, 4), (f(N, 3), f(N)), "y is float32, but CrossEntropy needs integer labels", None, CE
     ),
+    "numbers that are no labels, for classes": Wrong(
+        mlp(3, 4),
+        (f(N, 3), 100.0 * i(4, N)),
+        "y is float32, but CrossEntropy needs integer labels",
+        None,
+        CE,
+    ),
+    "real targets, for classes": Wrong(
+        mlp(3, 4), (f(N, 3), f(N, 4)), "y has shape (20, 4) | CrossEntropy needs (20,)", None, CE
+    ),
+    "whole targets for a regression of another width": Wrong(
+        ours(3, 4), (f(N, 3), i(N, N)), "y has shape (20,) | (20, 4)"
+    ),
     "labels counted from one": Wrong(
         mlp(3, 4),
         (f(N, 3), i(4, N) + 1),
@@ -513,6 +537,18 @@ LAYERS = {
         (f(N, 8), f(N, 1)),
         f"{per((20, 8))} | Sequential.layers[0] (Conv1d) needs (1, length)",
         "x[:, None]",
+    ),
+    "channels first, for a layer of the last axis": Wrong(
+        pixelwise(3, 2),
+        (f(N, 3, 4, 5), f(N, 4, 5, 2)),
+        "Pixelwise.linear (Linear) needs (3,)",
+        "np.moveaxis(x, 1, -1)",
+    ),
+    "targets with channels first": Wrong(
+        pixelwise(3, 2),
+        (f(N, 4, 5, 3), f(N, 2, 4, 5)),
+        "y has shape (20, 2, 4, 5), but MeanSquaredError needs (20, 4, 5, 2)",
+        "np.moveaxis(y, 1, -1)",
     ),
     "Conv1d, channels last": Wrong(
         CONV1,
@@ -1071,3 +1107,115 @@ def test_the_gallery_has_every_message(explained, compiled):
     written = re.findall(r"^--- (.+)\n(?:Shape|Examples|Call)Error: .+", GALLERY.read_text(), re.M)
     assert written == list(TABLE)
     assert len(TABLE) >= 65
+
+
+# ----- a part of the data
+
+
+def of_pairs(model, batch, key):
+    """A loss that needs an even number of examples."""
+    pairs = jax.vmap(model)(batch).reshape(-1, 2, 1)
+    return jnp.mean((pairs[:, 0] - pairs[:, 1]) ** 2)
+
+
+def of_eight(model, batch, key):
+    """A loss that needs batches of 8."""
+    return jnp.mean((jax.vmap(model)(batch) - jnp.ones((8, 1))) ** 2)
+
+
+def linear():
+    return eqx.nn.Linear(3, 1, key=KEY)
+
+
+WAYS = {
+    "fit": lambda trainer, x, size: trainer.fit(linear(), x, epochs=1, batch_size=size),
+    "epochs": lambda trainer, x, size: next(trainer.epochs(linear(), x, batch_size=size)),
+    "evaluate": lambda trainer, x, size: trainer.evaluate(linear(), x, batch_size=size),
+    "validation_data": lambda trainer, x, size: trainer.fit(
+        linear(), x[:size], epochs=1, batch_size=size, validation_data=x
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_loss_that_needs_its_batch_size_has_it(way):
+    """All of the data at once would not fit."""
+    WAYS[way](Trainer(SGD, of_eight), f(24, 3), 8)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("loss", [of_eight, of_pairs])
+def test_a_last_batch_that_does_not_fit_is_explained(way, loss, compiled):
+    trainer, x = Trainer(SGD, loss), f(27, 3)
+    trainer.init(linear())
+    compiled.clear()
+    with pytest.raises(ShapeError) as caught:
+        WAYS[way](trainer, x, 8)
+    assert compiled == []
+    message = re.sub(r"\s+", " ", str(caught.value))
+    assert "The last batch of an epoch has 3 of the 27 examples" in message
+    assert_readable(str(caught.value))
+    assert message.startswith("in validation_data") == (way == "validation_data")
+    [line] = re.findall(r"Leave them out, as in (.+)\.$", message)
+    WAYS[way](trainer, eval(line, {"x": x}), 8)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_batch_that_does_not_fit_is_explained_in_its_own_numbers(way):
+    with pytest.raises(ShapeError) as caught:
+        WAYS[way](Trainer(SGD, of_eight), f(24, 3), 6)
+    message = re.sub(r"\s+", " ", str(caught.value))
+    assert "(6, 1), (8, 1)" in message
+    if way != "validation_data":  # there, all of the data is one batch
+        assert "A batch has 6 of the 24 examples." in message
+
+
+def test_a_batch_that_fits_all_examples_and_no_batch_is_explained():
+    with pytest.raises(ShapeError, match="A batch has 7 of the 28 examples"):
+        Trainer(SGD, of_pairs).fit(linear(), f(28, 3), epochs=1, batch_size=7)
+
+
+# ----- classes
+
+
+def test_classes_on_the_first_axis_are_to_be_moved_to_the_last():
+    convolution = eqx.nn.Conv2d(2, 3, 1, key=KEY)
+    images, labels = f(4, 2, 5, 6), i(3, 4, 5, 6)
+    trainer = Trainer(SGD, CE, metrics={"accuracy": vernal.metrics.accuracy})
+    with pytest.raises(ShapeError) as caught:
+        trainer.fit(convolution, (images, labels), epochs=1)
+    [line] = re.findall(r"return (.+) from the model", str(caught.value))
+
+    class Fixed(eqx.Module):
+        convolution: eqx.nn.Conv2d
+
+        def __call__(self, x):
+            return eval(line, NAMES | {"prediction": self.convolution(x)})
+
+    measured = trainer.evaluate(Fixed(convolution), (images, labels))
+    logits = np.moveaxis(np.asarray(jax.vmap(convolution)(images)), 1, -1)
+    assert measured["accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == labels))
+
+
+# ----- x and y
+
+
+def test_a_list_of_x_and_y_is_explained_for_a_loss_of_ones_own():
+    def loss(model, batch, key):
+        x, y = batch
+        return jnp.mean((jax.vmap(model)(x) - y) ** 2)
+
+    with pytest.raises(ShapeError, match=r"Pass a tuple, \(x, y\)"):
+        Trainer(SGD, loss).fit(linear(), [f(N, 3), f(N, 1)], epochs=1)
+
+
+def test_parts_of_several_lengths_are_a_ready_batch_for_a_loss_of_ones_own():
+    def loss(model, batch, key):
+        return jnp.mean(jax.vmap(model)(batch["inside"])) + jnp.mean(batch["edge"])
+
+    trainer, data = Trainer(SGD, loss), {"inside": f(N, 3), "edge": f(2)}
+    with pytest.raises(ExamplesError) as caught:
+        trainer.fit(linear(), data, epochs=1)
+    [line] = re.findall(r"Try (.+?):", str(caught.value))
+    state, _ = trainer.fit(linear(), eval(line, {"data": data}), epochs=3)
+    assert int(state.step) == 3

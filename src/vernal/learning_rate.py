@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -13,6 +12,7 @@ from jaxtyping import PyTree
 
 from vernal import plot
 from vernal._data.array_source import ArraySource
+from vernal._data.arrays import number_of_examples
 from vernal._data.loader_source import LoaderSource
 from vernal._training.state import TrainState
 from vernal._training.trainer import Trainer
@@ -100,7 +100,7 @@ def find_learning_rate(
     checked, _ = trainer._checked(model_or_state, data, None, batch_size=batch_size, shuffle=True)
     state = trainer._state_of(model_or_state)
     dtype = _rate_dtype(state.opt_state)
-    batches = _full_batches(checked.source, state, batch_size)
+    batches = _full_batches(checked.source, state)
 
     rates, losses, smoothed = [], [], []
     memory = 1 - _TENTH / updates
@@ -164,15 +164,13 @@ def _with_rate(state: TrainState, rate: np.generic) -> TrainState:
     return replace(state, opt_state=opt_state)
 
 
-def _full_batches(
-    source: ArraySource | LoaderSource, state: TrainState, batch_size: int | None
-) -> Iterator[PyTree]:
+def _full_batches(source: ArraySource | LoaderSource, state: TrainState) -> Iterator[PyTree]:
     """Yield the batches that are not smaller than the first, epoch after epoch."""
-    full = batch_size or len(jax.tree.leaves(source.example)[0])
+    full = number_of_examples(source.example) or 1
     for epoch in itertools.count(int(state.data_pass)):
         is_empty = True
         for batch in source.batches(epoch, state.key):
-            if len(jax.tree.leaves(batch)[0]) >= full:
+            if (number_of_examples(batch) or 1) >= full:
                 is_empty = False
                 yield batch
         if is_empty:

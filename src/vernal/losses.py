@@ -214,9 +214,12 @@ class AbstractSupervised(eqx.Module):
         """Split a batch in x, y and sample weights, or `None`; `DataError` if it has not these."""
         name = type(self).__name__
         if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+            hint = "For other batches write a function loss(model, batch, key)."
+            if hasattr(batch, "shape"):
+                hint = "Pass a tuple, (x, y): a list holds ready batches."
             raise DataError(
-                f"{name} needs batches (x, y) or (x, y, sample_weight); it is given "
-                f"{kind(batch)}.\n  For other batches write a function loss(model, batch, key)."
+                f"{name} needs batches (x, y) or (x, y, sample_weight); it is given {kind(batch)}."
+                f"\n  {hint}"
             )
         x, y = batch[:2]
         if y is None:

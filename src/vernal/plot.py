@@ -112,7 +112,7 @@ def predictions(models: PyTree, data: tuple[ArrayLike, ArrayLike], *, ax=None):
     Raises:
         ShapeError: If an example's x, y or prediction is more than one number.
     """
-    x, y = map(np.asarray, as_arrays(tuple(data)))
+    x, y = map(np.asarray, as_arrays(tuple(data), finite=True))
     _check_one_number("x", x)
     _check_one_number("y", y)
     named = models if isinstance(models, Mapping) else {"model": models}

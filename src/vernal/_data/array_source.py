@@ -22,8 +22,8 @@ class ArraySource:
         data: A PyTree of arrays.
         batch_size: Examples in a batch; `None` is all of them.
         shuffle: Whether an epoch takes the examples in an order of its own.
-        trains: Whether the batches are trained on: then a batch may not be larger than the data,
-            and small epochs are gathered several at once.
+        trains: Whether the batches are trained on: then small epochs are gathered several at once.
+        finite: Whether every value needs to be finite.
         name: The argument that `data` is, for messages.
     """
 
@@ -34,15 +34,18 @@ class ArraySource:
         *,
         shuffle: bool = False,
         trains: bool = False,
+        finite: bool = False,
         name: str = "data",
     ):
-        self.arrays = as_arrays(data, name=name, files=True)
+        self.arrays = as_arrays(data, name=name, files=True, finite=finite)
         self.examples = len(jax.tree.leaves(self.arrays)[0])
-        most = self.examples if trains else None
-        self.batch_size = min(self.examples, checked_batch_size(batch_size, most))
+        self.batch_size = min(self.examples, checked_batch_size(batch_size))
 
         self._full_batches, self._last_size = divmod(self.examples, self.batch_size)
         self.epoch_length = self._full_batches + (self._last_size > 0)
+        # Of the batches of an epoch; a full one, as shapes.
+        self.sizes = [self.batch_size, self._last_size] if self._last_size else [self.batch_size]
+        self.example = self.shapes(self.batch_size)
         # The full batch has no order: shuffled or not, the loss is the same average.
         self._shuffle = shuffle and self.epoch_length > 1
 
@@ -58,10 +61,16 @@ class ArraySource:
         # Full batches in a superbatch: of whole epochs, or of a part of one.
         self._capacity = max(1, min(fitting, self._full_batches * self._epochs_at_once))
 
-    @property
-    def example(self) -> PyTree:
-        """Stand for a batch in the checks: all of the data, so that messages name its shapes."""
-        return self.arrays
+    def shapes(self, size: int) -> PyTree:
+        """Return the shapes of so many examples."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), self.arrays
+        )
+
+    def first(self, size: int) -> PyTree:
+        """Return the first so many examples, in NumPy's memory."""
+        rows = np.arange(size)
+        return jax.tree.map(lambda leaf: _take_on_host(leaf, rows, size), self.arrays)
 
     def superbatches(self, start: Start) -> Iterator[Superbatch]:
         """Yield the batches of a run, without end."""

@@ -12,8 +12,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from vernal._data.files import FileArray, blocks, held_as, is_in_file
-from vernal.errors import ArgumentError, DataError, ExamplesError
+from vernal._data.conversion import check_values, in_memory, line_that_works, not_numbers
+from vernal._data.files import FileArray, is_in_file, is_number
+from vernal.errors import ArgumentError, DataError, ExamplesError, kind
 
 PARTS = ("x", "y", "sample_weight")  # what users call the parts of a batch
 # How many bytes NumPy's memory must be aligned to, so that JAX on a CPU reads it without a copy.
@@ -21,15 +22,26 @@ _ALIGNMENT = 64
 
 
 def as_arrays(
-    data: PyTree, *, name: str = "data", finite: bool = True, files: bool = False
+    data: PyTree,
+    *,
+    name: str = "data",
+    finite: bool = False,
+    files: bool = False,
+    aligned: bool = True,
 ) -> PyTree:
-    """Turn everything in `data` that counts as an array into one, and check it.
+    """Turn everything in `data` that counts as an array into one, with the numbers it has.
 
-    With `files`, what lies in a file stays there, as a `FileArray`.
+    Args:
+        data: Any PyTree.
+        name: The argument that `data` is, for messages.
+        finite: Whether every value needs to be finite.
+        files: Whether what lies in a file stays there, as a `FileArray`.
+        aligned: Whether every array needs the same number of examples, along its leading axis.
 
     Raises:
-        DataError: If a leaf is not numeric, lengths differ, there is no example, or, with `finite`,
-            a value is NaN or infinite.
+        DataError: If a leaf is not numeric, there is no example, or a value would change on the
+            way: by a narrower dtype, or without its mask.
+        ExamplesError: If lengths differ, or there is no example.
     """
 
     def is_list(node: Any) -> bool:
@@ -38,10 +50,32 @@ def as_arrays(
     flat, treedef = jax.tree_util.tree_flatten_with_path(data, is_leaf=is_list)
     if not flat:
         raise DataError(f"{name} has no arrays in it: {data!r}.\n  Pass (x, y).")
-    leaves = {_name(name, data, path): leaf for path, leaf in flat}
+    leaves = {name_of(name, data, path): leaf for path, leaf in flat}
     arrays = {each: _as_array(each, leaf, files) for each, leaf in leaves.items()}
     tree = jax.tree.unflatten(treedef, arrays.values())
 
+    if aligned or number_of_examples(tree) is not None:
+        _check_lengths(name, arrays, tree)
+    for each, array in arrays.items():
+        if finite or (isinstance(array, FileArray) and array.may_lose):
+            check_values(each, leaves[each], array, finite=finite)
+    return tree
+
+
+def as_batch(item: PyTree, *, aligned: bool) -> PyTree:
+    """Turn a ready batch into arrays. A list of arrays, as PyTorch's loaders give, is a tuple."""
+    if isinstance(item, list) and item and all(hasattr(part, "shape") for part in item):
+        item = tuple(item)
+    return as_arrays(item, aligned=aligned)
+
+
+def number_of_examples(arrays: PyTree) -> int | None:
+    """Return the length of the leading axis that arrays have in common; `None` without one."""
+    lengths = {leaf.shape[:1] for leaf in jax.tree.leaves(arrays)}
+    return None if () in lengths or len(lengths) > 1 else lengths.pop()[0]
+
+
+def _check_lengths(name: str, arrays: dict[str, Any], tree: PyTree) -> None:
     for each, array in arrays.items():
         if array.ndim == 0:
             raise ExamplesError(
@@ -54,82 +88,65 @@ def as_arrays(
     for each, array in arrays.items():
         if len(array) == 0:
             raise ExamplesError(f"{each} has no examples: its shape is {array.shape}.", tree)
-        if finite:
-            _check_finite(each, array)
-    return tree
 
 
-def _as_array(name: str, leaf, files: bool) -> np.ndarray | Array | FileArray:
+def _as_array(name: str, leaf: Any, files: bool) -> np.ndarray | Array | FileArray:
+    array = leaf
     if not isinstance(leaf, jax.Array):
+        _check_no_dataset(name, leaf)
         try:
-            leaf = FileArray(leaf) if files and is_in_file(leaf) else np.asarray(leaf)
+            array = _read(leaf, files)
         except Exception as error:
-            raise DataError(f"{name} cannot be made an array: {error}") from error
-    if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
-        first = ""
-        if leaf.size:
-            some = leaf[:1] if isinstance(leaf, FileArray) else leaf
-            first = f", the first of them {some.ravel()[0]!r}"
-        raise DataError(
-            f"{name} needs numbers; it holds {leaf.dtype} values{first}."
-            "\n  Encode them as numbers first."
-        )
-    if isinstance(leaf, np.ndarray):
-        with np.errstate(over="ignore"):  # what single precision cannot hold is found below
-            leaf = leaf.astype(held_as(leaf.dtype), copy=False)
-    return leaf
+            line = line_that_works(name, leaf)
+            hint = f"\n  {line}" if line else ""
+            raise DataError(f"{name} cannot be made an array: {error}{hint}") from error
+    if not is_number(array.dtype):
+        raise not_numbers(name, leaf, array)
+    return in_memory(name, leaf, array) if isinstance(array, np.ndarray) else array
 
 
-def _check_finite(name: str, array: np.ndarray | Array | FileArray) -> None:
-    # A sum is finite only if every value is, and costs one pass and no memory; only where it is
-    # not (a large sum may overflow, too) are the values looked at one by one.
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
-        return
-    if isinstance(array, jax.Array) and np.isfinite(_sum(array)):
-        return
-    number, first = 0, ""
-    for start, values in blocks(array):
-        with np.errstate(all="ignore"):
-            if np.isfinite(values.sum()):
-                continue
-        bad = np.argwhere(~np.isfinite(np.asarray(values, np.promote_types(values.dtype, "f4"))))
-        if len(bad) and not number:
-            where = ", ".join(map(str, [start + bad[0][0], *bad[0][1:]]))
-            first = f"{name}[{where}], {values[tuple(bad[0])]}"
-        number += len(bad)
-    if number:
-        many = "1 value that is" if number == 1 else f"{number} values that are"
+def _read(leaf: Any, files: bool) -> np.ndarray | FileArray:
+    """Make an array, with its mask if it has one."""
+    if files and is_in_file(leaf):
+        return FileArray(leaf)
+    if isinstance(leaf, list) and any(isinstance(part, np.ma.MaskedArray) for part in leaf):
+        return np.ma.stack(leaf)
+    return np.asanyarray(leaf)
+
+
+def _check_no_dataset(name: str, leaf: Any) -> None:
+    """Raise `DataError` for what only gives single items, such as a dataset of PyTorch's."""
+    is_indexed = hasattr(leaf, "__getitem__") and hasattr(leaf, "__len__")
+    is_array_like = hasattr(leaf, "__iter__") or hasattr(leaf, "__array__")
+    if is_indexed and not is_array_like and len(leaf) and isinstance(leaf[0], tuple | list | dict):
+        items = f"({name}[i] for i in range(len({name})))"
         raise DataError(
-            f"{name} has {many} not finite, of {array.size}: the first is {first}."
-            f"\n  Drop those examples, or try np.where(np.isfinite({name}), {name}, 0)."
+            f"{name} is {kind(leaf)} without __iter__; arrays are needed, or ready batches."
+            f"\n  If its items are batches, try lambda: {items}."
+            f"\n  If they are examples, try tuple(map(np.stack, zip(*{items}))),"
+            f"\n  or torch.utils.data.DataLoader({name}, batch_size=32)."
         )
 
 
-@jax.jit
-def _sum(array):
-    return array.sum()
-
-
-def _name(name: str, data: PyTree, path: tuple) -> str:
+def name_of(name: str, data: PyTree, path: tuple) -> str:
     """Name a leaf as a user would: x, y, sample_weight, or its path in the argument."""
     if name in ("data", "validation_data") and type(data) is tuple and len(data) in (2, 3):
         return PARTS[path[0].idx] + jax.tree_util.keystr(path[1:])
     return name + jax.tree_util.keystr(path)
 
 
-def checked_batch_size(batch_size, most: int | None) -> int:
+def checked_batch_size(batch_size: Any) -> int:
     """Return a batch size as an int, without bound for `None`.
 
     Raises:
-        ArgumentError: If it is not a whole number from 1 to `most`.
+        ArgumentError: If it is not a whole number from 1.
     """
     if batch_size is None:
         return sys.maxsize
     is_whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
-    if not is_whole or not 1 <= batch_size <= (most or sys.maxsize):
-        limit = "" if most is None else f" to {most}, the number of examples"
+    if not is_whole or batch_size < 1:
         raise ArgumentError(
-            f"batch_size needs to be a whole number from 1{limit}; it is {batch_size!r}."
+            f"batch_size needs to be a whole number from 1; it is {batch_size!r}."
             "\n  batch_size=None is the full batch."
         )
     return int(batch_size)

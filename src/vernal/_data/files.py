@@ -26,10 +26,13 @@ class FileArray:
 
     def __init__(self, array: Any):
         self._array = np.asarray(array) if isinstance(array, np.memmap) else array
-        read = np.asarray(self._array[:0])
+        probe = self._array[:0]
+        read = np.asarray(probe)
         self.shape: tuple[int, ...] = tuple(array.shape)
         self.ndim, self.size = len(self.shape), int(np.prod(self.shape, dtype=np.int64))
         self.dtype = held_as(read.dtype)
+        # Whether reading may lose something: values that do not fit, or a mask.
+        self.may_lose = isinstance(probe, np.ma.MaskedArray) or narrows(read.dtype)
         self.nbytes = self.size * self.dtype.itemsize
         row_bytes = max(1, self.size // max(1, len(self)) * read.dtype.itemsize)
         # Any part of a chunk costs as much to read as all of it.
@@ -65,21 +68,40 @@ class FileArray:
             out[order[part]] = read[wanted - wanted[0]]
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """All of it, in parts: the number of the first row, and the rows."""
+        """All of it as the file has it, in parts: the number of the first row, and the rows."""
         for start in range(0, len(self), self._block):
-            read = np.asarray(self._array[start : start + self._block])
-            with np.errstate(over="ignore"):
-                yield start, read.astype(self.dtype, copy=False)
+            yield start, self._array[start : start + self._block]
+
+
+def is_number(dtype: Any) -> bool:
+    """Whether JAX computes with values of a dtype. NumPy counts spans of time as integers."""
+    return dtype == np.dtype(bool) or (jnp.issubdtype(dtype, jnp.number) and dtype.kind != "m")
 
 
 def held_as(dtype: np.dtype) -> np.dtype:
-    """The dtype that values have in memory: of single precision, unless JAX has double."""
-    return jax.dtypes.canonicalize_dtype(dtype) if jnp.issubdtype(dtype, jnp.inexact) else dtype
+    """The dtype that numbers have in memory: this machine's byte order, and as wide as JAX's."""
+    if dtype.kind not in "iufc":
+        return dtype
+    widest = {"g": np.float64, "G": np.complex128}  # JAX has no long double
+    native = np.dtype(widest.get(dtype.char, dtype.newbyteorder("=")))
+    return jax.dtypes.canonicalize_dtype(native)
+
+
+def narrows(dtype: np.dtype) -> bool:
+    """Whether numbers of a dtype are wider in a user's array than in memory."""
+    return held_as(dtype).itemsize < dtype.itemsize
+
+
+def parts(array: np.ndarray | Array | FileArray) -> Iterator[tuple[int, Any]]:
+    """What an array holds: at once, or in parts if it is in a file; each with its first row."""
+    return array.blocks() if isinstance(array, FileArray) else iter([(0, np.asarray(array))])
 
 
 def blocks(array: np.ndarray | Array | FileArray) -> Iterator[tuple[int, np.ndarray]]:
-    """What an array holds: at once, or in parts if it is in a file; each with its first row."""
-    return array.blocks() if isinstance(array, FileArray) else iter([(0, np.asarray(array))])
+    """The `parts` of an array, as they are in memory."""
+    for start, part in parts(array):
+        with np.errstate(over="ignore"):
+            yield start, np.asarray(part).astype(array.dtype, copy=False)
 
 
 def in_files(arrays: PyTree) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal import _limits
-from vernal._data.arrays import as_arrays, empty, nbytes, signature
+from vernal._data.arrays import as_batch, empty, nbytes, number_of_examples, signature
 from vernal._data.superbatch import Start, Superbatch
 from vernal.errors import ArgumentError, DataError, kind
 
@@ -27,10 +27,13 @@ class LoaderSource:
     Args:
         loader: A list, a data loader, or a function that returns batches to iterate over.
         batch_size: To be refused: the batches have a size already.
+        aligned: Whether the parts of a batch need the same number of examples.
         name: The argument that `loader` is, for messages.
     """
 
-    def __init__(self, loader: Any, batch_size: int | None, *, name: str = "data"):
+    def __init__(
+        self, loader: Any, batch_size: int | None, *, aligned: bool = True, name: str = "data"
+    ):
         check_no_batch_size(batch_size)
         if isinstance(loader, Iterator):
             raise DataError(
@@ -39,6 +42,7 @@ class LoaderSource:
                 "__iter__ starts afresh."
             )
         self._name = name
+        self._aligned = aligned
         self._loader = loader
         self._capacities: dict[Any, int] = {}  # signature of a batch -> batches in a superbatch
         self.epoch_length = loader_length(loader)
@@ -96,7 +100,8 @@ class LoaderSource:
 
     def batches(self, epoch: int, key: PRNGKeyArray | None) -> Iterator[PyTree]:
         """Yield the batches of one epoch one by one, in the loader's own order."""
-        return map(self._as_batch, self._opened())
+        for number, item in enumerate(self._opened()):
+            yield self._as_batch(item, number)
 
     def _opened(self) -> Iterable:
         """Return what to iterate over: the loader, or what a function returns at each call."""
@@ -136,7 +141,7 @@ class LoaderSource:
                 epoch=epoch,
                 start=start,
                 stop=batches.cursor,
-                batch_size=len(jax.tree.leaves(items[0])[0]),
+                batch_size=number_of_examples(items[0]) or 1,
                 epoch_length=batches.cursor if epoch_ends else sys.maxsize,
                 loader_state=loader_state,
                 next_loader_state=batches.mark if epoch_ends else None,
@@ -148,16 +153,25 @@ class LoaderSource:
     def _fitting(self, batch: PyTree) -> int:
         """Return how many batches like this one a superbatch has space for, at most."""
         limits = _limits.current()
-        by_bytes = limits.superbatch_bytes // nbytes(batch)
+        by_bytes = limits.superbatch_bytes // max(1, nbytes(batch))
         return max(1, min(limits.loader_batches, by_bytes, self.epoch_length))
 
-    def _as_batch(self, item: Any) -> PyTree:
-        """Check a batch. A list of arrays, as PyTorch's loaders give, becomes a tuple."""
-        if isinstance(item, list) and item and all(hasattr(part, "shape") for part in item):
-            item = tuple(item)
-        batch = as_arrays(item, finite=False)
+    def _as_batch(self, item: Any, number: int) -> PyTree:
+        """Make arrays of a batch, and check it."""
+        if item is None:
+            loader = f"{self._name}()" if is_function(self._loader) else self._name
+            raise DataError(
+                f"batch {number} of {self._name}, counted from 0, is None; a batch is needed."
+                f"\n  Leave it out: lambda: (batch for batch in {loader} if batch is not None)."
+            )
+        batch = as_batch(item, aligned=self._aligned)
         self._check_labels(batch)
-        return batch
+        if isinstance(self._loader, list):
+            return batch
+        # A loader may fill the same memory again for its next batch.
+        return jax.tree.map(
+            lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, batch
+        )
 
 
 class _Pass:
@@ -165,7 +179,7 @@ class _Pass:
 
     Args:
         loader: What to iterate over.
-        as_batch: What to make of each item.
+        as_batch: What to make of each item, and of its number.
         mark: Another pass's `mark`, to begin there.
 
     Attributes:
@@ -177,7 +191,7 @@ class _Pass:
             loader has no state.
     """
 
-    def __init__(self, loader: Iterable, as_batch: Callable[[Any], PyTree], mark: Any = None):
+    def __init__(self, loader: Iterable, as_batch: Callable[[Any, int], PyTree], mark: Any = None):
         self._as_batch = as_batch
         of_loader = _state_methods(loader)
         if of_loader and mark:
@@ -208,9 +222,9 @@ class _Pass:
 
     def _read(self) -> PyTree:
         try:
-            item = next(self._iterator, None)
-            if item is not None:
-                return self._as_batch(item)
+            item = next(self._iterator, _END)
+            if item is not _END:
+                return self._as_batch(item, self.cursor)
         except Exception as failure:
             self.failure = failure
             return None
@@ -220,6 +234,9 @@ class _Pass:
 
     def _marked(self, batch: int) -> Any:
         return self._methods and {"batch": batch, "state": copy.deepcopy(self._methods[0]())}
+
+
+_END = object()
 
 
 def _accept(batch: PyTree) -> None:
@@ -255,8 +272,8 @@ def _stacked(*leaves: np.ndarray | Array, capacity: int) -> np.ndarray:
     """Return arrays of one shape, one behind the other, with space for `capacity` of them."""
     first = leaves[0]
     stacked = empty((capacity, *first.shape), np.dtype(first.dtype))
-    for row, leaf in zip(stacked, leaves, strict=False):
-        row[...] = leaf
+    for row, leaf in enumerate(leaves):
+        stacked[row] = leaf
 
     return stacked
 

@@ -25,7 +25,8 @@ def is_loader(data: PyTree) -> bool:
         return True
 
     is_leaf = jax.tree_util.all_leaves([data])
-    is_array_like = hasattr(data, "__array__") or isinstance(data, str)
+    is_array_like = any(hasattr(data, name) for name in ("__array__", "toarray"))
+    is_array_like = is_array_like or isinstance(data, str)
     return hasattr(data, "__iter__") and is_leaf and not is_array_like
 
 
@@ -35,6 +36,8 @@ def as_source(
     *,
     shuffle: bool = False,
     trains: bool = False,
+    finite: bool = False,
+    aligned: bool = True,
     name: str = "data",
 ) -> Source:
     """Make a source of batches from arrays, or from a loader.
@@ -45,6 +48,8 @@ def as_source(
         shuffle: Whether an epoch takes the examples in an order of its own. A loader's batches come
             in its own order.
         trains: Whether the batches are trained on; see `ArraySource`.
+        finite: Whether every value of arrays needs to be finite.
+        aligned: Whether the parts of a ready batch need the same number of examples.
         name: The argument that `data` is, for messages.
 
     Raises:
@@ -52,9 +57,9 @@ def as_source(
         ArgumentError: If `batch_size` cannot be used.
     """
     if is_loader(data):
-        return LoaderSource(data, batch_size, name=name)
+        return LoaderSource(data, batch_size, aligned=aligned, name=name)
 
-    return ArraySource(data, batch_size, shuffle=shuffle, trains=trains, name=name)
+    return ArraySource(data, batch_size, shuffle=shuffle, trains=trains, finite=finite, name=name)
 
 
 def steps(data: PyTree, batch_size: int | None = None, epochs: int = 1) -> int:
@@ -99,7 +104,8 @@ def batches(
 
     Args:
         data: A PyTree of arrays with equal leading axes, such as `(x, y)`.
-        batch_size: Examples in a batch. By default all of them. The last batch may be smaller.
+        batch_size: Examples in a batch. By default all of them, which are the most. The last batch
+            may be smaller.
         shuffle: Whether to take the examples in the order that `key` and `epoch` fix.
         epoch: Number of the epoch, counted from 0.
         key: The key of the run. By default `jax.random.key(0)`.
@@ -109,7 +115,7 @@ def batches(
 
     Raises:
         DataError: If `data` cannot be trained on.
-        ArgumentError: If `batch_size` is not from 1 to the number of examples.
+        ArgumentError: If `batch_size` is not a whole number from 1.
     """
     source = ArraySource(data, batch_size, shuffle=shuffle, trains=True)
     return source.batches(epoch, key)

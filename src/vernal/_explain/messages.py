@@ -71,7 +71,11 @@ def examples_error(
     hint = ""
     arrays = error.arrays
     if arrays is not None and all(np.size(leaf) for leaf in jax.tree.leaves(arrays)):
-        hint = suggestion(attempt, arrays, given)
+        is_own = not isinstance(attempt.loss, AbstractSupervised | None)
+        if is_own and attempt.works(arrays):
+            hint = f"\n  Try [{name}]: a list of ready batches, which are taken as they are."
+        else:
+            hint = suggestion(attempt, arrays, given)
     return ExamplesError(about(name, error.args[0] + hint))
 
 

@@ -9,20 +9,26 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import PyTree
 
 from vernal import losses
 from vernal._data.arrays import PARTS
-from vernal._data.files import blocks
 from vernal._shapes.calls import Calls, watched
-from vernal._shapes.fixes import Fix, as_line, fixes_of
+from vernal._shapes.fixes import Fix, all_blocks, as_line, fixes_of
 from vernal._shapes.layer_shapes import Unmet, unmet
 from vernal._shapes.modules import shapes_of
+from vernal.errors import ExamplesError
 
 # How long to look for a fix, in seconds of this thread: a large model takes its time to trace.
 _PATIENCE = 5.0
+_LOSSES = (
+    "losses.CrossEntropy()",
+    "losses.Supervised(optax.losses.softmax_cross_entropy)",
+    "losses.BinaryCrossEntropy()",
+)
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,10 @@ class Attempt:
     measured: Callable[[Callable | None, PyTree, PyTree], PyTree]
 
     def works(self, batch: PyTree) -> bool:
-        """Say whether a batch can be measured."""
-        return _traces(functools.partial(self.measured, self.loss, self.model), batch)
+        """Say whether a batch can be measured, with the shapes that the layers are made for."""
+        measured = functools.partial(self.measured, self.loss)
+        _, calls, error = watched(measured, self.model, batch)
+        return error is None and not any(map(unmet, calls.made))
 
     def predicted(self, x: PyTree) -> Any:
         """Trace the model's predictions, as shapes.
@@ -96,15 +104,18 @@ def suggestion(
         if line:
             return line
     if loss is not None and not is_supervised:
+        if isinstance(given, list) and len(given) <= len(PARTS) and attempt.works(tuple(given)):
+            return "\n  Pass a tuple, (x, y): a list holds ready batches."
         if replace(attempt, model=jax.vmap(attempt.model)).works(batch):
             return "\n  Try jax.vmap(model) in the loss: the model takes one example."
         # Such a loss may fail for any reason: the more changes, the less likely that they help.
-        at_most = 1 if calls is not None and fault is None else 2
+        at_most = 1 if fault is None else 2
 
     found = _found(attempt, batch, names=_names(given), fault=fault, at_most=at_most)
     if found:
         return f"\n  {as_line(found)}"
-    return _other_loss(attempt, batch) if is_supervised else ""
+    has_parts = is_supervised and isinstance(batch, tuple)
+    return _other_loss(attempt, batch) if has_parts else ""
 
 
 def _names(given: PyTree) -> list[str]:
@@ -183,19 +194,32 @@ def _found(
 
 
 def _other_loss(attempt: Attempt, batch: PyTree) -> str:
-    """Find a loss that suits the data as it is."""
-    codes = ["losses.CrossEntropy()", "losses.Supervised(optax.losses.softmax_cross_entropy)"]
-    if isinstance(attempt.loss, losses.CrossEntropy) and _is_binary(batch[1]):
-        codes.append("losses.BinaryCrossEntropy()")
-    for code in codes:
+    """Find a loss that suits the data as it is, or an order of the predictions' axes."""
+    predicted = attempt.predicted(batch[0])
+    if isinstance(attempt.loss, losses.CrossEntropy) and len(getattr(predicted, "shape", ())) > 2:
+        moved = jax.eval_shape(lambda array: jnp.moveaxis(array, 1, -1), predicted)
+        if _traces(attempt.loss.average, moved, *batch[1:]):
+            return "\n  The classes go last: return jnp.moveaxis(prediction, 0, -1) from the model."
+
+    for code in _LOSSES:
         other = eval(code)
-        if type(other) is not type(attempt.loss) and replace(attempt, loss=other).works(batch):
+        is_new = type(other) is not type(attempt.loss)
+        if is_new and replace(attempt, loss=other).works(batch) and _suits(other, batch, predicted):
             return f"\n  Try Trainer(optimizer, {code})."
     return ""
 
 
-def _is_binary(labels: Any) -> bool:
-    return all(set(np.unique(part).tolist()) <= {0, 1} for _, part in blocks(labels))
+def _suits(loss: losses.AbstractSupervised, batch: PyTree, predicted: Any) -> bool:
+    """Say whether the values of y are labels, or probabilities, as a loss of classes takes them."""
+    if isinstance(loss, losses.Supervised):
+        return all_blocks(
+            batch[1], lambda rows: np.all(rows >= 0) and np.allclose(rows.sum(-1), 1, atol=1e-3)
+        )
+    try:
+        loss.check_labels(batch[1], predicted.shape)
+    except ExamplesError:
+        return False
+    return True
 
 
 def _whole_batch(loss: losses.AbstractSupervised, model: PyTree, batch: PyTree) -> str:

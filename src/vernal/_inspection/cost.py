@@ -10,6 +10,7 @@ import jax
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import PyTree
 
+from vernal._data.arrays import number_of_examples
 from vernal._inspection.flops import Counts
 from vernal._inspection.table import number
 from vernal._shapes.jaxprs import LOOPS, holds
@@ -154,12 +155,8 @@ def _traced_step(
     if not isinstance(state, TrainState):
         state = eqx.filter_eval_shape(trainer.init, model)
 
-    rows = len(jax.tree.leaves(checked.source.example)[0])
-    examples = rows if batch_size is None else min(batch_size, rows)
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((examples, *leaf.shape[1:]), leaf.dtype),
-        checked.source.example,
-    )
+    batch = checked.source.example
+    examples = number_of_examples(batch) or 1
     arrays, static = eqx.partition(shapes_of((choices, state, batch)), _is_shape)
 
     # Not `eqx.filter_jit`, which traces arrays alone: here, most are shapes.

@@ -119,7 +119,7 @@ def summary(model: PyTree, x: PyTree, *, trainable: PyTree = eqx.is_inexact_arra
     """
     model, model_state = model_of(model)
     check_stateful(None, model, model_state)
-    x = as_arrays(jax.tree.map(_stand_in, x), name="x", finite=False)
+    x = as_arrays(jax.tree.map(_stand_in, x), name="x")
     inferring = eqx.nn.inference_mode(model)
     preflight(None, inferring, model_state, x, name="x")
 

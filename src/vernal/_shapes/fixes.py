@@ -1,7 +1,7 @@
 """Lines of code that may fix data of a wrong shape; each is tried before it is suggested."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,6 +13,8 @@ import numpy as np
 
 from vernal._data.files import blocks
 from vernal._shapes.modules import shapes_of
+
+_MOST_INT32 = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,19 @@ class Fix:
     cost: int = 0
 
 
-def fixes_of(name: str, array: Any, classes: Iterable[int] = ()) -> list[Fix]:
+def fixes_of(name: str, array: Any, classes: Sequence[int] = ()) -> list[Fix]:
     """List lines that change one array, the likeliest first; the very first changes nothing.
 
     Args:
         name: What the user calls the array; any expression will do.
-        array: Its values are read only to tell whole numbers and one-hot rows.
+        array: Its values are read only to tell whole numbers, labels and one-hot rows.
         classes: How many classes an array of labels may stand for.
     """
     start = Fix(name, name, shapes_of(array))
-    whole = _is_whole(array)
+    # From -1: labels of -1 and 1, or from 1 on, have a line of their own once they are integers.
+    low, high = (-1, max(classes)) if classes else (-_MOST_INT32, _MOST_INT32)
+    whole = _is_whole(array, low, high)
+    classes = [n for n in classes if _is_whole(array, 0, n - 1)]
     one_hot = _is_one_hot(array)
     every: list[Fix] = []
     for fix in [start, *_tried(start, _shape_lines(start.array.shape))]:
@@ -72,6 +77,7 @@ def _shape_lines(shape: tuple[int, ...]) -> Iterator[tuple[int, str]]:
         yield 3, "{0}.T"
     if rank > 2:
         yield 4, "np.moveaxis({0}, -1, 1)"
+        yield 4, "np.moveaxis({0}, 1, -1)"
         yield 4, "{0}.reshape(len({0}), -1)"
     yield 5, "{0}[None]"
 
@@ -107,18 +113,23 @@ def _run(line: str, array: Any) -> Any:
     return eval(line, {"np": jnp, "jax": jax, "len": len, "array": array})
 
 
-def _is_whole(array: Any) -> bool:
-    return _all_blocks(array, lambda part: part.dtype == bool or np.all(part == part.round()))
+def _is_whole(array: Any, low: int, high: int) -> bool:
+    """Say whether all values are bools, or whole numbers in a range."""
+
+    def is_whole(part: np.ndarray) -> bool:
+        return bool(np.all((part == part.round()) & (part >= low) & (part <= high)))
+
+    return all_blocks(array, lambda part: part.dtype == bool or is_whole(part))
 
 
 def _is_one_hot(array: Any) -> bool:
     if len(array.shape) < 2 or array.shape[-1] < 2:
         return False
-    binary = _all_blocks(array, lambda rows: np.all((rows == 0) | (rows == 1)))
-    return binary and _all_blocks(array, lambda rows: np.all(rows.sum(-1) == 1))
+    binary = all_blocks(array, lambda rows: np.all((rows == 0) | (rows == 1)))
+    return binary and all_blocks(array, lambda rows: np.all(rows.sum(-1) == 1))
 
 
-def _all_blocks(array: Any, condition: Callable) -> bool:
+def all_blocks(array: Any, condition: Callable) -> bool:
     """Say whether a condition holds for all values; it does not where there are no values."""
     if isinstance(array, jax.core.Tracer):
         return False

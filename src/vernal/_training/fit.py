@@ -8,12 +8,12 @@ from typing import Any
 from jaxtyping import PyTree
 
 from vernal._training.checkpointer import Checkpointer, RunState, check_same_run
+from vernal._training.checks import CheckedData
 from vernal._training.chunks import TrainingRun
 from vernal._training.evaluate import evaluate
 from vernal._training.history import Epoch, Recorder
 from vernal._training.interrupt import Interrupt
 from vernal._training.objective import Objective
-from vernal._training.preflight import CheckedData
 from vernal._training.progress import Progress
 from vernal._training.state import TrainState
 from vernal.errors import NonFiniteError

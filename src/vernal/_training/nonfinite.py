@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
+from vernal._data.arrays import as_arrays
 from vernal._training.measurements import Measurements, steps_of
 from vernal._training.state import TrainState
 from vernal._training.update import Choices, changing_part, update
-from vernal.errors import NonFiniteError
+from vernal.errors import DataError, NonFiniteError
 
 
 @jax.jit
@@ -125,10 +126,20 @@ def nonfinite_step(
     last = "" if norm is None else f" The norm of the last finite gradients is {norm:.3g}."
     message = (
         f"in step {step}, of epoch {epoch}, {', and '.join(problems) or 'a number is not finite'}."
-        f"{last}\n  Vernal did not make this step: the error's `state` is the one before it, its "
+        f"{_not_finite_in(batch)}{last}\n  Vernal did not make this step: the error's `state` is "
+        "the one before it, its "
         f"`history` the record up to there.{_HINT}"
     )
     return NonFiniteError(message, update=step, epoch=epoch, path=path, grad_norm=norm, state=state)
+
+
+def _not_finite_in(batch: PyTree) -> str:
+    """Say which values of a batch are not finite, if some are."""
+    try:
+        as_arrays(batch, finite=True, aligned=False)
+    except DataError as error:
+        return f" Of its batch, {error.args[0].splitlines()[0]}"
+    return ""
 
 
 def nonfinite_chunk(chunk: list[Measurements]) -> NonFiniteError:

@@ -1,6 +1,7 @@
 """The trainer: the choices of a training, and what can be done with them."""
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,9 +17,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal import _arguments
-from vernal._data.arrays import as_arrays
+from vernal._data.arrays import as_batch
+from vernal._data.sources import is_loader
 from vernal._shapes.jaxprs import in_outer_trace
-from vernal._training import evaluate, fit, preflight
+from vernal._training import checks, evaluate, fit, preflight
 from vernal._training.checkpointer import Checkpointing, NoCheckpoints
 from vernal._training.chunks import TrainingRun
 from vernal._training.compiled_loop import step_by_loop
@@ -151,7 +153,7 @@ class Trainer:
         model, model_state = model_of(state)
         objective = self._objective.in_training
         try:
-            arrays = as_arrays(batch, finite=False)
+            arrays = as_batch(batch, aligned=checks.takes_examples(objective))
         except ExamplesError as error:
             raise preflight.explained(error, objective, model, model_state, given=batch) from None
 
@@ -164,7 +166,7 @@ class Trainer:
         except Exception:
             # Only tracing can have failed: it is explained, or else was not about shapes.
             preflight.preflight(objective, model, model_state, arrays, given=batch)
-            preflight.with_checked_opt_state(choices, state)
+            checks.with_checked_opt_state(choices, state)
             raise
 
     @short_traceback
@@ -302,9 +304,7 @@ class Trainer:
             }
             saving = fit.Saving(checkpointer, start, batching)
             state = saving.state
-            names = preflight.recorded_names(
-                checked.measured, state, validates=held_out is not None
-            )
+            names = checks.recorded_names(checked.measured, state, validates=held_out is not None)
             callbacks = _arguments.checked_callbacks(callbacks, names)
 
             run = self._run(
@@ -363,7 +363,7 @@ class Trainer:
         """
         model, model_state = self._evaluated(model_or_state)
         _arguments.check_stateful(self.loss, model, model_state)
-        checked = preflight.checked_data(
+        checked = checks.checked_data(
             self._objective, model, model_state, data, batch_size=batch_size
         )
         return evaluate.evaluate(self._objective, model, model_state, checked)
@@ -392,7 +392,7 @@ class Trainer:
         model, model_state = self._evaluated(model_or_state)
         _arguments.check_stateful(None, model, model_state)
         inferring = eqx.nn.inference_mode(model)
-        checked = preflight.checked_data(
+        checked = checks.checked_data(
             None, inferring, model_state, x, batch_size=batch_size, name="x"
         )
         return evaluate.predict(model, model_state, checked, self._objective.compute_dtype)
@@ -431,16 +431,24 @@ class Trainer:
 
     def _choices(self, model: PyTree, model_state: PyTree) -> Choices:
         _arguments.check_stateful(self.loss, model, model_state)
-        return preflight.choices_for(
+        return checks.choices_for(
             self.optimizer, self._objective.in_training, self.trainable, model
         )
 
-    def _checked(self, model_or_state: PyTree | TrainState, *data: Any, **batching: Any) -> Any:
+    def _checked(
+        self, model_or_state: Any, data: Any, held_out: Any, *, batch_size: Any, shuffle: bool
+    ) -> tuple[checks.CheckedData, checks.CheckedData | None]:
         """Check everything that a run is given, before anything is made of it."""
         model, model_state = model_of(model_or_state)
         self._choices(model, model_state)
         objective = self._objective.in_training
-        return preflight.checked_run(objective, model, model_state, *data, **batching)
+        check = functools.partial(checks.checked_data, objective, model, model_state)
+        checked = check(data, batch_size=batch_size, shuffle=shuffle, trains=True)
+        if held_out is None:
+            return checked, None
+
+        size = None if is_loader(held_out) else batch_size
+        return checked, check(held_out, batch_size=size, name="validation_data")
 
     def _state_of(self, model_or_state: PyTree | TrainState, key: Any = None) -> TrainState:
         """Return a given state, checked; or the one that training a model starts from."""
@@ -453,12 +461,12 @@ class Trainer:
                 "key is given with a TrainState, which has a key already."
                 "\n  Pass the key to trainer.init(model, key=key), where the state begins."
             )
-        return preflight.with_checked_opt_state(self._choices(model, model_state), model_or_state)
+        return checks.with_checked_opt_state(self._choices(model, model_state), model_or_state)
 
     def _run(
         self,
         state: TrainState,
-        checked: preflight.CheckedData,
+        checked: checks.CheckedData,
         *,
         epochs: int = sys.maxsize,
         steps_per_epoch: int | None = None,
