@@ -5,7 +5,9 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -273,10 +275,91 @@ def test_a_run_goes_on_only_where_there_is_room(tmp_path, monkeypatch):
     assert_same_bits(fit(checkpoints)[0], state)
 
 
+@pytest.mark.parametrize("name", ["width=[8, 8]", "gr\u00fcn *?", "back\\slash", "gs:", "\udcff"])
+def test_a_path_with_any_characters_is_read_back(tmp_path, name):
+    checkpoints = vernal.Checkpoints(tmp_path / name / "run", every_seconds=None)
+    state, _ = fit(checkpoints)
+    assert_same_bits(vernal.load(checkpoints.path, model(seed=1)), state.model)
+    assert_same_bits(fit(checkpoints, epochs=5)[0], fit(None, epochs=5)[0])
+    assert os.listdir(tmp_path) == [name] and numbers(tmp_path / name / "run") == [2, 3]
+    vernal.save(tmp_path / name / "model", state.model)
+    assert_same_bits(vernal.load(tmp_path / name / "model", model(seed=1)), state.model)
+
+
+def test_a_file_may_have_as_long_a_name_as_the_system_takes(tmp_path):
+    vernal.save(tmp_path / ("m" * 255), model())
+    assert_same_bits(vernal.load(tmp_path / ("m" * 255), model(seed=1)), model())
+    with pytest.raises(vernal.CheckpointError, match="too long"):
+        vernal.load(tmp_path / ("m" * 256), model())
+
+
+def test_a_path_stays_the_same_when_the_working_directory_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "other").mkdir()
+    checkpoints, at_home = vernal.Checkpoints("run"), vernal.Checkpoints("~/run", keep=1)
+    log = callbacks.CSVLog("log.csv")
+    state, _ = fit(checkpoints, callbacks=[lambda epoch: os.chdir(tmp_path / "other"), log])
+    fit(at_home)
+    assert os.listdir(tmp_path / "other") == []
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 5
+    assert_same_bits(vernal.load(tmp_path / "home" / "run", model(seed=1)), state.model)
+    assert_same_bits(vernal.load("~/run", model(seed=1)), state.model)
+    assert_same_bits(vernal.load("../run", model(seed=1)), state.model)
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", "file:///tmp/run", Path("s3://bucket/run")])
+def test_a_url_is_refused_by_name_everywhere(url):
+    for refuses in (
+        vernal.Checkpoints,
+        lambda path: vernal.save(path, model()),
+        lambda path: vernal.load(path, model()),
+        callbacks.CSVLog,
+        callbacks.TensorBoard,
+    ):
+        with pytest.raises(vernal.ArgumentError, match=r"is the URL \w+:.*\n  Pass a path without"):
+            refuses(url)
+
+
+LOGGED = """
+import logging, sys
+import jax, numpy as np, optax, vernal
+from vernal import losses, nn
+
+def train(directory):
+    data = np.ones((4, 1), np.float32), np.ones((4, 1), np.float32)
+    model = nn.Linear(1, 1, key=jax.random.key(0))
+    trainer = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError())
+    trainer.fit(model, data, epochs=1, checkpoints=vernal.Checkpoints(directory))
+    vernal.load(directory, model)
+
+def levels():
+    loggers = logging.root, logging.getLogger("absl")
+    return [(each.level, each.handlers[:], each.filters[:], each.propagate) for each in loggers]
+
+import absl.logging
+before = levels()
+train(sys.argv[1] + "/1")
+assert levels() == before and logging.root.handlers == [], levels()
+logging.basicConfig(level="INFO", format="%(name)s", stream=sys.stdout)
+train(sys.argv[1] + "/2")
+absl.logging.info("the user's own")
+"""
+
+
+def test_the_log_stays_the_users(tmp_path):
+    command = [sys.executable, "-c", LOGGED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.split()
+    assert [line for line in lines if not line.startswith(("vernal", "jax"))] == ["absl"]
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
         ({"directory": 3}, "directory is 3; a path is needed"),
+        ({"directory": ""}, "directory is ''; a path is needed"),
         ({"every_seconds": -1}, "every_seconds is -1"),
         ({"every_seconds": "60"}, "every_seconds is '60'"),
         ({"every_steps": 0}, "every_steps needs to be a whole number from 1; it is 0"),

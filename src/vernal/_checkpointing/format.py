@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from vernal._checkpointing.config import orbax
 from vernal._checkpointing.encoding import decode, encode
 from vernal._checkpointing.named_arrays import check_alike, digest, named_arrays, stored, within
+from vernal._checkpointing.storage import for_orbax, orbax
 from vernal._training.checkpointer import RunState
 from vernal._training.state import TrainState
-from vernal.errors import CheckpointError, first_line
+from vernal.errors import CheckpointError, first_line, shown
 
 _FORMAT = 3
 
@@ -62,8 +62,8 @@ def newest_good(
         return None
     newest, reason = next(iter(damaged.items()))
     raise CheckpointError(
-        f"none of the checkpoints in {directory} is whole: {newest.name} is damaged ({reason})."
-        "\n  Pass another directory to begin anew."
+        f"none of the checkpoints in {shown(directory)} is whole: {newest.name} is damaged "
+        f"({reason}).\n  Pass another directory to begin anew."
     )
 
 
@@ -75,8 +75,8 @@ def _report_damaged(path: Path, reason: str, good: Path, *, rename: bool) -> Non
         path.rename(renamed)
         now = f"; it is {renamed.name} now"
     warnings.warn(
-        f"the checkpoint {path} is damaged ({reason}){now}. Vernal takes {good.name}, the one "
-        "before.",
+        f"the checkpoint {shown(path)} is damaged ({reason}){now}. Vernal takes {good.name}, the "
+        "one before.",
         RuntimeWarning,
         stacklevel=5,  # the caller of `Trainer.fit` or `vernal.load`
     )
@@ -130,10 +130,10 @@ def read_run(path: Path, start: TrainState) -> RunState:
     check_alike(
         _of_state(_shapes(content), content),
         named_arrays(start),
-        where=f"the checkpoint {path}",
+        where=f"the checkpoint {shown(path)}",
         fix=(
             "Pass the model and the optimizer of that run, or another directory for this one. To "
-            f"take over that model alone: vernal.load({str(path.parent)!r}, model)."
+            f"take over that model alone: vernal.load({shown(path.parent)!r}, model)."
         ),
     )
     arrays = _read_arrays(path, content)
@@ -141,12 +141,12 @@ def read_run(path: Path, start: TrainState) -> RunState:
     began = (int(start.step), int(start.epoch), int(start.batch))
     if run.began != began:
         raise CheckpointError(
-            f"the checkpoint {path} is of a run that began with step {run.began[0]}, and this one "
-            f"begins with step {began[0]}.\n  Pass another directory for another run."
+            f"the checkpoint {shown(path)} is of a run that began with step {run.began[0]}, and this "
+            f"one begins with step {began[0]}.\n  Pass another directory for another run."
         )
     if not np.array_equal(stored(run.state.key), stored(start.key)):
         raise CheckpointError(
-            f"the checkpoint {path} is of a run with another key."
+            f"the checkpoint {shown(path)} is of a run with another key."
             "\n  Pass its key, or another directory for another run."
         )
     return run
@@ -174,9 +174,9 @@ def _read_content(path: Path) -> dict[str, Any]:
             raise Damaged("its description is not the one that was written")
     if content["format"] != _FORMAT:
         raise CheckpointError(
-            f"{path} was written by vernal {content['versions']['vernal']}, which this version "
-            "cannot read.\n  Resume the run with that version, or pass another directory to begin "
-            "anew."
+            f"{shown(path)} was written by vernal {content['versions']['vernal']}, which this "
+            "version cannot read.\n  Resume the run with that version, or pass another directory to "
+            "begin anew."
         )
     return content
 
@@ -209,8 +209,8 @@ def _of_state(arrays: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]
 
 def _read(path: Path, **items: Any) -> Any:
     ocp = orbax()
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        return reader.restore(path.absolute(), args=ocp.args.Composite(**items))
+    with for_orbax(path) as link, ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        return reader.restore(link, args=ocp.args.Composite(**items))
 
 
 def _digest_of_json(content: Any) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,7 +51,7 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
     # In the order that the file has: others would be written transposed.
     values = {name: np.asarray(stored(array), order="C") for name, array in arrays.items()}
     digests = {name: digest(value) for name, value in values.items()}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".vernal-{uuid.uuid4().hex}.tmp")  # where a name may be as long
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         safetensors.save_file(values, temporary, {_DIGESTS: json.dumps(digests)})
