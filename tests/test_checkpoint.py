@@ -1,6 +1,7 @@
 """Checkpoints as users meet them: when they are written, what they refuse, what they say."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import vernal
 from vernal import callbacks, losses, nn
@@ -410,6 +411,221 @@ class Everything(eqx.Module):
         self.key = jax.random.key(seed)
         self.table = np.asfortranarray(np.arange(6.0).reshape(2, 3) + seed)
         self.name = "everything"
+
+
+# Every dtype that arrays of NumPy, with those of JAX, can have; but objects.
+DTYPES = [
+    *("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
+    *("int2", "uint2", "int4", "uint4", "float16", "bfloat16", "float32", "float64"),
+    *("float8_e4m3fn", "float8_e5m2", "float8_e4m3", "float8_e3m4", "float8_e4m3b11fnuz"),
+    *("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn"),
+    *("complex64", "complex128", "longdouble", ">f4", "<M8[ns]", "<U3", "S4"),
+]
+DOUBLE = ("int64", "uint64", "float64", "complex128")  # with x64 alone
+IN_JAX = [dtype for dtype in DTYPES[:-5] if dtype not in DOUBLE]
+
+
+def of_every_dtype(first=1):
+    """Arrays of each dtype, with axes, without, and without elements."""
+    shapes = (2, 3), (), (0, 2)
+    return {
+        f"{dtype} {len(shape)} {0 in shape}": (np.arange(np.prod(shape)) % 2 + first)
+        .reshape(shape)
+        .astype(np.dtype(dtype))
+        for dtype in DTYPES
+        for shape in shapes
+    }
+
+
+def assert_same_bytes(one, other):
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        assert (other[name].dtype, other[name].shape) == (array.dtype, array.shape), name
+        assert np.asarray(other[name]).tobytes() == np.asarray(array).tobytes(), name
+
+
+def test_every_dtype_comes_back_from_a_file(tmp_path):
+    saved = of_every_dtype()
+    vernal.save(tmp_path / "all", saved)
+    assert_same_bytes(saved, vernal.load(tmp_path / "all", of_every_dtype(0)))
+    on_device = {name: jnp.asarray(saved[f"{name} 2 False"]) for name in IN_JAX}
+    vernal.save(tmp_path / "jax", on_device)
+    like = {name: jnp.zeros_like(array) for name, array in on_device.items()}
+    assert_same_bytes(on_device, vernal.load(tmp_path / "jax", like))
+
+
+def test_every_dtype_comes_back_from_a_checkpoint(tmp_path):
+    in_jax = {name: jnp.asarray(of_every_dtype()[f"{name} 2 False"]) for name in IN_JAX}
+    trainer = vernal.Trainer(
+        TRAINER.optimizer,
+        lambda model, batch, key: TRAINER.loss(model["net"], batch, key),
+        trainable={"net": eqx.is_inexact_array, "others": False},
+    )
+    start = {"net": model(), "others": in_jax}
+    first, second = Averaged(), Averaged()
+    first.kept = of_every_dtype()
+    checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
+    fit(checkpoints, epochs=1, trainer=trainer, start=start, callbacks=[first])
+    state, _ = fit(checkpoints, epochs=1, trainer=trainer, start=start, callbacks=[second])
+    assert_same_bytes(state.model["others"], in_jax)
+    assert_same_bytes(second.kept, of_every_dtype())
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_keys_of_every_kind_come_back(tmp_path, impl):
+    keys = {
+        "key": jax.random.key(3, impl=impl),
+        "keys": jax.random.split(jax.random.key(4, impl=impl), 2),
+    }
+    like = jax.tree.map(lambda key: jax.random.split(key)[0], {**keys, "keys": keys["keys"][0]})
+    like["keys"] = jnp.stack([like["keys"]] * 2)
+    vernal.save(tmp_path / "keys", keys)
+    assert_same_bits(vernal.load(tmp_path / "keys", like), keys)
+    checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None)
+    start = TRAINER.init(model(), key=keys["key"])
+    state, _ = fit(checkpoints, start=start)
+    assert_same_bits(fit(checkpoints, start=start)[0], state)
+    if impl == "rbg":
+        other = TRAINER.init(model(), key=jax.random.key(3, impl="unsafe_rbg"))
+        said = refused(checkpoints, start=other)
+        assert "key = 'rbg'; now it is 'unsafe_rbg'" in said
+
+
+@pytest.mark.parametrize("array", [np.array(["a", {}], object), np.zeros(2, [("a", "f4")])])
+def test_an_array_that_cannot_be_stored_is_named_before_it_is_written(tmp_path, array):
+    with pytest.raises(vernal.CheckpointError, match=r"names\.x is an array of .*cannot be stored"):
+        vernal.save(tmp_path / "file", {"names": {"x": array}})
+    strange = Averaged()
+    strange.kept = array
+    with pytest.raises(vernal.CheckpointError, match="Averaged holds"):
+        fit(vernal.Checkpoints(tmp_path / "run"), callbacks=[strange])
+    assert not (tmp_path / "file").exists()
+
+
+class Normed(eqx.Module):
+    """A model with a state."""
+
+    norm: eqx.nn.BatchNorm
+    out: nn.Linear
+
+    def __init__(self, seed):
+        self.norm = eqx.nn.BatchNorm(1, axis_name="batch", mode="batch")
+        self.out = nn.Linear(1, 1, key=jax.random.key(seed))
+
+    def __call__(self, x, state):
+        x, state = self.norm(x, state)
+        return self.out(x), state
+
+
+def normed(seed):
+    return eqx.nn.make_with_state(Normed)(seed)
+
+
+def test_the_state_of_a_model_comes_along(tmp_path):
+    run, started = tmp_path / "run", normed(0)
+    start = TRAINER.init(started[0], model_state=started[1])
+    state, _ = fit(vernal.Checkpoints(run, every_seconds=None), start=start, data=(X + 3, Y))
+    newest = run / str(numbers(run)[-1])
+    fresh, fresh_state = normed(1)
+    like = TRAINER.init(fresh, model_state=fresh_state, key=jax.random.key(8))
+
+    vernal.save(tmp_path / "state", state)
+    vernal.save(tmp_path / "pair", (state.model, state.model_state))
+    vernal.save(tmp_path / "model_state", state.model_state)
+    for path in (run, newest, tmp_path / "state"):
+        assert_same_bits(vernal.load(path, like), state)
+    for path in (run, newest, tmp_path / "pair"):
+        pair = vernal.load(path, (fresh, fresh_state))
+        assert_same_bits(pair, (state.model, state.model_state))
+        loaded = TRAINER.init(pair[0], model_state=pair[1])
+        assert TRAINER.evaluate(loaded, (X, Y)) == TRAINER.evaluate(state, (X, Y))
+    for path in (run, newest, tmp_path / "model_state"):
+        assert_same_bits(vernal.load(path, fresh_state), state.model_state)
+
+    with pytest.warns(RuntimeWarning, match=r"holds a model_state, too"):
+        assert_same_bits(vernal.load(run, fresh), state.model)
+    with pytest.raises(
+        vernal.CheckpointError, match=r"no norm\.weight; there is .*0\.norm\.weight"
+    ):
+        vernal.load(tmp_path / "pair", fresh)
+    vernal.save(tmp_path / "model", state.model)
+    with pytest.raises(vernal.CheckpointError, match=r"0\.norm\.weight is missing in"):
+        vernal.load(tmp_path / "model", (fresh, fresh_state))
+
+
+def test_one_checkpoint_of_a_run_is_chosen_by_its_directory(tmp_path):
+    states = []
+    checkpoints = vernal.Checkpoints(tmp_path / "12", every_seconds=None, every_epochs=1, keep=9)
+    fit(checkpoints, callbacks=[lambda epoch: states.append(epoch.state)])
+    for number, state in zip(numbers(tmp_path / "12")[1:], states, strict=True):
+        path = tmp_path / "12" / str(number)
+        assert_same_bits(vernal.load(path, model(seed=1)), state.model)
+        assert_same_bits(vernal.load(path, TRAINER.init(model(seed=1))), state)
+    (tmp_path / "12" / "3" / "description" / "metadata").write_text("{}")
+    with pytest.raises(vernal.CheckpointError, match=r"12/3 is damaged"):
+        vernal.load(tmp_path / "12" / "3", model())
+
+
+def test_a_state_with_a_loaders_state_needs_a_run(tmp_path):
+    state = dataclasses.replace(TRAINER.init(model()), data_state={"place": 3})
+    with pytest.raises(vernal.CheckpointError, match="holds a data loader's state"):
+        vernal.save(tmp_path / "state", state)
+
+
+def test_a_file_of_another_program_is_read_by_its_names(tmp_path):
+    path, theirs = tmp_path / "theirs.safetensors", model(seed=3)
+    (first, second), bfloat16 = theirs.layers, jnp.bfloat16
+    save_file(
+        {
+            "fc1.weight": np.asarray(first.weight, bfloat16),
+            "fc1.bias": np.asarray(first.bias),
+            "fc2.weight": np.asarray(second.weight),
+            "fc2.bias": np.asarray(second.bias, jnp.float8_e4m3fn),
+            "steps": np.asarray(3),
+        },
+        path,
+    )
+    names = {
+        f"layers.{i}.{part}": f"fc{i + 1}.{part}" for i in (0, 1) for part in ("weight", "bias")
+    }
+    expected = eqx.tree_at(
+        lambda m: (m.layers[0].weight, m.layers[1].bias),
+        theirs,
+        (
+            first.weight.astype(bfloat16).astype(jnp.float32),
+            second.bias.astype(jnp.float8_e4m3fn).astype(jnp.float32),
+        ),
+    )
+    assert_same_bits(vernal.load(path, model(), names=names, cast=True), expected)
+    assert_same_bits(vernal.load(path, model(), names=names.__getitem__, cast=True), expected)
+    own = vernal.load(path, model(), names=names, cast=True, keep="layers.1")
+    assert_same_bits(own.layers, [expected.layers[0], model().layers[1]])
+
+    def said(error=vernal.CheckpointError, **how):
+        with pytest.raises(error) as raised:
+            vernal.load(path, model(), **how)
+        return " ".join(str(raised.value).split())
+
+    assert "layers.0.weight is (4, 1) bfloat16 in" in said(names=names)
+    assert "cast=True" in said(names=names)
+    wrong = {**names, "layers.0.bias": "fc1.offset"}
+    assert "There is no fc1.offset; there is fc" in said(names=wrong, cast=True)
+    assert "names names 'layer'" in said(vernal.ArgumentError, names={"layer": "fc1"})
+    assert "There is no layers.0.weight; there is fc" in said()
+
+
+def test_a_cast_that_overflows_is_refused_by_name(tmp_path):
+    vernal.save(tmp_path / "file", {"a": np.array([1.0, 7e4]), "n": np.arange(3)})
+    like = {"a": jnp.zeros(2), "n": np.arange(3)}
+    loaded = vernal.load(tmp_path / "file", like, cast=True)
+    np.testing.assert_array_equal(loaded["a"], np.array([1, 7e4], "f4"))
+    half = {**like, "a": jnp.zeros(2, jnp.float16)}
+    with pytest.raises(
+        vernal.CheckpointError, match=r"a has 70000.0, which is too large for float16"
+    ):
+        vernal.load(tmp_path / "file", half, cast=True)
+    with pytest.raises(vernal.CheckpointError, match=r"n is \(3,\) int64 in"):
+        vernal.load(tmp_path / "file", {**like, "n": jnp.arange(3.0)}, cast=True)
 
 
 def test_a_model_comes_back_from_its_file(tmp_path):

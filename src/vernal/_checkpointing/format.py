@@ -13,7 +13,15 @@ import jax
 import numpy as np
 
 from vernal._checkpointing.encoding import decode, encode
-from vernal._checkpointing.named_arrays import check_alike, digest, named_arrays, stored, within
+from vernal._checkpointing.named_arrays import (
+    check_alike,
+    digest,
+    named_arrays,
+    stored,
+    viewed,
+    within,
+    written_as,
+)
 from vernal._checkpointing.storage import for_orbax, orbax
 from vernal._training.checkpointer import RunState
 from vernal._training.state import TrainState
@@ -105,7 +113,11 @@ def orbax_args(run: RunState) -> Any:
         "run": encoded,
     }
     # Orbax takes no empty arrays. Their description says all that there is to know.
-    not_empty = {name: array for name, array in arrays.items() if array.size}
+    not_empty = {
+        name: viewed(array, *written_as(array.shape, array.dtype))
+        for name, array in arrays.items()
+        if array.size
+    }
     args = orbax().args
     return args.Composite(
         arrays=args.StandardSave(not_empty),
@@ -141,8 +153,8 @@ def read_run(path: Path, start: TrainState) -> RunState:
     began = (int(start.step), int(start.epoch), int(start.batch))
     if run.began != began:
         raise CheckpointError(
-            f"the checkpoint {shown(path)} is of a run that began with step {run.began[0]}, and this "
-            f"one begins with step {began[0]}.\n  Pass another directory for another run."
+            f"the checkpoint {shown(path)} is of a run that began with step {run.began[0]}, and "
+            f"this one begins with step {began[0]}.\n  Pass another directory for another run."
         )
     if not np.array_equal(stored(run.state.key), stored(start.key)):
         raise CheckpointError(
@@ -152,15 +164,25 @@ def read_run(path: Path, start: TrainState) -> RunState:
     return run
 
 
-def read_model(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of the model from one checkpoint, by name.
+def read_state(path: Path, *, with_loader: bool) -> tuple[dict[str, np.ndarray], Any]:
+    """Read the state of a run from one checkpoint.
+
+    Args:
+        path: The directory of the checkpoint.
+        with_loader: Whether to read the data loader's state.
+
+    Returns:
+        The arrays of the `TrainState` by name; and the data loader's state, if it is read.
 
     Raises:
         CheckpointError: If another version of Vernal wrote the checkpoint.
         Exception: If the checkpoint is damaged: `Damaged`, or whatever reading raises.
     """
     content = _read_content(path)
-    return within(_of_state(_read_arrays(path, content), content), "model")
+    arrays = _read_arrays(path, content)
+    _, data_state = content["run"]["state"]["@state"]
+    loaders = decode(data_state, arrays) if with_loader else None
+    return _of_state(arrays, content), loaders
 
 
 def _read_content(path: Path) -> dict[str, Any]:
@@ -175,21 +197,25 @@ def _read_content(path: Path) -> dict[str, Any]:
     if content["format"] != _FORMAT:
         raise CheckpointError(
             f"{shown(path)} was written by vernal {content['versions']['vernal']}, which this "
-            "version cannot read.\n  Resume the run with that version, or pass another directory to "
-            "begin anew."
+            "version cannot read.\n  Resume the run with that version, or pass another directory "
+            "to begin anew."
         )
     return content
 
 
 def _read_arrays(path: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
     """Read all arrays of a checkpoint, as they are stored."""
-    # Orbax looks at shape and dtype alone. These arrays take no memory, whatever their shape.
-    arrays = {
-        name: np.broadcast_to(np.zeros((), shape.dtype), shape.shape)
-        for name, shape in _shapes(content).items()
-    }
-    targets = {name: array for name, array in arrays.items() if array.size}
-    arrays |= _read(path, arrays=orbax().args.StandardRestore(targets)).arrays
+
+    def target(each: jax.ShapeDtypeStruct) -> np.ndarray:
+        # Orbax looks at shape and dtype alone. This takes no memory, whatever its shape.
+        shape, dtype = written_as(each.shape, each.dtype)
+        return np.broadcast_to(np.zeros((), dtype), shape)
+
+    shapes = _shapes(content)
+    written = {name: target(each) for name, each in shapes.items()}
+    targets = {name: array for name, array in written.items() if array.size}
+    written |= _read(path, arrays=orbax().args.StandardRestore(targets)).arrays
+    arrays = {name: viewed(written[name], each.shape, each.dtype) for name, each in shapes.items()}
     for name, array in arrays.items():
         if digest(array) != content["arrays"][name][-1]:
             raise Damaged(f"{name} is not what was written")

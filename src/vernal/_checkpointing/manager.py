@@ -144,8 +144,8 @@ class Manager:
         return CheckpointError(
             f"the checkpoint of step {self._last.step:,} could not be written to "
             f"{shown(self.path)}: {first_line(error)}.\n  Earlier checkpoints are whole. Free some "
-            "space, or make the directory writable, and start the script again: it resumes from the "
-            "last checkpoint."
+            "space, or make the directory writable, and start the script again: it resumes from "
+            "the last checkpoint."
         )
 
     def _check_room(self, newest: Path) -> None:
@@ -155,8 +155,8 @@ class Manager:
         if free < size or not os.access(self.path, os.W_OK):
             raise CheckpointError(
                 f"{shown(self.path)} has no room for another checkpoint of {size:,} bytes: "
-                f"{free:,} bytes are free, or the directory cannot be written to.\n  Free some space, or "
-                "make the directory writable, and start the script again."
+                f"{free:,} bytes are free, or the directory cannot be written to.\n  Free some "
+                "space, or make the directory writable, and start the script again."
             )
 
 
