@@ -75,9 +75,7 @@ def encode(value: Any, arrays: dict[str, Any], *, owner: str) -> Any:
     )
 
 
-def decode(
-    encoded: Any, arrays: Mapping[str, np.ndarray], template: TrainState | None = None
-) -> Any:
+def decode(encoded: Any, arrays: Mapping[str, np.ndarray], template: Any = None) -> Any:
     """Return the value that `encode` was given.
 
     Args:

@@ -27,7 +27,7 @@ from vernal._training.checkpointer import RunState
 from vernal._training.state import TrainState
 from vernal.errors import CheckpointError, first_line, shown
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 class Damaged(Exception):

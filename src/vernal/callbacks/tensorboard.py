@@ -6,7 +6,7 @@ from typing import Any
 
 from vernal._training.history import Epoch
 from vernal._training.state import TrainState
-from vernal.errors import checked_path, optional_import, unwritable
+from vernal.errors import checked_path, optional_import, shown, unwritable
 
 
 class TensorBoard:
@@ -62,4 +62,4 @@ class TensorBoard:
             self._writer = None
 
     def __repr__(self) -> str:
-        return f"TensorBoard({str(self.directory)!r})"
+        return f"TensorBoard({shown(self.directory)!r})"
