@@ -206,7 +206,7 @@ def batches_of(y):
 )
 def test_what_the_script_changed_is_named(tmp_path, changed, said, epochs):
     checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
-    how = {"validation_data": DATA}
+    how: dict[str, Any] = {"validation_data": DATA}
     if isinstance(changed.get("data"), list):
         how |= {"data": batches_of(Y), "batch_size": None}
     fit(checkpoints, epochs=2, **how)
@@ -333,9 +333,11 @@ def test_a_run_that_goes_on_with_other_metrics_has_nan_for_the_others(tmp_path, 
 
 
 def test_a_loss_may_measure_other_things_when_it_goes_on(tmp_path):
+    squared_error: Any = TRAINER.loss
+
     def with_metrics(*names):
         def loss(model, batch, key):
-            return TRAINER.loss(model, batch, key), {name: jnp.float32(3) for name in names}
+            return squared_error(model, batch, key), {name: jnp.float32(3) for name in names}
 
         return vernal.Trainer(TRAINER.optimizer, loss)
 
@@ -429,7 +431,7 @@ def test_an_interrupt_in_the_users_code_loses_nothing(tmp_path, capsys, where):
         held_out = interrupted(at=(3, 1))  # the first pass is for the shapes
     metric = Interrupted([]) if where == "metric" else vernal.metrics.r2
     trainer = vernal.Trainer(TRAINER.optimizer, TRAINER.loss, metrics={"r2": metric})
-    how = {"trainer": trainer, "batch_size": None, "callbacks": [Told(seen)]}
+    how: dict[str, Any] = {"trainer": trainer, "batch_size": None, "callbacks": [Told(seen)]}
     checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
     state, history = fit(checkpoints, data=data, validation_data=held_out, **how)
     assert 4 <= int(state.step) == len(history.steps["loss"]) < 16
@@ -439,7 +441,7 @@ def test_an_interrupt_in_the_users_code_loses_nothing(tmp_path, capsys, where):
     state, history = fit(checkpoints, data=data, validation_data=held_out, **how)
     assert seen == [0, 1, 2, 3]
     data = interrupted(at=never)
-    whole, expected = fit(None, data=data, validation_data=held_out, **how | {"callbacks": []})
+    whole, expected = fit(None, data=data, validation_data=held_out, **{**how, "callbacks": []})
     assert_same_bits(state, whole)
     for name, values in expected.epochs.items():
         np.testing.assert_allclose(history.epochs[name], values, rtol=1e-6)
@@ -765,9 +767,10 @@ def test_every_dtype_comes_back_from_a_file(tmp_path):
 
 def test_every_dtype_comes_back_from_a_checkpoint(tmp_path):
     in_jax = {name: jnp.asarray(of_every_dtype()[f"{name} 2 False"]) for name in IN_JAX}
+    squared_error: Any = TRAINER.loss
     trainer = vernal.Trainer(
         TRAINER.optimizer,
-        lambda model, batch, key: TRAINER.loss(model["net"], batch, key),
+        lambda model, batch, key: squared_error(model["net"], batch, key),
         trainable={"net": eqx.is_inexact_array, "others": False},
     )
     start = {"net": model(), "others": in_jax}
@@ -882,7 +885,7 @@ def test_a_state_with_a_loaders_state_needs_a_run(tmp_path):
 
 
 def test_a_file_of_another_program_is_read_by_its_names(tmp_path):
-    path, theirs = tmp_path / "theirs.safetensors", model(seed=3)
+    path, theirs = tmp_path / "theirs.safetensors", cast(Any, model(seed=3))
     (first, second), bfloat16 = theirs.layers, jnp.bfloat16
     save_file(
         {
@@ -910,7 +913,7 @@ def test_a_file_of_another_program_is_read_by_its_names(tmp_path):
     own = vernal.load(path, model(), names=names, cast=True, keep="layers.1")
     assert_same_bits(own.layers, [expected.layers[0], model().layers[1]])
 
-    def said(error=vernal.CheckpointError, **how):
+    def said(error: type[Exception] = vernal.CheckpointError, **how: Any):
         with pytest.raises(error) as raised:
             vernal.load(path, model(), **how)
         return " ".join(str(raised.value).split())

@@ -164,7 +164,7 @@ def read_run(path: Path, start: TrainState) -> RunState:
     return run
 
 
-def read_state(path: Path, *, with_loader: bool) -> tuple[dict[str, np.ndarray], Any]:
+def read_state(path: Path, *, with_loader: bool) -> tuple[dict[str, Any], Any]:
     """Read the state of a run from one checkpoint.
 
     Args:
@@ -203,7 +203,7 @@ def _read_content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_arrays(path: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Read all arrays of a checkpoint, as they are stored."""
 
     def target(each: jax.ShapeDtypeStruct) -> np.ndarray:

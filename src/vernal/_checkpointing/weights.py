@@ -131,9 +131,8 @@ def load(
         MissingExtraError: If safetensors, or Orbax for a directory, is not installed.
     """
     path = errors.checked_path("path", path)
-    if isinstance(like, TrainState):
-        like = replace(like, data_state=None)
-    arrays = named_arrays(like)
+    template: Any = replace(like, data_state=None) if isinstance(like, TrainState) else like
+    arrays = named_arrays(template)
     parts = (keep,) if isinstance(keep, str) else tuple(keep)
     renamed = names if isinstance(names, Mapping) else {}
     for argument, part in [*(("keep", part) for part in parts), *(("names", n) for n in renamed)]:
@@ -144,7 +143,10 @@ def load(
             )
 
     try:
-        read, like = _read_run(path, like) if path.is_dir() else (_read_file(path), like)
+        if path.is_dir():
+            read, template = _read_run(path, template)
+        else:
+            read = _read_file(path)
     except errors.VernalError:
         raise
     except FileNotFoundError as error:
@@ -166,16 +168,13 @@ def load(
             name: _cast(name, values[name], needed[name]) for name in needed if name in values
         }
 
-    fix = (
-        'Pass what was saved, with the same structure, or keep parts of it: keep="...". To convert '
-        "floats: cast=True."
-    )
+    fix = 'Pass what was saved; or keep parts of it: keep="..."; or convert floats: cast=True.'
     missing = [there for there in in_file.values() if there not in read]
     if missing:
         close = difflib.get_close_matches(missing[0], read, n=5, cutoff=0.4) or list(read)[:5]
         fix = f"There is no {missing[0]}; there is {', '.join(close)}.\n  {fix}"
     check_alike(values, needed, where=shown(path), fix=fix)
-    return with_arrays(like, values)
+    return with_arrays(template, values)
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -29,9 +29,10 @@ class _AbstractWatcher:
         """Return what a resumed run needs to know of the run so far."""
         return {each.name: getattr(self, each.name) for each in self._found()}
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: dict[str, Any]) -> bool | None:
         """Continue from what `state_dict` returned."""
         vars(self).update(saved)
+        return None
 
     def _found(self) -> list[Field]:
         return [each for each in fields(cast(Any, self)) if not each.init]
