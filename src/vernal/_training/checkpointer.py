@@ -32,7 +32,7 @@ class RunState:
     first_epoch: int
     last_epoch: int
     batching: dict[str, Any]
-    made_of: dict[str, Any]
+    made_of: dict[str, str]
     record: dict[str, Any]
     callbacks: list[tuple[str, Any]]
     pending: bool

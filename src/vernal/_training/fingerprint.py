@@ -25,11 +25,13 @@ from vernal.errors import shown
 
 # Of larger arrays, about so many bytes are looked at.
 _SAMPLED_BYTES = 2**24
+_PACKAGES = "vernal", "jax", "equinox", "optax"
+_VERSION, _PROGRAM = "the version of", "the program of the model and the loss"
 
 
 def fingerprint(
     objective: Objective, state: TrainState, data: Source, validation_data: Source | None
-) -> dict[str, Any]:
+) -> dict[str, str]:
     """Return what tells two runs apart: versions, data, and the program of model and loss.
 
     Args:
@@ -45,46 +47,35 @@ def fingerprint(
 
     jaxpr, _, _ = eqx.filter_make_jaxpr(loss)(*shapes_of((state, data.example)))
     program = re.sub("0x[0-9a-f]+", "", str(jaxpr))  # addresses differ from process to process
-    return {
-        "versions": {name: version(name) for name in ("vernal", "jax", "equinox", "optax")},
-        "program": _digest(program.encode()),
-        "data": _of_arrays("data", data.example),
-        "validation_data": _of_arrays(
-            "validation_data", validation_data and validation_data.example
-        ),
-    }
+    versions = {f"{_VERSION} {name}": version(name) for name in _PACKAGES}
+    parts = _of_arrays("data", data) | _of_arrays("validation_data", validation_data)
+    return {**versions, _PROGRAM: _digest(program.encode()), **parts}
 
 
-def warn_of_changes(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+def warn_of_changes(before: dict[str, str], now: dict[str, str], path: Path) -> None:
     """Warn of what differs between the fingerprints of a saved run and of this one."""
-    changes = [
-        f"{name} {now['versions'][name]} in place of {saved}"
-        for name, saved in before["versions"].items()
-        if now["versions"][name] != saved
-    ]
-    # Another version writes the same program otherwise.
-    if not changes and before["program"] != now["program"]:
-        changes.append("the program of the model and the loss")
-    for name in ("data", "validation_data"):
-        saved, given = before[name], now[name]
-        parts = [part for part in saved | given if saved.get(part) != given.get(part)]
-        if saved and given and parts:
-            changes.append(f"{name} ({', '.join(parts)})")
+    changes = [name for name, value in before.items() if now.get(name, value) != value]
+    # Another version writes the same program in other words.
+    if any(name.startswith(_VERSION) for name in changes):
+        changes = [name for name in changes if name != _PROGRAM]
     if changes:
         warnings.warn(
             f"the script has changed since the run in {shown(path)} was saved: "
-            f"{'; '.join(changes)}. The run goes on with what the script has now."
+            f"{', '.join(changes)}. The run goes on with what the script has now."
             "\n  Pass another directory for a new run.",
             RuntimeWarning,
             stacklevel=5,  # the caller of `Trainer.fit`
         )
 
 
-def _of_arrays(name: str, example: PyTree) -> dict[str, str]:
+def _of_arrays(name: str, source: Source | None) -> dict[str, str]:
     """Describe each array by its shape, its dtype and a digest of a sample, by name."""
+    example = source and source.example
     leaves, _ = jax.tree_util.tree_flatten_with_path(example)
     return {
-        leaf_name(name, example, path): f"{leaf.shape} {leaf.dtype} {_digest(_sample(leaf))}"
+        f"{leaf_name(name, example, path)} of {name}": (
+            f"{leaf.shape} {leaf.dtype} {_digest(_sample(leaf))}"
+        )
         for path, leaf in leaves
     }
 

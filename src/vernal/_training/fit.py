@@ -49,7 +49,7 @@ class Saving:
         checkpointer: Checkpointer,
         start: TrainState,
         batching: dict[str, Any],
-        made_of: dict[str, Any] | None,
+        made_of: dict[str, str] | None,
     ):
         self._checkpointer = checkpointer
         self._saves = checkpointer.path is not None

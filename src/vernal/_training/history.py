@@ -137,42 +137,41 @@ class Recorder:
 
         # What the epoch under way has measured comes first; what follows the last end is left over.
         ends = call.epoch_ends
-        part = (measured.info, measured.averages, np.asarray(weights, np.float64))
+        values = {name: (each, measured.averages.get(name)) for name, each in measured.info.items()}
+        part = values, np.asarray(weights, np.float64)
         if not len(ends):
             return [*self._under_way, part], []
 
-        before = sum(len(weights) for _, _, weights in self._under_way)
-        parts = [_aligned(earlier, part) for earlier in self._under_way]
-        info, averages, weights = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts, part)
+        before = sum(len(weights) for _, weights in self._under_way)
+        parts, unmeasured = [part], []
+        for earlier in reversed(self._under_way):
+            aligned, names = _aligned(earlier, part)
+            parts.insert(0, aligned)
+            unmeasured += names
+        whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
         bounds = np.concatenate([[0], before + ends])
-        means = self._means(info, averages, weights, bounds)
-        for earlier in self._under_way:
-            # Of what a part of an epoch did not measure, the epoch has no value.
-            for name in _unmeasured(earlier, part):
-                means[name][0] = np.nan
-        rest = slice(bounds[-1], len(weights))
-        left = jax.tree.map(lambda x: x[rest], (info, averages, weights))
-        return [left] if rest.start < rest.stop else [], [means]
+        means = self._means(whole, bounds)
+        for name in unmeasured:  # by a part of the epoch, which then has no value
+            means[name][0] = np.nan
+        left = jax.tree.map(lambda x: x[bounds[-1] :], whole)
+        return [left] if len(left[1]) else [], [means]
 
-    def _means(
-        self,
-        info: dict[str, np.ndarray],
-        averages: dict[str, PyTree],
-        weights: np.ndarray,
-        bounds: np.ndarray,
-    ) -> dict[str, np.ndarray]:
+    def _means(self, measured: "_Measured", bounds: np.ndarray) -> dict[str, np.ndarray]:
         """Average what steps measured, between each two bounds the steps of one epoch."""
+        by_name, weights = measured
         starts, end = bounds[:-1], bounds[-1]
         if len(starts) == end:  # a step is an epoch, and its own average
-            means = {name: values[:end].astype(np.float64) for name, values in info.items()}
+            means = {name: each[:end].astype(np.float64) for name, (each, _) in by_name.items()}
         else:
             totals = np.add.reduceat(weights[:end], starts)
             divisors = np.where(totals == 0, 1, totals)
             means = {
-                name: np.add.reduceat(values[:end] * weights[:end], starts) / divisors
-                for name, values in info.items()
+                name: np.add.reduceat(each[:end] * weights[:end], starts) / divisors
+                for name, (each, _) in by_name.items()
             }
-        for name, parts in averages.items():
+        for name, (_, parts) in by_name.items():
+            if parts is None:
+                continue
             values = [
                 combine_batches(
                     self._metrics[name],
@@ -198,8 +197,8 @@ class Recorder:
             "validations": self._validations,
             "validated": self._validated,
             "under_way": [
-                (info, {name: jax.tree.leaves(parts) for name, parts in averages.items()}, weights)
-                for info, averages, weights in self._under_way
+                ({name: jax.tree.leaves(tree) for name, tree in measured.items()}, weights)
+                for measured, weights in self._under_way
             ],
             "seconds": self._seconds + seconds,
         }
@@ -233,47 +232,32 @@ class Recorder:
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Join arrays by name, the loss first; NaN stands for what a part does not have."""
     names = sorted(dict.fromkeys(chain(*parts)), key=lambda name: name != "loss")
-    missing = [np.full(len(part["loss"]), np.nan) for part in parts]
-    return {
-        name: np.concatenate([part.get(name, no) for part, no in zip(parts, missing, strict=True)])
-        for name in names
-    }
+
+    def of_part(part: dict[str, np.ndarray], name: str) -> np.ndarray:
+        return part[name] if name in part else np.full(len(part["loss"]), np.nan)
+
+    return {name: np.concatenate([of_part(part, name) for part in parts]) for name in names}
 
 
-# What steps measured, the parts of metrics that are not averages, and the weights.
-_Measured = tuple[dict[str, np.ndarray], dict[str, PyTree], np.ndarray]
+# What steps measured: by name the values, with the parts of a metric that is no average; and the
+# steps' weights.
+_Measured = tuple[dict[str, tuple[np.ndarray, PyTree]], np.ndarray]
 
 
-def _unmeasured(earlier: _Measured, later: _Measured) -> set[str]:
-    """Return which of the later steps' metrics the earlier ones did not measure, or otherwise."""
+def _aligned(earlier: _Measured, later: _Measured) -> tuple[_Measured, list[str]]:
+    """Return what earlier steps measured in the structure of later ones.
 
-    def shapes(averages: dict[str, PyTree], name: str) -> list[tuple[int, ...]]:
-        return [leaf.shape[1:] for leaf in jax.tree.leaves(averages.get(name))]
-
-    return {
-        name
-        for name in later[0]
-        if name not in earlier[0] or shapes(earlier[1], name) != shapes(later[1], name)
-    }
-
-
-def _aligned(earlier: _Measured, later: _Measured) -> _Measured:
-    """Return what earlier steps measured in the structure of later ones, NaN where they did not."""
-    info, averages, weights = earlier
-
-    def missing(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: np.full((len(weights), *leaf.shape[1:]), np.nan), tree)
-
-    unmeasured = _unmeasured(earlier, later)
-    kept = {name: jax.tree.leaves(parts) for name, parts in averages.items()}
-    parts = {
-        name: missing(tree)
-        if name in unmeasured
-        else jax.tree.structure(tree).unflatten(kept[name])
-        for name, tree in later[1].items()
-    }
-    values = {
-        name: missing(array) if name in unmeasured else info[name]
-        for name, array in later[0].items()
-    }
-    return values, parts, weights
+    Returns:
+        NaN stands for what the earlier steps did not measure, or not in the same way; and the names
+        of this.
+    """
+    measured, weights = earlier
+    aligned, unmeasured = {}, []
+    for name, tree in later[0].items():
+        leaves, structure = jax.tree.flatten(tree)
+        found = jax.tree.leaves(measured.get(name))
+        if [leaf.shape[1:] for leaf in found] != [leaf.shape[1:] for leaf in leaves]:
+            found = [np.full((len(weights), *leaf.shape[1:]), np.nan) for leaf in leaves]
+            unmeasured.append(name)
+        aligned[name] = structure.unflatten(found)
+    return (aligned, weights), unmeasured
