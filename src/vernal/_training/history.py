@@ -138,7 +138,8 @@ class Recorder:
         # What the epoch under way has measured comes first; what follows the last end is left over.
         ends = call.epoch_ends
         values = {name: (each, measured.averages.get(name)) for name, each in measured.info.items()}
-        part = values, np.asarray(weights, np.float64)
+        weights = np.asarray(weights, np.float64)
+        part = values, weights
         if not len(ends):
             return [*self._under_way, part], []
 
