@@ -1,11 +1,16 @@
 """Checkpoints as users meet them: when they are written, what they refuse, what they say."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
+from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import vernal
 from vernal import callbacks, losses, nn
@@ -128,9 +133,318 @@ def test_a_run_that_a_callback_ended_is_done(tmp_path):
     stopping = lambda: callbacks.EarlyStopping("loss", patience=2, min_delta=10.0)
     state, _ = fit(checkpoints, epochs=9, callbacks=[stopping()])
     assert int(state.epoch) == 3
-    again = stopping()
-    assert_same_bits(fit(checkpoints, epochs=20, callbacks=[again])[0], state)
-    assert again.stopped_epoch == 2
+    for epochs in (9, 5, 2):
+        again = stopping()
+        assert_same_bits(fit(checkpoints, epochs=epochs, callbacks=[again])[0], state)
+        assert again.stopped_epoch == 2
+
+
+def test_a_stopped_run_goes_on_with_more_patience_or_more_epochs(tmp_path):
+    def go_on(epochs, **stopping):
+        early = callbacks.EarlyStopping("loss", **{"patience": 2, "min_delta": 10.0, **stopping})
+        checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
+        return int(fit(checkpoints, epochs=epochs, callbacks=[early])[0].epoch), early.stopped_epoch
+
+    assert go_on(9) == (3, 2)
+    assert go_on(9, patience=1) == (3, 2)
+    assert go_on(9, patience=4) == (5, 4)
+    assert go_on(9, patience=4) == (5, 4)
+    assert go_on(20, patience=4) == (6, 5)  # its epochs still bring no improvement
+    assert go_on(20, patience=4, min_delta=0.0) == (20, None)
+    assert go_on(20, patience=4, min_delta=0.0) == (20, None)
+    whole, _ = fit(None, epochs=20)
+    assert_same_bits(vernal.load(tmp_path, TRAINER.init(model())), whole)
+
+
+def test_a_run_that_another_callback_ended_stays_ended(tmp_path):
+    checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
+    for patience in (5, 8):
+        early = callbacks.EarlyStopping("loss", patience=patience)
+        ends = lambda epoch: epoch.index == 2
+        assert int(fit(checkpoints, epochs=9, callbacks=[early, ends])[0].epoch) == 3
+
+
+@pytest.mark.parametrize("epochs, said", [(4, "4 epochs;"), (2, "4 epochs (2 were asked for);")])
+def test_a_finished_run_says_that_nothing_was_trained(tmp_path, capsys, monkeypatch, epochs, said):
+    monkeypatch.chdir(tmp_path)
+    checkpoints = vernal.Checkpoints("runs/tab", every_seconds=None)
+    fit(checkpoints)
+    assert capsys.readouterr().err == ""
+    fit(checkpoints, epochs=epochs)
+    expected = f"runs/tab holds a finished run of {said} nothing was trained.\n"
+    assert capsys.readouterr().err == expected
+    fit(checkpoints, epochs=6)
+    assert capsys.readouterr().err == ""
+
+
+class Tanh(eqx.Module):
+    """The model of `model`, with another activation."""
+
+    net: eqx.Module
+
+    def __call__(self, x):
+        hidden, out = cast(Any, self.net).layers
+        return out(jnp.tanh(hidden(x)))
+
+
+def batches_of(y):
+    return [(X[:20], y[:20]), (X[20:], y[20:])]
+
+
+@pytest.mark.parametrize("epochs", [2, 4], ids=["finished", "goes on"])
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"data": (X, Y + 1)}, r" y of data."),
+        ({"data": (X + 1, 3 * Y)}, r" x of data, y of data."),
+        ({"validation_data": (X, Y + 1)}, r" y of validation_data."),
+        ({"trainer": vernal.Trainer(TRAINER.optimizer, losses.Huber(0.1))}, "model and the loss."),
+        ({"start": nn.MLP(1, 1, 4, 1, jnp.tanh, key=jax.random.key(0))}, "model and the loss."),
+        ({"data": batches_of(Y + 1), "batch_size": None}, r" y of data."),
+    ],
+    ids=["y", "both", "validation", "loss", "activation", "loader"],
+)
+def test_what_the_script_changed_is_named(tmp_path, changed, said, epochs):
+    checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
+    how: dict[str, Any] = {"validation_data": DATA}
+    if isinstance(changed.get("data"), list):
+        how |= {"data": batches_of(Y), "batch_size": None}
+    fit(checkpoints, epochs=2, **how)
+    fit(checkpoints, epochs=2, **how)
+    with pytest.warns(RuntimeWarning) as caught:
+        state, _ = fit(checkpoints, epochs=epochs, **how | changed)
+    [warning] = caught
+    assert said in str(warning.message) and warning.filename == __file__
+    assert int(state.epoch) == epochs
+    if epochs == 4:
+        fit(checkpoints, epochs=4, **how | changed)
+
+
+def test_what_is_no_change_is_not_named(tmp_path):
+    checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
+    fit(checkpoints, epochs=2)
+    rate = vernal.Trainer(optax.adam(1e-3), TRAINER.loss, metrics={"r2": vernal.metrics.r2})
+    copied = tuple(jnp.asarray(part) for part in DATA)
+    fit(checkpoints, epochs=4, trainer=rate, data=copied, validation_data=DATA)
+
+
+def test_of_other_versions_the_version_alone_is_named(tmp_path, monkeypatch):
+    checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
+    fit(checkpoints, epochs=2)
+    monkeypatch.setattr("vernal._training.fingerprint.version", lambda name: "9.9")
+    huber = vernal.Trainer(TRAINER.optimizer, losses.Huber(0.1))
+    with pytest.warns(RuntimeWarning, match=r"saved: the version of vernal,.* optax\.") as caught:
+        fit(checkpoints, epochs=3, trainer=huber)
+    assert "program" not in str(caught[0].message)
+
+
+def test_of_large_data_a_part_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr("vernal._training.fingerprint._SAMPLED_BYTES", 64)
+    np.save(tmp_path / "x.npy", X)
+    data = np.load(tmp_path / "x.npy", mmap_mode="r"), Y
+    checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None)
+    fit(checkpoints, epochs=2, data=data)
+    fit(checkpoints, epochs=2, data=data)
+    for changed in ((X + 1, Y), (X, Y + 1)):
+        with pytest.warns(RuntimeWarning, match="the script has changed"):
+            fit(checkpoints, epochs=2, data=changed)
+
+
+def test_the_fingerprint_is_the_same_in_another_process(tmp_path):
+    """A warning is an error here. ReLU is a function whose address is in the program's text."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_checkpoint as tests;"
+        "tests.fit(tests.vernal.Checkpoints(sys.argv[2]), epochs=1)"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_same_bits(fit(vernal.Checkpoints(tmp_path))[0], fit(None)[0])
+
+
+MEASURES = {
+    "none": {},
+    "mae": {"mae": vernal.metrics.mean_absolute_error},
+    "renamed": {"absolute": vernal.metrics.mean_absolute_error},
+    "r2": {"r2": vernal.metrics.r2},
+    "another r2": {"r2": vernal.metrics.mean_absolute_error},
+    "both": {"mae": vernal.metrics.mean_absolute_error, "r2": vernal.metrics.r2},
+}
+
+
+def fails_once(pass_number, batch):
+    """A loader that fails once, before a batch."""
+    passes = []
+
+    def batches():
+        passes.append(None)
+        for i in range(4):
+            if (len(passes), i) == (pass_number, batch):
+                raise RuntimeError("once")
+            yield X[10 * i : 10 * i + 10], Y[10 * i : 10 * i + 10]
+
+    return batches
+
+
+@cache
+def measuring(name):
+    return vernal.Trainer(TRAINER.optimizer, TRAINER.loss, metrics=MEASURES[name])
+
+
+@cache
+def history_of(name):
+    return fit(None, trainer=measuring(name), data=fails_once(9, 9), batch_size=None)[1]
+
+
+@pytest.mark.parametrize(
+    "before, after, at",
+    [
+        *(("none", "both", (2, 3)), ("both", "none", (2, 3)), ("mae", "renamed", (2, 3))),
+        *(("r2", "another r2", (2, 3)), ("another r2", "r2", (2, 3)), ("none", "both", (3, 0))),
+    ],
+)
+def test_a_run_that_goes_on_with_other_metrics_has_nan_for_the_others(tmp_path, before, after, at):
+    checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None, every_steps=1)
+    first, second = measuring(before), measuring(after)
+    loader, seen = fails_once(*at), []
+    with pytest.raises(RuntimeError):
+        fit(checkpoints, trainer=first, data=loader, batch_size=None)
+    _, history = fit(
+        checkpoints,
+        trainer=second,
+        data=loader,
+        batch_size=None,
+        callbacks=[lambda epoch: seen.append(epoch.metrics)],
+    )
+
+    of_first, of_second = history_of(before), history_of(after)
+    steps = 4 * at[0] - 4 + at[1]
+    changed = {name for name in {**MEASURES[before], **MEASURES[after]}}
+    for name in ("loss", *changed):
+        nothing = np.full(16, np.nan)
+        old, new = (each.steps.get(name, nothing) for each in (of_first, of_second))
+        np.testing.assert_array_equal(history.steps[name], [*old[:steps], *new[steps:]])
+        old, new = (each.epochs.get(name, nothing[:4]) for each in (of_first, of_second))
+        expected = [*old[: at[0] - 1], *new[at[0] - 1 :]]
+        if name in changed and at[1]:
+            expected[at[0] - 1] = np.nan  # a part of the epoch did not measure it, or otherwise
+        np.testing.assert_allclose(history.epochs[name], expected, rtol=1e-6)
+    assert [{*metrics} for metrics in seen] == [{"loss", *MEASURES[after]}] * (5 - at[0])
+
+
+def test_a_loss_may_measure_other_things_when_it_goes_on(tmp_path):
+    squared_error: Any = TRAINER.loss
+
+    def with_metrics(*names):
+        def loss(model, batch, key):
+            return squared_error(model, batch, key), {name: jnp.float32(3) for name in names}
+
+        return vernal.Trainer(TRAINER.optimizer, loss)
+
+    checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
+    fit(checkpoints, epochs=2, trainer=with_metrics("a", "c"), validation_data=DATA)
+    _, history = fit(checkpoints, epochs=3, trainer=with_metrics("b", "c"))
+    np.testing.assert_array_equal(history.epochs["a"], [3, 3, np.nan])
+    np.testing.assert_array_equal(history.epochs["b"], [np.nan, np.nan, 3])
+    np.testing.assert_array_equal(np.isnan(history.epochs["val_loss"]), [False, False, True])
+
+
+class Told:
+    """A callback that keeps which epochs it has seen, and is interrupted after one of them."""
+
+    def __init__(self, seen, interrupted=None, times=1):
+        self.seen, self.interrupted, self.times = seen, interrupted, times
+
+    def __call__(self, epoch):
+        self.seen.append(epoch.index)
+        if epoch.index == self.interrupted:
+            for _ in range(self.times):
+                signal.raise_signal(signal.SIGINT)
+
+
+def interrupts(callback):
+    """The same callback, which raises the interrupt itself."""
+
+    def raising(epoch):
+        callback.seen.append(epoch.index)
+        if epoch.index == callback.interrupted:
+            raise KeyboardInterrupt
+
+    return raising
+
+
+@pytest.mark.parametrize("how", ["signal", "raised", "two signals"])
+def test_an_interrupt_in_a_callback_loses_nothing(tmp_path, capsys, how):
+    seen = [], [], []
+    checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
+    middle = Told(seen[1], 1, times=2 if how == "two signals" else 1)
+    listed = [Told(seen[0]), interrupts(middle) if how == "raised" else middle, Told(seen[2])]
+    ends = pytest.raises(KeyboardInterrupt) if how == "two signals" else contextlib.nullcontext()
+    with ends:
+        state, history = fit(checkpoints, callbacks=listed)
+        assert int(state.epoch) == len(history.epochs["loss"]) == 2
+        said = capsys.readouterr().err
+        assert said == f"Interrupted after 8 steps: the same script resumes from {tmp_path}.\n"
+    state, history = fit(checkpoints, callbacks=[Told(each) for each in seen])
+    assert seen == ([0, 1, 2, 3],) * 3
+    whole, expected = fit(None)
+    assert_same_bits(state, whole)
+    np.testing.assert_array_equal(history.epochs["loss"], expected.epochs["loss"])
+
+
+class Interrupted(vernal.metrics.AbstractMetric):
+    """R², whose second value on the host is interrupted."""
+
+    values: list = eqx.field(static=True)
+
+    def of_batch(self, prediction, target, weight):
+        return vernal.metrics.r2.of_batch(prediction, target, weight)
+
+    def value(self, mean, spread, total):
+        if isinstance(total, float):
+            self.values.append(total)
+            if len(self.values) == 2:
+                raise KeyboardInterrupt
+        return vernal.metrics.r2.value(mean, spread, total)
+
+
+@pytest.mark.parametrize("where", ["loader", "first batch", "validation", "metric"])
+def test_an_interrupt_in_the_users_code_loses_nothing(tmp_path, capsys, where):
+    seen = []
+
+    def interrupted(*, at):
+        passes = []
+
+        def batches():
+            passes.append(None)
+            for i in range(4):
+                if (len(passes), i) == at:
+                    raise KeyboardInterrupt
+                yield X[10 * i : 10 * i + 10], Y[10 * i : 10 * i + 10]
+
+        return batches
+
+    never = (99, 0)
+    data = interrupted(at={"loader": (2, 2), "first batch": (2, 0)}.get(where, never))
+    held_out = interrupted(at=never)
+    if where == "validation":
+        held_out = interrupted(at=(3, 1))  # the first pass is for the shapes
+    metric = Interrupted([]) if where == "metric" else vernal.metrics.r2
+    trainer = vernal.Trainer(TRAINER.optimizer, TRAINER.loss, metrics={"r2": metric})
+    how: dict[str, Any] = {"trainer": trainer, "batch_size": None, "callbacks": [Told(seen)]}
+    checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
+    state, history = fit(checkpoints, data=data, validation_data=held_out, **how)
+    assert 4 <= int(state.step) == len(history.steps["loss"]) < 16
+    said = f"Interrupted after {int(state.step)} steps: the same script resumes from {tmp_path}.\n"
+    assert capsys.readouterr().err == said
+
+    state, history = fit(checkpoints, data=data, validation_data=held_out, **how)
+    assert seen == [0, 1, 2, 3]
+    data = interrupted(at=never)
+    whole, expected = fit(None, data=data, validation_data=held_out, **{**how, "callbacks": []})
+    assert_same_bits(state, whole)
+    for name, values in expected.epochs.items():
+        np.testing.assert_allclose(history.epochs[name], values, rtol=1e-6)
 
 
 def test_a_csv_log_goes_on_where_the_run_does(tmp_path):
@@ -273,10 +587,91 @@ def test_a_run_goes_on_only_where_there_is_room(tmp_path, monkeypatch):
     assert_same_bits(fit(checkpoints)[0], state)
 
 
+@pytest.mark.parametrize("name", ["width=[8, 8]", "gr\u00fcn *?", "back\\slash", "gs:", "\udcff"])
+def test_a_path_with_any_characters_is_read_back(tmp_path, name):
+    checkpoints = vernal.Checkpoints(tmp_path / name / "run", every_seconds=None)
+    state, _ = fit(checkpoints)
+    assert_same_bits(vernal.load(checkpoints.path, model(seed=1)), state.model)
+    assert_same_bits(fit(checkpoints, epochs=5)[0], fit(None, epochs=5)[0])
+    assert os.listdir(tmp_path) == [name] and numbers(tmp_path / name / "run") == [2, 3]
+    vernal.save(tmp_path / name / "model", state.model)
+    assert_same_bits(vernal.load(tmp_path / name / "model", model(seed=1)), state.model)
+
+
+def test_a_file_may_have_as_long_a_name_as_the_system_takes(tmp_path):
+    vernal.save(tmp_path / ("m" * 255), model())
+    assert_same_bits(vernal.load(tmp_path / ("m" * 255), model(seed=1)), model())
+    with pytest.raises(vernal.CheckpointError, match="too long"):
+        vernal.load(tmp_path / ("m" * 256), model())
+
+
+def test_a_path_stays_the_same_when_the_working_directory_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "other").mkdir()
+    checkpoints, at_home = vernal.Checkpoints("run"), vernal.Checkpoints("~/run", keep=1)
+    log = callbacks.CSVLog("log.csv")
+    state, _ = fit(checkpoints, callbacks=[lambda epoch: os.chdir(tmp_path / "other"), log])
+    fit(at_home)
+    assert os.listdir(tmp_path / "other") == []
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 5
+    assert_same_bits(vernal.load(tmp_path / "home" / "run", model(seed=1)), state.model)
+    assert_same_bits(vernal.load("~/run", model(seed=1)), state.model)
+    assert_same_bits(vernal.load("../run", model(seed=1)), state.model)
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", "file:///tmp/run", Path("s3://bucket/run")])
+def test_a_url_is_refused_by_name_everywhere(url):
+    for refuses in (
+        vernal.Checkpoints,
+        lambda path: vernal.save(path, model()),
+        lambda path: vernal.load(path, model()),
+        callbacks.CSVLog,
+        callbacks.TensorBoard,
+    ):
+        with pytest.raises(vernal.ArgumentError, match=r"is the URL \w+:.*\n  Pass a path without"):
+            refuses(url)
+
+
+LOGGED = """
+import logging, sys
+import jax, numpy as np, optax, vernal
+from vernal import losses, nn
+
+def train(directory):
+    data = np.ones((4, 1), np.float32), np.ones((4, 1), np.float32)
+    model = nn.Linear(1, 1, key=jax.random.key(0))
+    trainer = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError())
+    trainer.fit(model, data, epochs=1, checkpoints=vernal.Checkpoints(directory))
+    vernal.load(directory, model)
+
+def levels():
+    loggers = logging.root, logging.getLogger("absl")
+    return [(each.level, each.handlers[:], each.filters[:], each.propagate) for each in loggers]
+
+import absl.logging
+before = levels()
+train(sys.argv[1] + "/1")
+assert levels() == before and logging.root.handlers == [], levels()
+logging.basicConfig(level="INFO", format="%(name)s", stream=sys.stdout)
+train(sys.argv[1] + "/2")
+absl.logging.info("the user's own")
+"""
+
+
+def test_the_log_stays_the_users(tmp_path):
+    command = [sys.executable, "-c", LOGGED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.split()
+    assert [line for line in lines if not line.startswith(("vernal", "jax"))] == ["absl"]
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
         ({"directory": 3}, "directory is 3; a path is needed"),
+        ({"directory": ""}, "directory is ''; a path is needed"),
         ({"every_seconds": -1}, "every_seconds is -1"),
         ({"every_seconds": "60"}, "every_seconds is '60'"),
         ({"every_steps": 0}, "every_steps needs to be a whole number from 1; it is 0"),
@@ -327,6 +722,222 @@ class Everything(eqx.Module):
         self.key = jax.random.key(seed)
         self.table = np.asfortranarray(np.arange(6.0).reshape(2, 3) + seed)
         self.name = "everything"
+
+
+# Every dtype that arrays of NumPy, with those of JAX, can have; but objects.
+DTYPES = [
+    *("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
+    *("int2", "uint2", "int4", "uint4", "float16", "bfloat16", "float32", "float64"),
+    *("float8_e4m3fn", "float8_e5m2", "float8_e4m3", "float8_e3m4", "float8_e4m3b11fnuz"),
+    *("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn"),
+    *("complex64", "complex128", "longdouble", ">f4", "<M8[ns]", "<U3", "S4"),
+]
+DOUBLE = ("int64", "uint64", "float64", "complex128")  # with x64 alone
+IN_JAX = [dtype for dtype in DTYPES[:-5] if dtype not in DOUBLE]
+
+
+def of_every_dtype(first=1):
+    """Arrays of each dtype, with axes, without, and without elements."""
+    shapes = (2, 3), (), (0, 2)
+    return {
+        f"{dtype} {len(shape)} {0 in shape}": (np.arange(np.prod(shape)) % 2 + first)
+        .reshape(shape)
+        .astype(np.dtype(dtype))
+        for dtype in DTYPES
+        for shape in shapes
+    }
+
+
+def assert_same_bytes(one, other):
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        assert (other[name].dtype, other[name].shape) == (array.dtype, array.shape), name
+        assert np.asarray(other[name]).tobytes() == np.asarray(array).tobytes(), name
+
+
+def test_every_dtype_comes_back_from_a_file(tmp_path):
+    saved = of_every_dtype()
+    vernal.save(tmp_path / "all", saved)
+    assert_same_bytes(saved, vernal.load(tmp_path / "all", of_every_dtype(0)))
+    on_device = {name: jnp.asarray(saved[f"{name} 2 False"]) for name in IN_JAX}
+    vernal.save(tmp_path / "jax", on_device)
+    like = {name: jnp.zeros_like(array) for name, array in on_device.items()}
+    assert_same_bytes(on_device, vernal.load(tmp_path / "jax", like))
+
+
+def test_every_dtype_comes_back_from_a_checkpoint(tmp_path):
+    in_jax = {name: jnp.asarray(of_every_dtype()[f"{name} 2 False"]) for name in IN_JAX}
+    squared_error: Any = TRAINER.loss
+    trainer = vernal.Trainer(
+        TRAINER.optimizer,
+        lambda model, batch, key: squared_error(model["net"], batch, key),
+        trainable={"net": eqx.is_inexact_array, "others": False},
+    )
+    start = {"net": model(), "others": in_jax}
+    first, second = Averaged(), Averaged()
+    first.kept = {name: array for name, array in of_every_dtype().items() if array.ndim}
+    checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
+    fit(checkpoints, epochs=1, trainer=trainer, start=start, callbacks=[first])
+    state, _ = fit(checkpoints, epochs=1, trainer=trainer, start=start, callbacks=[second])
+    assert_same_bytes(state.model["others"], in_jax)
+    assert_same_bytes(second.kept, first.kept)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_keys_of_every_kind_come_back(tmp_path, impl):
+    keys = {
+        "key": jax.random.key(3, impl=impl),
+        "keys": jax.random.split(jax.random.key(4, impl=impl), 2),
+    }
+    like = jax.tree.map(lambda key: jax.random.split(key)[0], {**keys, "keys": keys["keys"][0]})
+    like["keys"] = jnp.stack([like["keys"]] * 2)
+    vernal.save(tmp_path / "keys", keys)
+    assert_same_bits(vernal.load(tmp_path / "keys", like), keys)
+    checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None)
+    start = TRAINER.init(model(), key=keys["key"])
+    state, _ = fit(checkpoints, start=start)
+    assert_same_bits(fit(checkpoints, start=start)[0], state)
+    if impl == "rbg":
+        other = TRAINER.init(model(), key=jax.random.key(3, impl="unsafe_rbg"))
+        said = refused(checkpoints, start=other)
+        assert "key = 'rbg'; now it is 'unsafe_rbg'" in said
+
+
+@pytest.mark.parametrize("array", [np.array(["a", {}], object), np.zeros(2, [("a", "f4")])])
+def test_an_array_that_cannot_be_stored_is_named_before_it_is_written(tmp_path, array):
+    with pytest.raises(vernal.CheckpointError, match=r"names\.x is an array of .*cannot be stored"):
+        vernal.save(tmp_path / "file", {"names": {"x": array}})
+    strange = Averaged()
+    strange.kept = array
+    with pytest.raises(vernal.CheckpointError, match="Averaged holds"):
+        fit(vernal.Checkpoints(tmp_path / "run"), callbacks=[strange])
+    assert not (tmp_path / "file").exists()
+
+
+class Normed(eqx.Module):
+    """A model with a state."""
+
+    norm: eqx.nn.BatchNorm
+    out: nn.Linear
+
+    def __init__(self, seed):
+        self.norm = eqx.nn.BatchNorm(1, axis_name="batch", mode="batch")
+        self.out = nn.Linear(1, 1, key=jax.random.key(seed))
+
+    def __call__(self, x, state):
+        x, state = self.norm(x, state)
+        return self.out(x), state
+
+
+def normed(seed):
+    return eqx.nn.make_with_state(Normed)(seed)
+
+
+def test_the_state_of_a_model_comes_along(tmp_path):
+    run, started = tmp_path / "run", normed(0)
+    start = TRAINER.init(started[0], model_state=started[1])
+    state, _ = fit(vernal.Checkpoints(run, every_seconds=None), start=start, data=(X + 3, Y))
+    newest = run / str(numbers(run)[-1])
+    fresh, fresh_state = normed(1)
+    like = TRAINER.init(fresh, model_state=fresh_state, key=jax.random.key(8))
+
+    vernal.save(tmp_path / "state", state)
+    vernal.save(tmp_path / "pair", (state.model, state.model_state))
+    vernal.save(tmp_path / "model_state", state.model_state)
+    for path in (run, newest, tmp_path / "state"):
+        assert_same_bits(vernal.load(path, like), state)
+    for path in (run, newest, tmp_path / "pair"):
+        pair = vernal.load(path, (fresh, fresh_state))
+        assert_same_bits(pair, (state.model, state.model_state))
+        loaded = TRAINER.init(pair[0], model_state=pair[1])
+        assert TRAINER.evaluate(loaded, (X, Y)) == TRAINER.evaluate(state, (X, Y))
+    for path in (run, newest, tmp_path / "model_state"):
+        assert_same_bits(vernal.load(path, fresh_state), state.model_state)
+
+    with pytest.warns(RuntimeWarning, match=r"holds a model_state, too"):
+        assert_same_bits(vernal.load(run, fresh), state.model)
+    with pytest.raises(
+        vernal.CheckpointError, match=r"no norm\.weight; there is .*0\.norm\.weight"
+    ):
+        vernal.load(tmp_path / "pair", fresh)
+    vernal.save(tmp_path / "model", state.model)
+    with pytest.raises(vernal.CheckpointError, match=r"0\.norm\.weight is missing in"):
+        vernal.load(tmp_path / "model", (fresh, fresh_state))
+
+
+def test_one_checkpoint_of_a_run_is_chosen_by_its_directory(tmp_path):
+    states = []
+    checkpoints = vernal.Checkpoints(tmp_path / "12", every_seconds=None, every_epochs=1, keep=9)
+    fit(checkpoints, callbacks=[lambda epoch: states.append(epoch.state)])
+    for number, state in zip(numbers(tmp_path / "12")[1:], states, strict=True):
+        path = tmp_path / "12" / str(number)
+        assert_same_bits(vernal.load(path, model(seed=1)), state.model)
+        assert_same_bits(vernal.load(path, TRAINER.init(model(seed=1))), state)
+    (tmp_path / "12" / "3" / "description" / "metadata").write_text("{}")
+    with pytest.raises(vernal.CheckpointError, match=r"12/3 is damaged"):
+        vernal.load(tmp_path / "12" / "3", model())
+
+
+def test_a_state_with_a_loaders_state_needs_a_run(tmp_path):
+    state = dataclasses.replace(TRAINER.init(model()), data_state={"place": 3})
+    with pytest.raises(vernal.CheckpointError, match="holds a data loader's state"):
+        vernal.save(tmp_path / "state", state)
+
+
+def test_a_file_of_another_program_is_read_by_its_names(tmp_path):
+    path, theirs = tmp_path / "theirs.safetensors", cast(Any, model(seed=3))
+    (first, second), bfloat16 = theirs.layers, jnp.bfloat16
+    save_file(
+        {
+            "fc1.weight": np.asarray(first.weight, bfloat16),
+            "fc1.bias": np.asarray(first.bias),
+            "fc2.weight": np.asarray(second.weight),
+            "fc2.bias": np.asarray(second.bias, jnp.float8_e4m3fn),
+            "steps": np.asarray(3),
+        },
+        path,
+    )
+    names = {
+        f"layers.{i}.{part}": f"fc{i + 1}.{part}" for i in (0, 1) for part in ("weight", "bias")
+    }
+    expected = eqx.tree_at(
+        lambda m: (m.layers[0].weight, m.layers[1].bias),
+        theirs,
+        (
+            first.weight.astype(bfloat16).astype(jnp.float32),
+            second.bias.astype(jnp.float8_e4m3fn).astype(jnp.float32),
+        ),
+    )
+    assert_same_bits(vernal.load(path, model(), names=names, cast=True), expected)
+    assert_same_bits(vernal.load(path, model(), names=names.__getitem__, cast=True), expected)
+    own = vernal.load(path, model(), names=names, cast=True, keep="layers.1")
+    assert_same_bits(own.layers, [expected.layers[0], model().layers[1]])
+
+    def said(error: type[Exception] = vernal.CheckpointError, **how: Any):
+        with pytest.raises(error) as raised:
+            vernal.load(path, model(), **how)
+        return " ".join(str(raised.value).split())
+
+    assert "layers.0.weight is (4, 1) bfloat16 in" in said(names=names)
+    assert "cast=True" in said(names=names)
+    wrong = {**names, "layers.0.bias": "fc1.offset"}
+    assert "There is no fc1.offset; there is fc" in said(names=wrong, cast=True)
+    assert "names names 'layer'" in said(vernal.ArgumentError, names={"layer": "fc1"})
+    assert "There is no layers.0.weight; there is fc" in said()
+
+
+def test_a_cast_that_overflows_is_refused_by_name(tmp_path):
+    vernal.save(tmp_path / "file", {"a": np.array([1.0, 7e4]), "n": np.arange(3)})
+    like = {"a": jnp.zeros(2), "n": np.arange(3)}
+    loaded = vernal.load(tmp_path / "file", like, cast=True)
+    np.testing.assert_array_equal(loaded["a"], np.array([1, 7e4], "f4"))
+    half = {**like, "a": jnp.zeros(2, jnp.float16)}
+    with pytest.raises(
+        vernal.CheckpointError, match=r"a has 70000.0, which is too large for float16"
+    ):
+        vernal.load(tmp_path / "file", half, cast=True)
+    with pytest.raises(vernal.CheckpointError, match=r"n is \(3,\) int64 in"):
+        vernal.load(tmp_path / "file", {**like, "n": jnp.arange(3.0)}, cast=True)
 
 
 def test_a_model_comes_back_from_its_file(tmp_path):

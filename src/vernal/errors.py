@@ -180,20 +180,35 @@ def check_finite(name: str, value: Any, hint: str) -> None:
 
 
 def checked_path(name: str, value: Any) -> Path:
-    """Return an argument as a path.
+    """Return an argument as an absolute path, with `~` expanded.
 
     Raises:
-        ArgumentError: If the argument is not a path.
+        ArgumentError: If the argument is not a path, or is a URL.
     """
-    if not isinstance(value, str | os.PathLike):
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise ArgumentError(f"{name} is {kind(value)}; a path is needed, as a str or a Path.")
-    return Path(value)
+    given = os.fsdecode(value)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", given):  # of its two slashes, a Path keeps one
+        raise ArgumentError(
+            f"{name} is the URL {given}; a path of the file system is needed."
+            "\n  Pass a path without a scheme, such as that of a mounted bucket, or write to a "
+            "directory and copy it after the run."
+        )
+    return Path(os.path.expanduser(given)).absolute()
 
 
-def unwritable(path: str | Path, error: OSError) -> ArgumentError:
+def shown(path: Path) -> str:
+    """Word a path for a message: from the working directory, if it lies in there."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except (ValueError, OSError):  # OSError: the working directory is gone
+        return str(path)
+
+
+def unwritable(path: Path, error: OSError) -> ArgumentError:
     """Make the error for a path that cannot be written."""
     return ArgumentError(
-        f"{path} cannot be written: {error.strerror or error}."
+        f"{shown(path)} cannot be written: {error.strerror or error}."
         "\n  Pass a path in a directory that you may write to."
     )
 

@@ -4,8 +4,9 @@ import os
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from vernal._checkpointing.storage import orbax
 from vernal._training.checkpointer import Checkpointer
-from vernal.errors import check_finite, checked_path, optional_import, whole_number
+from vernal.errors import check_finite, checked_path, whole_number
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Checkpoints:
     before the first step and at the end.
 
     Args:
-        directory: The directory of this run alone; made if it is missing.
+        directory: The directory of this run alone; made if it is missing. `~` is expanded, and a
+            relative path counts from the working directory of now.
         every_seconds: Save after so many seconds, default 60. Training does not wait: if the last
             checkpoint is still being written, the next one waits for its end.
         every_steps: Save after each step whose number is a multiple of this. Training waits for
@@ -33,8 +35,8 @@ class Checkpoints:
 
     Raises:
         MissingExtraError: If Orbax is not installed.
-        ArgumentError: If `directory` is not a path, an interval is not a number in its range, or
-            `keep` is below 1.
+        ArgumentError: If `directory` is not a path of the file system, an interval is not a number
+            in its range, or `keep` is below 1.
     """
 
     directory: str | os.PathLike[str]
@@ -45,7 +47,7 @@ class Checkpoints:
     keep: int = 2
 
     def __post_init__(self):
-        checked_path("directory", self.directory)
+        object.__setattr__(self, "directory", checked_path("directory", self.directory))
         if self.every_seconds is not None:
             hint = "Try every_seconds=60, or None to leave this interval out."
             check_finite("every_seconds", self.every_seconds, hint)
@@ -59,7 +61,7 @@ class Checkpoints:
     @property
     def path(self) -> Path:
         """The directory of the checkpoints."""
-        return Path(self.directory).expanduser()
+        return Path(self.directory)
 
     def open(self) -> Checkpointer:
         """Open the directory, to restore a run and to save it. `fit` calls this.
@@ -70,8 +72,3 @@ class Checkpoints:
         from vernal._checkpointing.manager import Manager  # it imports this module
 
         return Manager(self)
-
-
-def orbax():
-    """Import Orbax; `MissingExtraError` if it is not installed."""
-    return optional_import("orbax.checkpoint", user="vernal.Checkpoints", extra="checkpoint")

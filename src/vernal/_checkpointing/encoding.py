@@ -11,7 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from vernal._checkpointing.named_arrays import is_key, named_arrays, stored, with_arrays, within
+from vernal._checkpointing.named_arrays import (
+    is_key,
+    is_storable,
+    named_arrays,
+    stored,
+    with_arrays,
+    within,
+)
 from vernal._training.state import TrainState
 from vernal.errors import CheckpointError, kind
 
@@ -53,7 +60,7 @@ def encode(value: Any, arrays: dict[str, Any], *, owner: str) -> Any:
             return {"@dict": [[part(key), part(item)] for key, item in value.items()]}
         case jax.Array() if is_key(value):
             return {"@key": [str(jax.random.key_impl(value)), name_of(stored(value))]}
-        case np.generic() | np.ndarray() | jax.Array():
+        case np.generic() | np.ndarray() | jax.Array() if is_storable(value.dtype):
             return {"@array": name_of(value)}
         case TrainState():
             number = len(arrays)
@@ -68,14 +75,14 @@ def encode(value: Any, arrays: dict[str, Any], *, owner: str) -> Any:
     )
 
 
-def decode(encoded: Any, arrays: Mapping[str, np.ndarray], template: TrainState) -> Any:
+def decode(encoded: Any, arrays: Mapping[str, np.ndarray], template: Any = None) -> Any:
     """Return the value that `encode` was given.
 
     Args:
         encoded: What `encode` returned.
         arrays: The arrays that `encode` set aside.
         template: A state with the structure, the kinds of arrays and the devices that training
-            states get.
+            states get; `None` if there are none.
     """
 
     def part(item: Any) -> Any:

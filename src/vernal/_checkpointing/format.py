@@ -12,14 +12,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from vernal._checkpointing.config import orbax
 from vernal._checkpointing.encoding import decode, encode
-from vernal._checkpointing.named_arrays import check_alike, digest, named_arrays, stored, within
+from vernal._checkpointing.named_arrays import (
+    check_alike,
+    digest,
+    named_arrays,
+    stored,
+    viewed,
+    within,
+    written_as,
+)
+from vernal._checkpointing.storage import for_orbax, orbax
 from vernal._training.checkpointer import RunState
 from vernal._training.state import TrainState
-from vernal.errors import CheckpointError, first_line
+from vernal.errors import CheckpointError, first_line, shown
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 class Damaged(Exception):
@@ -62,8 +70,8 @@ def newest_good(
         return None
     newest, reason = next(iter(damaged.items()))
     raise CheckpointError(
-        f"none of the checkpoints in {directory} is whole: {newest.name} is damaged ({reason})."
-        "\n  Pass another directory to begin anew."
+        f"none of the checkpoints in {shown(directory)} is whole: {newest.name} is damaged "
+        f"({reason}).\n  Pass another directory to begin anew."
     )
 
 
@@ -75,8 +83,8 @@ def _report_damaged(path: Path, reason: str, good: Path, *, rename: bool) -> Non
         path.rename(renamed)
         now = f"; it is {renamed.name} now"
     warnings.warn(
-        f"the checkpoint {path} is damaged ({reason}){now}. Vernal takes {good.name}, the one "
-        "before.",
+        f"the checkpoint {shown(path)} is damaged ({reason}){now}. Vernal takes {good.name}, the "
+        "one before.",
         RuntimeWarning,
         stacklevel=5,  # the caller of `Trainer.fit` or `vernal.load`
     )
@@ -105,7 +113,11 @@ def orbax_args(run: RunState) -> Any:
         "run": encoded,
     }
     # Orbax takes no empty arrays. Their description says all that there is to know.
-    not_empty = {name: array for name, array in arrays.items() if array.size}
+    not_empty = {
+        name: viewed(array, *written_as(array.shape, array.dtype))
+        for name, array in arrays.items()
+        if array.size
+    }
     args = orbax().args
     return args.Composite(
         arrays=args.StandardSave(not_empty),
@@ -130,10 +142,10 @@ def read_run(path: Path, start: TrainState) -> RunState:
     check_alike(
         _of_state(_shapes(content), content),
         named_arrays(start),
-        where=f"the checkpoint {path}",
+        where=f"the checkpoint {shown(path)}",
         fix=(
             "Pass the model and the optimizer of that run, or another directory for this one. To "
-            f"take over that model alone: vernal.load({str(path.parent)!r}, model)."
+            f"take over that model alone: vernal.load({shown(path.parent)!r}, model)."
         ),
     )
     arrays = _read_arrays(path, content)
@@ -141,26 +153,36 @@ def read_run(path: Path, start: TrainState) -> RunState:
     began = (int(start.step), int(start.epoch), int(start.batch))
     if run.began != began:
         raise CheckpointError(
-            f"the checkpoint {path} is of a run that began with step {run.began[0]}, and this one "
-            f"begins with step {began[0]}.\n  Pass another directory for another run."
+            f"the checkpoint {shown(path)} is of a run that began with step {run.began[0]}, and "
+            f"this one begins with step {began[0]}.\n  Pass another directory for another run."
         )
     if not np.array_equal(stored(run.state.key), stored(start.key)):
         raise CheckpointError(
-            f"the checkpoint {path} is of a run with another key."
+            f"the checkpoint {shown(path)} is of a run with another key."
             "\n  Pass its key, or another directory for another run."
         )
     return run
 
 
-def read_model(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of the model from one checkpoint, by name.
+def read_state(path: Path, *, with_loader: bool) -> tuple[dict[str, Any], Any]:
+    """Read the state of a run from one checkpoint.
+
+    Args:
+        path: The directory of the checkpoint.
+        with_loader: Whether to read the data loader's state.
+
+    Returns:
+        The arrays of the `TrainState` by name; and the data loader's state, if it is read.
 
     Raises:
         CheckpointError: If another version of Vernal wrote the checkpoint.
         Exception: If the checkpoint is damaged: `Damaged`, or whatever reading raises.
     """
     content = _read_content(path)
-    return within(_of_state(_read_arrays(path, content), content), "model")
+    arrays = _read_arrays(path, content)
+    _, data_state = content["run"]["state"]["@state"]
+    loaders = decode(data_state, arrays) if with_loader else None
+    return _of_state(arrays, content), loaders
 
 
 def _read_content(path: Path) -> dict[str, Any]:
@@ -174,22 +196,26 @@ def _read_content(path: Path) -> dict[str, Any]:
             raise Damaged("its description is not the one that was written")
     if content["format"] != _FORMAT:
         raise CheckpointError(
-            f"{path} was written by vernal {content['versions']['vernal']}, which this version "
-            "cannot read.\n  Resume the run with that version, or pass another directory to begin "
-            "anew."
+            f"{shown(path)} was written by vernal {content['versions']['vernal']}, which this "
+            "version cannot read.\n  Resume the run with that version, or pass another directory "
+            "to begin anew."
         )
     return content
 
 
-def _read_arrays(path: Path, content: dict[str, Any]) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Read all arrays of a checkpoint, as they are stored."""
-    # Orbax looks at shape and dtype alone. These arrays take no memory, whatever their shape.
-    arrays = {
-        name: np.broadcast_to(np.zeros((), shape.dtype), shape.shape)
-        for name, shape in _shapes(content).items()
-    }
-    targets = {name: array for name, array in arrays.items() if array.size}
-    arrays |= _read(path, arrays=orbax().args.StandardRestore(targets)).arrays
+
+    def target(each: jax.ShapeDtypeStruct) -> np.ndarray:
+        # Orbax looks at shape and dtype alone. This takes no memory, whatever its shape.
+        shape, dtype = written_as(each.shape, each.dtype)
+        return np.broadcast_to(np.zeros((), dtype), shape)
+
+    shapes = _shapes(content)
+    written = {name: target(each) for name, each in shapes.items()}
+    targets = {name: array for name, array in written.items() if array.size}
+    written |= _read(path, arrays=orbax().args.StandardRestore(targets)).arrays
+    arrays = {name: viewed(written[name], each.shape, each.dtype) for name, each in shapes.items()}
     for name, array in arrays.items():
         if digest(array) != content["arrays"][name][-1]:
             raise Damaged(f"{name} is not what was written")
@@ -209,8 +235,8 @@ def _of_state(arrays: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]
 
 def _read(path: Path, **items: Any) -> Any:
     ocp = orbax()
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        return reader.restore(path.absolute(), args=ocp.args.Composite(**items))
+    with for_orbax(path) as link, ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        return reader.restore(link, args=ocp.args.Composite(**items))
 
 
 def _digest_of_json(content: Any) -> str:

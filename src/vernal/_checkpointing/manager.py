@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from vernal._checkpointing.config import Checkpoints, orbax
+from vernal._checkpointing.config import Checkpoints
 from vernal._checkpointing.format import newest_good, orbax_args, read_run
+from vernal._checkpointing.storage import for_orbax, orbax
 from vernal._training.checkpointer import RunState
 from vernal._training.state import TrainState
-from vernal.errors import CheckpointError, first_line
+from vernal.errors import CheckpointError, first_line, shown
 
 
 class _Progress(NamedTuple):
@@ -42,6 +43,7 @@ class Manager:
         # The last checkpoint, and when it was begun. Before the first one, a checkpoint is due.
         self._last = _Progress(step=-1, epoch=-1, pending=False, stopped=False)
         self._time = time.monotonic()
+        self._exits = contextlib.ExitStack()
         ocp = orbax()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=choices.keep,
@@ -51,10 +53,12 @@ class Manager:
         )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._orbax = ocp.CheckpointManager(self.path.absolute(), options=options)
+            link = self._exits.enter_context(for_orbax(self.path))
+            self._orbax = ocp.CheckpointManager(link, options=options)
         except Exception as error:
+            self._exits.close()
             raise CheckpointError(
-                f"{self.path} cannot hold checkpoints: {first_line(error)}."
+                f"{shown(self.path)} cannot hold checkpoints: {first_line(error)}."
                 "\n  Pass a directory that you may write to."
             ) from error
 
@@ -134,12 +138,14 @@ class Manager:
             self.wait()
         with contextlib.suppress(Exception):
             self._orbax.close()
+        self._exits.close()
 
     def _not_written(self, error: Exception) -> CheckpointError:
         return CheckpointError(
-            f"the checkpoint of step {self._last.step:,} could not be written to {self.path}: "
-            f"{first_line(error)}.\n  Earlier checkpoints are whole. Free some space, or make the "
-            "directory writable, and start the script again: it resumes from the last checkpoint."
+            f"the checkpoint of step {self._last.step:,} could not be written to "
+            f"{shown(self.path)}: {first_line(error)}.\n  Earlier checkpoints are whole. Free some "
+            "space, or make the directory writable, and start the script again: it resumes from "
+            "the last checkpoint."
         )
 
     def _check_room(self, newest: Path) -> None:
@@ -148,9 +154,9 @@ class Manager:
         free = shutil.disk_usage(self.path).free
         if free < size or not os.access(self.path, os.W_OK):
             raise CheckpointError(
-                f"{self.path} has no room for another checkpoint of {size:,} bytes: {free:,} "
-                "bytes are free, or the directory cannot be written to.\n  Free some space, or "
-                "make the directory writable, and start the script again."
+                f"{shown(self.path)} has no room for another checkpoint of {size:,} bytes: "
+                f"{free:,} bytes are free, or the directory cannot be written to.\n  Free some "
+                "space, or make the directory writable, and start the script again."
             )
 
 

@@ -20,7 +20,7 @@ def named_arrays(tree: PyTree) -> dict[str, Any]:
     """Return the arrays of a PyTree by their paths, such as `layers.0.weight`.
 
     Raises:
-        CheckpointError: If two arrays have the same path.
+        CheckpointError: If two arrays have the same path, or one holds objects.
     """
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -31,6 +31,11 @@ def named_arrays(tree: PyTree) -> dict[str, Any]:
             raise CheckpointError(
                 f"two arrays of the {type(tree).__name__} have the name {name}."
                 "\n  Give the keys of its dicts names without dots."
+            )
+        if not (is_key(leaf) or is_storable(leaf.dtype)):
+            raise CheckpointError(
+                f"{name} is an array of {leaf.dtype}, which cannot be stored."
+                "\n  Make numbers of it, or keep it in a static field of the model."
             )
         found[name] = leaf
     return found
@@ -54,15 +59,42 @@ def with_arrays(tree: PyTree, values: Mapping[str, Any]) -> PyTree:
 
 def within(named: Mapping[str, Any], part: str) -> dict[str, Any]:
     """Return the arrays of one part of a PyTree, by their names in this part."""
-    prefix = f"{part}."
     return {
-        name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)
+        name.removeprefix(part).removeprefix("."): value
+        for name, value in named.items()
+        if f"{name}.".startswith(f"{part}.")
     }
 
 
 def stored(array: Array | np.ndarray) -> Array | np.ndarray:
     """Return an array as it is stored: of a random key, the numbers behind it."""
     return jax.random.key_data(array) if is_key(array) else array
+
+
+def is_storable(dtype: Any) -> bool:
+    """Return whether arrays of a dtype are bytes that its name gives a meaning: no objects."""
+    try:
+        return not dtype.hasobject and np.dtype(str(dtype)) == dtype
+    except TypeError:  # a dtype with fields
+        return False
+
+
+def written_as(shape: tuple[int, ...], dtype: np.dtype) -> tuple[tuple[int, ...], np.dtype]:
+    """Return the shape and dtype that a stored array is written with.
+
+    These are its own, or else, of a dtype that not all storage knows, a last axis of bytes.
+    """
+    is_common = dtype.kind in "biufc" and dtype.itemsize <= 8 and dtype.isnative
+    if is_common or dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        return shape, dtype
+    return (*shape, dtype.itemsize), np.dtype(np.uint8)
+
+
+def viewed(values: Array | np.ndarray, shape: tuple[int, ...], dtype: Any) -> Array | np.ndarray:
+    """Return the bytes of an array as another shape and dtype, to write it or to read it."""
+    if (values.shape, values.dtype) == (shape, dtype):
+        return values
+    return np.asarray(values, order="C").reshape(-1).view(dtype).reshape(shape)
 
 
 def spec(array: AnyArray) -> str:

@@ -1,32 +1,48 @@
-"""One model in one file, in the format safetensors, which other programs read."""
+"""What was trained in one file, in the format safetensors, which other programs read."""
 
 import contextlib
+import difflib
+import functools
 import json
 import os
-from collections.abc import Iterable
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from vernal import errors
-from vernal._checkpointing.format import Damaged, newest_good, read_model
+from vernal._checkpointing.format import Damaged, newest_good, read_state
 from vernal._checkpointing.named_arrays import (
     check_alike,
     digest,
     named_arrays,
     stored,
+    viewed,
     with_arrays,
+    within,
+    written_as,
 )
+from vernal._training.state import TrainState
+from vernal.errors import shown
 
 Model = TypeVar("Model", bound=PyTree)
 
-_DIGESTS = "vernal.sha256"  # the name of the digests, by name of array, in a file's metadata
+# In a file's metadata: the digests of its arrays by name, and the dtypes of those that are stored
+# as their bytes.
+_DIGESTS, _DTYPES = "vernal.sha256", "vernal.dtypes"
+# What safetensors reads only as bytes.
+_FLOAT8 = {"F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2, "F8_E8M0": jnp.float8_e8m0fnu}
 
 
 def save(path: str | os.PathLike[str], model: PyTree) -> None:
-    """Write a model's arrays to one file, in the format safetensors.
+    """Write arrays to one file, in the format safetensors.
 
     Each array has the name of its path, such as `layers.0.weight`. Other leaves, such as functions
     and sizes, are not in the file: they come from the model that `load` is given. An existing
@@ -34,99 +50,200 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
 
     Args:
         path: The file, such as `"model.safetensors"`. Its directory is made if it is missing.
-        model: Any PyTree of arrays, such as an `eqx.Module`. Of a key, its numbers are saved.
+        model: Any PyTree of arrays: an `eqx.Module`, a pair `(model, model_state)`, a `TrainState`.
+            Of a key, its numbers are saved. An array of a dtype that the format does not have, such
+            as int4 or complex128, is saved as its bytes, which only `load` understands.
 
     Raises:
         ArgumentError: If `path` is not a path, or `model` has no arrays.
-        CheckpointError: If the file cannot be written, or two arrays have the same name.
+        CheckpointError: If the file cannot be written, two arrays have the same name, or an array
+            holds objects.
         MissingExtraError: If safetensors is not installed.
     """
     path = errors.checked_path("path", path)
     safetensors = _safetensors()
+    if isinstance(model, TrainState) and model.data_state is not None:
+        raise errors.CheckpointError(
+            "the TrainState holds a data loader's state, which a file of arrays cannot store."
+            "\n  Save the run with checkpoints=vernal.Checkpoints(...), or leave that state out: "
+            "dataclasses.replace(state, data_state=None)."
+        )
     arrays = named_arrays(model)
     if not arrays:
         raise errors.ArgumentError(f"model is {errors.kind(model)}, without an array to save.")
 
-    # In the order that the file has: others would be written transposed.
-    values = {name: np.asarray(stored(array), order="C") for name, array in arrays.items()}
+    values, dtypes = {}, {}
+    for name, array in arrays.items():
+        # In the order that the file has: others would be written transposed.
+        value = np.asarray(stored(array), order="C")
+        values[name] = viewed(value, *written_as(value.shape, value.dtype))
+        if values[name].dtype != value.dtype:
+            dtypes[name] = str(value.dtype)
     digests = {name: digest(value) for name, value in values.items()}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    metadata = {_DIGESTS: json.dumps(digests), _DTYPES: json.dumps(dtypes)}
+    temporary = path.with_name(f".vernal-{uuid.uuid4().hex}.tmp")  # where a name may be as long
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.save_file(values, temporary, {_DIGESTS: json.dumps(digests)})
+        safetensors.save_file(values, temporary, metadata)
         os.replace(temporary, path)
     except Exception as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise errors.CheckpointError(
-            f"the model could not be written to {path}: {errors.first_line(error)}."
+            f"the model could not be written to {shown(path)}: {errors.first_line(error)}."
             "\n  Free some space, or pass a path that can be written to."
         ) from error
 
 
-def load(path: str | os.PathLike[str], like: Model, *, keep: str | Iterable[str] = ()) -> Model:
-    """Read a model that `save` wrote, or the model in the newest good checkpoint of a run.
+def load(
+    path: str | os.PathLike[str],
+    like: Model,
+    *,
+    keep: str | Iterable[str] = (),
+    names: Mapping[str, str] | Callable[[str], str] | None = None,
+    cast: bool = False,
+) -> Model:
+    """Read what `save` wrote, what a run's checkpoint holds, or a file of another program.
 
     Args:
-        path: A file, or the directory of a `vernal.Checkpoints`.
-        like: A model of the same structure, such as a new one. It stays as it is; the returned
-            model has other arrays. Of an array, its shape and dtype are enough: what
-            `eqx.filter_eval_shape` returns will do.
+        path: A file of the format safetensors; the directory of a `vernal.Checkpoints`, for the
+            newest good checkpoint; or the directory of one checkpoint, such as `"runs/sine/3"`.
+        like: What was saved, with the same structure, such as a new model. Of a run, any of its
+            model, the pair `(model, model_state)`, the `eqx.nn.State`, and the `TrainState`. It
+            stays as it is; what is returned has other arrays. Of an array, its shape and dtype are
+            enough: what `eqx.filter_eval_shape` returns will do.
         keep: Names of parts that stay as they are in `like`, such as `"head"` or `"layers.3"`: for
             example a new head on a trained body.
+        names: The names that another program's file has: a dict from the names of `like`'s arrays,
+            such as `{"layers.0.weight": "fc1.weight"}`, for those that differ; or a function of
+            such a name. What else the file holds is left out. By default, the file has the names
+            and the arrays of `like`, and no others.
+        cast: Whether to convert floats to the float dtype that `like` has. By default, dtypes must
+            be equal.
 
     Returns:
-        The model, with its arrays on the devices of those in `like`.
+        What was saved, with its arrays on the devices of those in `like`.
 
     Raises:
-        ArgumentError: If `path` is not a path, or `keep` names a part without arrays.
-        CheckpointError: If the file is missing or damaged, or an array is missing, not needed, or
-            has another shape or dtype. The message names it.
+        ArgumentError: If `path` is not a path, or `keep` or `names` name what is not in `like`.
+        CheckpointError: If the file is missing or damaged, or an array is missing, not needed, has
+            another shape or dtype, or values that a cast loses. The message names it.
         MissingExtraError: If safetensors, or Orbax for a directory, is not installed.
     """
     path = errors.checked_path("path", path)
-    arrays = named_arrays(like)
+    template: Any = replace(like, data_state=None) if isinstance(like, TrainState) else like
+    arrays = named_arrays(template)
     parts = (keep,) if isinstance(keep, str) else tuple(keep)
-    for part in parts:
+    renamed = names if isinstance(names, Mapping) else {}
+    for argument, part in [*(("keep", part) for part in parts), *(("names", n) for n in renamed)]:
         if len(_without(arrays, [part])) == len(arrays):
             raise errors.ArgumentError(
-                f"keep names {part!r}, and the model has no arrays there; it has "
+                f"{argument} names {part!r}, and the model has no arrays there; it has "
                 f"{', '.join(list(arrays)[:5])}."
             )
 
     try:
-        read = _read_directory(path) if path.is_dir() else _read_file(path)
+        if path.is_dir():
+            read, template = _read_run(path, template)
+        else:
+            read = _read_file(path)
     except errors.VernalError:
         raise
     except FileNotFoundError as error:
-        raise errors.CheckpointError(f"there is no file {path}.") from error
+        raise errors.CheckpointError(f"there is no file {shown(path)}.") from error
     except Exception as error:
         raise errors.CheckpointError(
-            f"{path} is damaged, or vernal.save did not write it: {errors.first_line(error)}."
+            f"{shown(path)} is damaged, or no file of arrays: {errors.first_line(error)}."
         ) from error
 
-    values = _without(read, parts)
-    fix = 'Pass a model with the structure of the saved one, or keep parts of it: keep="...".'
-    check_alike(values, _without(arrays, parts), where=str(path), fix=fix)
-    return with_arrays(like, values)
+    def name_in_file(name: str) -> str:
+        return names(name) if callable(names) else renamed.get(name, name)
+
+    needed = _without(arrays, parts)
+    in_file = {name: name_in_file(name) for name in needed}
+    values = _without(read, parts) if names is None else {}
+    values |= {name: read[there] for name, there in in_file.items() if there in read}
+    if cast:
+        values |= {
+            name: _cast(name, values[name], needed[name]) for name in needed if name in values
+        }
+
+    fix = 'Pass what was saved; or keep parts of it: keep="..."; or convert floats: cast=True.'
+    missing = [there for there in in_file.values() if there not in read]
+    if missing:
+        close = difflib.get_close_matches(missing[0], read, n=5, cutoff=0.4) or list(read)[:5]
+        fix = f"There is no {missing[0]}; there is {', '.join(close)}.\n  {fix}"
+    check_alike(values, needed, where=shown(path), fix=fix)
+    return with_arrays(template, values)
 
 
-def _read_file(path: Path) -> dict[str, np.ndarray]:
-    with _safetensors().safe_open(path, framework="numpy") as file:
-        digests = json.loads((file.metadata() or {})[_DIGESTS])
-        values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    for name, value in values.items():
-        if digest(value) != digests[name]:
+def _read_file(path: Path) -> dict[str, Any]:
+    """Read the arrays of a file by name."""
+    safetensors = _safetensors()
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        values = {name: file.get_tensor(name) for name in kinds if kinds[name] not in _FLOAT8}
+    if len(values) < len(kinds):
+        for name, each in safetensors.deserialize(path.read_bytes()):
+            if name not in values:
+                values[name] = np.array(memoryview(each["data"])).view(_FLOAT8[kinds[name]])
+                values[name] = values[name].reshape(each["shape"])
+
+    # A file that another program wrote has no digests.
+    for name, expected in json.loads(metadata.get(_DIGESTS, "{}")).items():
+        if digest(values[name]) != expected:
             raise Damaged(f"{name} is not what was written")
+    for name, dtype in json.loads(metadata.get(_DTYPES, "{}")).items():
+        values[name] = viewed(values[name], values[name].shape[:-1], dtype)
     return values
 
 
-def _read_directory(path: Path) -> dict[str, np.ndarray]:
-    found = newest_good(path, read_model, rename_damaged=False)
+def _read_run(path: Path, like: Any) -> tuple[dict[str, Any], Any]:
+    """Read those arrays of a checkpoint that `like` has, by their names in it.
+
+    Returns:
+        The arrays; and `like`, of a `TrainState` with the data loader's state.
+    """
+    read = functools.partial(read_state, with_loader=isinstance(like, TrainState))
+    is_checkpoint = (path / "description").is_dir()
+    found = (path, read(path)) if is_checkpoint else newest_good(path, read, rename_damaged=False)
     if found is None:
-        raise errors.CheckpointError(f"there is no checkpoint in {path}.")
-    _, model = found
-    return model
+        raise errors.CheckpointError(f"there is no checkpoint in {shown(path)}.")
+
+    _, (state, data_state) = found
+    if isinstance(like, TrainState):
+        return state, replace(like, data_state=data_state)
+    model, model_state = within(state, "model"), within(state, "model_state")
+    if isinstance(like, eqx.nn.State):
+        return model_state, like
+    if model_state and isinstance(like, tuple) and len(like) == 2:
+        parts = enumerate((model, model_state))
+        named = {f"{i}.{name}": array for i, part in parts for name, array in part.items()}
+        return named, like
+    if model_state:
+        warnings.warn(
+            f"{shown(path)} holds a model_state, too, such as what BatchNorm has learned; it is "
+            "left out.\n  Pass the pair (model, model_state) as like.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return model, like
+
+
+def _cast(name: str, values: Any, like: Any) -> Any:
+    """Return stored floats in the dtype of an array of floats; anything else as it is."""
+    if not all(jnp.issubdtype(each.dtype, jnp.floating) for each in (values, like)):
+        return values
+    with np.errstate(over="ignore"):
+        made = values.astype(like.dtype)
+    lost = np.isfinite(values) & ~np.isfinite(made)
+    if lost.any():
+        raise errors.CheckpointError(
+            f"{name} has {values[lost][0]}, which is too large for {like.dtype}."
+            f"\n  Pass a model of {values.dtype}."
+        )
+    return made
 
 
 def _without(named: dict[str, Any], parts: Iterable[str]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def as_arrays(
     flat, treedef = jax.tree_util.tree_flatten_with_path(data, is_leaf=is_list)
     if not flat:
         raise DataError(f"{name} has no arrays in it: {data!r}.\n  Pass (x, y).")
-    leaves = {name_of(name, data, path): leaf for path, leaf in flat}
+    leaves = {leaf_name(name, data, path): leaf for path, leaf in flat}
     arrays = {each: _as_array(each, leaf, files) for each, leaf in leaves.items()}
     tree = jax.tree.unflatten(treedef, arrays.values())
 
@@ -128,7 +128,7 @@ def _check_no_dataset(name: str, leaf: Any) -> None:
         )
 
 
-def name_of(name: str, data: PyTree, path: tuple) -> str:
+def leaf_name(name: str, data: PyTree, path: tuple) -> str:
     """Name a leaf as a user would: x, y, sample_weight, or its path in the argument."""
     if name in ("data", "validation_data") and type(data) is tuple and len(data) in (2, 3):
         return PARTS[path[0].idx] + jax.tree_util.keystr(path[1:])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vernal._training.state import TrainState
-from vernal.errors import CheckpointError
+from vernal.errors import CheckpointError, shown
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,10 @@ class RunState:
         state: The state after the last recorded step.
         began: The step, epoch and batch that the run began with.
         first_epoch: Number of the epoch that the run began in.
+        last_epoch: Number of the epoch that the run was to end before.
         batching: How the data is cut into batches, by the names that users know, such as
             `"batch_size"`. A resumed run must cut it in the same way.
+        made_of: What `fingerprint` returned.
         record: What `Recorder.kept` returned.
         callbacks: The class's name and the `state_dict()` of each callback that has one.
         pending: Whether the last epoch still waits for its validation and its callbacks.
@@ -28,7 +30,9 @@ class RunState:
     state: TrainState
     began: tuple[int, int, int]
     first_epoch: int
+    last_epoch: int
     batching: dict[str, Any]
+    made_of: dict[str, str]
     record: dict[str, Any]
     callbacks: list[tuple[str, Any]]
     pending: bool
@@ -126,7 +130,7 @@ def check_same_run(
     saved: RunState,
     batching: dict[str, Any],
     callback_names: Sequence[str],
-    path: Path | None,
+    path: Path,
 ) -> None:
     """Check that a run cuts its data, and keeps its callbacks, as the saved run did.
 
@@ -145,7 +149,7 @@ def check_same_run(
     for name, value in before.items():
         if now[name] != value:
             raise CheckpointError(
-                f"the run in {path} was trained with {name} = {value!r}; now it is "
+                f"the run in {shown(path)} was trained with {name} = {value!r}; now it is "
                 f"{now[name]!r}.\n  Resume it with {name} as before, or pass another directory "
                 "for a new run."
             )

@@ -60,6 +60,8 @@ class TrainingRun:
     Attributes:
         step: Number of steps made.
         pass_length: Batches in a pass over the data; `None` if it is not known.
+        is_between_steps: Whether state, step and place in the data belong together: an interrupt
+            may have come between.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class TrainingRun:
             wanted = min(state_bytes / _STATE_BYTES_PER_SECOND, _MOST_SECONDS)
             self._chunk_seconds = max(self._chunk_seconds, wanted)
         self._next_steps = _FIRST_STEPS  # in the next chunk
+        self.is_between_steps = True
         # Arrays that are not finite from the start, such as masks, are meant so.
         self._finite = np.asarray(nonfinite.finite_arrays(changing)) if rewinds else np.empty(0)
 
@@ -165,7 +168,7 @@ class TrainingRun:
             if failure is not None:
                 raise failure
 
-    def _start_chunk(self, until_epoch: int, calls: list[Measurements]) -> Exception | None:
+    def _start_chunk(self, until_epoch: int, calls: list[Measurements]) -> BaseException | None:
         """Queue a chunk's calls, and add them to a list.
 
         Returns:
@@ -178,9 +181,11 @@ class TrainingRun:
         passed_bytes = 0
         while left > 0 and passed_bytes < limits.chunk_bytes and self.epoch < until_epoch:
             if self._cursor == self._superbatch.stop:
-                self._superbatch = self._following or next(self._superbatches)
-                self._following = None
+                following = self._following or next(self._superbatches)
+                self.is_between_steps = False
+                self._superbatch, self._following = following, None
                 self._cursor = self._superbatch.start
+            self.is_between_steps = False
             superbatch, cursor, first_step = self._superbatch, self._cursor, self.step
             to_epoch = self._epochs.steps_until(until_epoch, first_step, superbatch, cursor)
             steps = min(left, superbatch.stop - cursor, to_epoch, superbatch.capacity)
@@ -192,13 +197,14 @@ class TrainingRun:
             calls[-1] = replace(call, measured=measured)
             self.step += steps
             self._cursor += steps
+            self.is_between_steps = True
             left -= steps
 
             if self._cursor == superbatch.stop and self.epoch < until_epoch:
                 # The next superbatch is gathered here, while the device trains on this one.
                 try:
                     self._following = next(self._superbatches)
-                except Exception as failure:
+                except (Exception, KeyboardInterrupt) as failure:
                     return failure
                 passed_bytes += superbatch.nbytes
             if time.perf_counter() - began > self._chunk_seconds:  # the data takes long to read

@@ -1,7 +1,8 @@
 """The record of a run: plain NumPy."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ class History:
             if the optimizer's state shows it, as with `optax.inject_hyperparams`.
         epochs: name -> an array with one value for each epoch that the run completed: the averages
             of `steps` over the epoch's examples, and the validation's results as `"val_loss"`, ...;
-            `nan` where an epoch was not validated. A dict that `pandas.DataFrame` takes.
+            `nan` where an epoch did not measure one. A dict that `pandas.DataFrame` takes.
         seconds: How long the run took, compilation included.
     """
 
@@ -42,7 +43,7 @@ class History:
     def __repr__(self) -> str:
         losses = self.steps.get("loss", np.empty(0))
         epochs = len(self.epochs.get("loss", ()))
-        parts = [_counted(epochs, "epoch"), _counted(len(losses), "step")]
+        parts = [counted(epochs, "epoch"), counted(len(losses), "step")]
         for name, values in (self.epochs if epochs else self.steps).items():
             if name.startswith("val_"):  # nan where it was not measured
                 values = values[~np.isnan(values)]
@@ -51,7 +52,7 @@ class History:
         return f"History({', '.join(parts)}, {self.seconds:.2f} s)"
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -93,12 +94,15 @@ class Recorder:
         self.steps = 0
         self.epochs = 0
         # Of the epoch under way: what its steps measured, and their weights.
-        self._under_way: list[tuple[dict[str, np.ndarray], dict[str, PyTree], np.ndarray]] = []
+        self._under_way: list[_Measured] = []
+        self._unaveraged: list[Measurements] = []  # which the epochs do not have yet
+        self._names: Iterable[str] = ()  # what is measured now
 
     @property
     def latest(self) -> dict[str, float]:
         """The averages of the last completed epoch, with its validation's results."""
-        latest = {name: float(values[-1]) for name, values in self._epoch_values[-1].items()}
+        averages = self._epoch_values[-1]
+        latest = {name: float(averages.get(name, [np.nan])[-1]) for name in self._names}
         if self._validated and self._validated[-1] == self.epochs:
             latest |= {f"val_{name}": value for name, value in self._validations[-1].items()}
         return latest
@@ -106,13 +110,26 @@ class Recorder:
     def add(self, chunk: list[Measurements]) -> None:
         """Add what the steps of a chunk measured."""
         for call in chunk:
+            self._names = call.measured.info
             self._step_values.append(call.measured.info)
             self.steps += call.steps
-            if call.steps:
-                self._average(call)
+        self._unaveraged += [call for call in chunk if call.steps]
+        while self._unaveraged:
+            # A metric's own code may be interrupted here, and is called again.
+            under_way, means = self._averaged(self._unaveraged[0])
+            ended = len(self._unaveraged.pop(0).epoch_ends)
+            self._under_way = under_way
+            self._epoch_values += means
+            self.epochs += ended
 
-    def _average(self, call: Measurements) -> None:
-        """Average what the steps of a call measured over each epoch that ends with one of them."""
+    def _averaged(
+        self, call: Measurements
+    ) -> tuple[list["_Measured"], list[dict[str, np.ndarray]]]:
+        """Average what the steps of a call measured over each epoch that ends with one of them.
+
+        Returns:
+            What was measured of the epoch under way; and the averages of the epochs, if any.
+        """
         measured = call.measured
         weights = measured.weight
         if weights is None:
@@ -120,41 +137,42 @@ class Recorder:
 
         # What the epoch under way has measured comes first; what follows the last end is left over.
         ends = call.epoch_ends
-        part = (measured.info, measured.averages, np.asarray(weights, np.float64))
+        values = {name: (each, measured.averages.get(name)) for name, each in measured.info.items()}
+        weights = np.asarray(weights, np.float64)
+        part = values, weights
         if not len(ends):
-            self._under_way.append(part)
-            return
+            return [*self._under_way, part], []
 
-        before = sum(len(weights) for _, _, weights in self._under_way)
-        info, averages, weights = jax.tree.map(
-            lambda *parts: np.concatenate(parts), *self._under_way, part
-        )
+        before = sum(len(weights) for _, weights in self._under_way)
+        parts, unmeasured = [part], []
+        for earlier in reversed(self._under_way):
+            aligned, names = _aligned(earlier, part)
+            parts.insert(0, aligned)
+            unmeasured += names
+        whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
         bounds = np.concatenate([[0], before + ends])
-        rest = slice(bounds[-1], len(weights))
-        self._under_way = []
-        if rest.start < rest.stop:
-            self._under_way = [jax.tree.map(lambda x: x[rest], (info, averages, weights))]
-        self._end_epochs(info, averages, weights, bounds)
+        means = self._means(whole, bounds)
+        for name in unmeasured:  # by a part of the epoch, which then has no value
+            means[name][0] = np.nan
+        left = jax.tree.map(lambda x: x[bounds[-1] :], whole)
+        return [left] if len(left[1]) else [], [means]
 
-    def _end_epochs(
-        self,
-        info: dict[str, np.ndarray],
-        averages: dict[str, PyTree],
-        weights: np.ndarray,
-        bounds: np.ndarray,
-    ) -> None:
+    def _means(self, measured: "_Measured", bounds: np.ndarray) -> dict[str, np.ndarray]:
         """Average what steps measured, between each two bounds the steps of one epoch."""
+        by_name, weights = measured
         starts, end = bounds[:-1], bounds[-1]
         if len(starts) == end:  # a step is an epoch, and its own average
-            means = {name: values[:end].astype(np.float64) for name, values in info.items()}
+            means = {name: each[:end].astype(np.float64) for name, (each, _) in by_name.items()}
         else:
             totals = np.add.reduceat(weights[:end], starts)
             divisors = np.where(totals == 0, 1, totals)
             means = {
-                name: np.add.reduceat(values[:end] * weights[:end], starts) / divisors
-                for name, values in info.items()
+                name: np.add.reduceat(each[:end] * weights[:end], starts) / divisors
+                for name, (each, _) in by_name.items()
             }
-        for name, parts in averages.items():
+        for name, (_, parts) in by_name.items():
+            if parts is None:
+                continue
             values = [
                 combine_batches(
                     self._metrics[name],
@@ -164,8 +182,7 @@ class Recorder:
                 for start, stop in pairwise(bounds)
             ]
             means[name] = np.array(values, float)
-        self._epoch_values.append(means)
-        self.epochs += len(starts)
+        return means
 
     def add_validation(self, results: dict[str, float]) -> None:
         """Add what validation measured at the end of the last completed epoch."""
@@ -181,28 +198,26 @@ class Recorder:
             "validations": self._validations,
             "validated": self._validated,
             "under_way": [
-                (info, jax.tree.leaves(averages), weights)
-                for info, averages, weights in self._under_way
+                ({name: jax.tree.leaves(tree) for name, tree in measured.items()}, weights)
+                for measured, weights in self._under_way
             ],
             "seconds": self._seconds + seconds,
         }
 
-    def restore(self, kept: dict[str, Any], averages: Any) -> None:
+    def restore(self, kept: dict[str, Any], names: Iterable[str]) -> None:
         """Go on from what `kept` returned.
 
         Args:
             kept: What `kept` returned.
-            averages: The structure of what the metrics that are not averages are made from.
+            names: What is measured now, validation aside: it need not be what was measured before.
         """
+        self._names = names
         self._step_values = [kept["steps"]] if kept["steps"] else []
         self._epoch_values = [kept["epochs"]] if kept["epochs"] else []
         self.steps = len(kept["steps"].get("loss", ()))
         self.epochs = kept["completed"]
         self._validations, self._validated = kept["validations"], kept["validated"]
-        self._under_way = [
-            (info, averages.unflatten(leaves), weights)
-            for info, leaves, weights in kept["under_way"]
-        ]
+        self._under_way = kept["under_way"]
         self._seconds = kept["seconds"]
 
     def history(self, seconds: float) -> History:
@@ -216,8 +231,34 @@ class Recorder:
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Join arrays by name; the loss comes first."""
-    if not parts:
-        return {}
-    names = sorted(parts[0], key=lambda name: name != "loss")
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+    """Join arrays by name, the loss first; NaN stands for what a part does not have."""
+    names = sorted(dict.fromkeys(chain(*parts)), key=lambda name: name != "loss")
+
+    def of_part(part: dict[str, np.ndarray], name: str) -> np.ndarray:
+        return part[name] if name in part else np.full(len(part["loss"]), np.nan)
+
+    return {name: np.concatenate([of_part(part, name) for part in parts]) for name in names}
+
+
+# What steps measured: by name the values, with the parts of a metric that is no average; and the
+# steps' weights.
+_Measured = tuple[dict[str, tuple[np.ndarray, PyTree]], np.ndarray]
+
+
+def _aligned(earlier: _Measured, later: _Measured) -> tuple[_Measured, list[str]]:
+    """Return what earlier steps measured in the structure of later ones.
+
+    Returns:
+        NaN stands for what the earlier steps did not measure, or not in the same way; and the names
+        of this.
+    """
+    measured, weights = earlier
+    aligned, unmeasured = {}, []
+    for name, tree in later[0].items():
+        leaves, structure = jax.tree.flatten(tree)
+        found = jax.tree.leaves(measured.get(name))
+        if [leaf.shape[1:] for leaf in found] != [leaf.shape[1:] for leaf in leaves]:
+            found = [np.full((len(weights), *leaf.shape[1:]), np.nan) for leaf in leaves]
+            unmeasured.append(name)
+        aligned[name] = structure.unflatten(found)
+    return (aligned, weights), unmeasured

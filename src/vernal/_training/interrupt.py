@@ -3,7 +3,11 @@
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from vernal.errors import shown
 
 
 class Interrupt:
@@ -24,6 +28,7 @@ class Interrupt:
         self._signals = [signal.SIGINT, signal.SIGTERM] if saves else [signal.SIGINT]
         self._previous: dict[int, Any] = {}
         self._terminated = False
+        self._again = False  # whether a callback was interrupted once the run was to end
         self.requested = False
 
     def __enter__(self) -> "Interrupt":
@@ -42,16 +47,28 @@ class Interrupt:
         # One that came another way, from a callback say, ends the run like a first one.
         is_first = kind is KeyboardInterrupt and not self.requested
         self.requested |= is_first
+        if kind is None and self._again:
+            raise KeyboardInterrupt
         return is_first
 
-    def report(self, steps: int, checkpoints: Any) -> None:
+    def held(self, callback: Callable, epoch: Any) -> Any:
+        """Call a callback. An interrupt in it ends the run once the others have seen the epoch."""
+        try:
+            return callback(epoch)
+        except KeyboardInterrupt:
+            self._again |= self.requested
+            self.requested = True
+            return None
+
+    def report(self, steps: int, saved_steps: int, checkpoints: Path | None) -> None:
         """Print that the run was interrupted after so many steps, if it was."""
         if not self.requested:
             return
         if checkpoints is None:
             kept = "fit returns the state and the history so far"
         else:
-            kept = f"the same script resumes from {checkpoints}"
+            place = "" if steps == saved_steps else f" after step {saved_steps:,}"
+            kept = f"the same script resumes{place} from {shown(checkpoints)}"
         print(f"Interrupted after {steps:,} steps: {kept}.", file=sys.stderr)
 
     def end_process(self) -> None:

@@ -24,6 +24,7 @@ from vernal._training import checks, evaluate, fit, preflight
 from vernal._training.checkpointer import Checkpointing, NoCheckpoints
 from vernal._training.chunks import TrainingRun
 from vernal._training.compiled_loop import step_by_loop
+from vernal._training.fingerprint import fingerprint
 from vernal._training.history import Epoch, History, Recorder
 from vernal._training.interrupt import Interrupt
 from vernal._training.objective import Objective
@@ -301,8 +302,13 @@ class Trainer:
                 "batch_size": batch_size,
                 "shuffle": shuffle,
                 "steps_per_epoch": steps_per_epoch,
+                "key": str(jax.random.key_impl(start.key)),
             }
-            saving = fit.Saving(checkpointer, start, batching)
+            made_of = None
+            if checkpoints is not None:
+                validation = None if held_out is None else held_out.source
+                made_of = fingerprint(objective, start, checked.source, validation)
+            saving = fit.Saving(checkpointer, start, batching, made_of)
             state = saving.state
             names = checks.recorded_names(checked.measured, state, validates=held_out is not None)
             callbacks = _arguments.checked_callbacks(callbacks, names)
@@ -315,17 +321,18 @@ class Trainer:
                 every_steps=checkpointer.every_steps,
             )
             recorder = Recorder(objective.metrics)
-            saving.begin(run, recorder, callbacks, jax.tree.structure(checked.measured.averages))
-            last_epoch = saving.first_epoch + epochs
+            measured = preflight.recorded_names(checked.measured, state, validates=False)
+            saving.begin(run, recorder, callbacks, epochs=epochs, names=measured)
 
-            bar = Progress(progress, run.steps_until(last_epoch))
+            bar = Progress(progress, run.steps_until(saving.last_epoch))
             interrupt = Interrupt(saves=checkpointer.path is not None)
-            with fit.keeping_progress_in_errors(run, recorder, began), interrupt, bar:
+            keeping = fit.keeping_progress_in_errors(run, recorder, began)
+            with keeping, interrupt, fit.saving_when_interrupted(run, recorder, saving), bar:
                 fit.train(
                     run,
                     recorder,
                     saving,
-                    last_epoch=last_epoch,
+                    last_epoch=saving.last_epoch,
                     validate=fit.validator(objective, run, held_out, self.eval_model),
                     validate_every=validate_every,
                     callbacks=callbacks,
@@ -333,7 +340,7 @@ class Trainer:
                     interrupt=interrupt,
                 )
 
-        interrupt.report(recorder.steps, checkpointer.path)
+        interrupt.report(recorder.steps, saving.saved_steps, checkpointer.path)
         interrupt.end_process()
         state = fit.finished(run.state_until_next_chunk(), callbacks)
         return state, recorder.history(time.perf_counter() - began)

@@ -17,7 +17,8 @@ class Callback(Protocol):
     - `finish(state)`: called at the end, also after Ctrl-C; returns the state for `fit` to return.
     - `monitor`: the name of a metric that the callback needs. `fit` checks it before training.
     - `state_dict()`: returns what a checkpoint saves of the callback.
-    - `load_state_dict(saved)`: called in place of `start()` when a saved run resumes.
+    - `load_state_dict(saved)`: called in place of `start()` when a saved run resumes; it may return
+      `True` to let a run go on that the callback had ended.
     """
 
     def __call__(self, epoch: Epoch, /) -> bool | None:

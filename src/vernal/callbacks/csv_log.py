@@ -6,7 +6,7 @@ import os
 from typing import Any, TextIO
 
 from vernal._training.history import Epoch
-from vernal.errors import ArgumentError, checked_path, unwritable
+from vernal.errors import ArgumentError, checked_path, shown, unwritable
 
 _FIRST_COLUMNS = ["epoch", "seconds"]
 
@@ -97,4 +97,4 @@ class CSVLog:
         return csv.DictWriter(file, self._columns, lineterminator="\n")
 
     def __repr__(self) -> str:
-        return f"CSVLog({str(self.path)!r}, append={self.append})"
+        return f"CSVLog({shown(self.path)!r}, append={self.append})"

@@ -29,9 +29,10 @@ class _AbstractWatcher:
         """Return what a resumed run needs to know of the run so far."""
         return {each.name: getattr(self, each.name) for each in self._found()}
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: dict[str, Any]) -> bool | None:
         """Continue from what `state_dict` returned."""
         vars(self).update(saved)
+        return None
 
     def _found(self) -> list[Field]:
         return [each for each in fields(cast(Any, self)) if not each.init]
@@ -98,6 +99,26 @@ class EarlyStopping(_AbstractWatcher):
         self.patience = whole_number("patience", self.patience, at_least=1)
         hint = "Try min_delta=0.0, where every improvement counts."
         check_finite("min_delta", self.min_delta, hint)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to know of the run so far, and the `min_delta` of it."""
+        return super().state_dict() | {"min_delta": self.min_delta}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> bool:
+        """Continue from what `state_dict` returned.
+
+        Returns:
+            Whether a run that was stopped is to go on: with more patience, or another `min_delta`,
+            by which epochs are counted anew.
+        """
+        min_delta = self.min_delta
+        super().load_state_dict(saved)
+        if self.min_delta != min_delta:
+            self.min_delta, self.waited = min_delta, 0
+        goes_on = self.stopped_epoch is not None and self.waited < self.patience
+        if goes_on:
+            self.stopped_epoch = None
+        return goes_on
 
     def __call__(self, epoch: Epoch) -> bool:
         """Look at an epoch, and return whether to stop."""

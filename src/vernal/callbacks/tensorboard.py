@@ -6,7 +6,7 @@ from typing import Any
 
 from vernal._training.history import Epoch
 from vernal._training.state import TrainState
-from vernal.errors import checked_path, optional_import, unwritable
+from vernal.errors import checked_path, optional_import, shown, unwritable
 
 
 class TensorBoard:
@@ -24,7 +24,7 @@ class TensorBoard:
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
-        self.directory = str(checked_path("directory", directory))
+        self.directory = checked_path("directory", directory)
         self._package = optional_import(
             "tensorboardX", user="callbacks.TensorBoard", extra="tensorboard"
         )
@@ -35,7 +35,7 @@ class TensorBoard:
         self._close()
         try:
             self._writer = self._package.SummaryWriter(
-                self.directory,
+                str(self.directory),
                 flush_secs=10,
                 # By itself, tensorboardX names two files of one second alike, and overwrites one.
                 filename_suffix=f".{time.time_ns()}",
@@ -62,4 +62,4 @@ class TensorBoard:
             self._writer = None
 
     def __repr__(self) -> str:
-        return f"TensorBoard({self.directory!r})"
+        return f"TensorBoard({shown(self.directory)!r})"
