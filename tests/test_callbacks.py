@@ -1,6 +1,7 @@
 """Callbacks do at the end of an epoch what they say, and no more."""
 
 import csv
+import dataclasses
 import math
 import os
 import re
@@ -8,16 +9,20 @@ import signal
 import struct
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
 import pytest
+from tensorboardX import RecordWriter
 from tensorboardX.proto import event_pb2
 
 import vernal
-from vernal import callbacks, losses, nn
+from vernal import callbacks, losses, metrics, nn
 
 NAN = math.nan
 MODEL = nn.Linear(1, 1, key=jax.random.key(0))
@@ -90,9 +95,23 @@ def test_early_stopping_stops_after_so_many_epochs_without_an_improvement(
         ("val_top_5_accuracy", "max"),
         ("r2", "max"),
         ("val_r2", "max"),
-        ("inaccuracy", "min"),
-        ("val_val_r2", "min"),
         ("stop_loss", "min"),
+        ("accuracy_loss", "min"),
+        ("error_rate", "min"),
+        ("val_cross_entropy", "min"),
+        ("val_perplexity", "min"),
+        ("WER", "min"),
+        ("val_acc", "max"),
+        ("val_AUC", "max"),
+        ("macro f1", "max"),
+        ("f1_score", "max"),
+        ("val_top5", "max"),
+        ("mIoU", "max"),
+        ("hits@10", "max"),
+        ("ndcg@10", "max"),
+        ("recall_of_class_3", "max"),
+        ("log_likelihood", "max"),
+        ("val_score", "max"),
     ],
 )
 def test_auto_goes_by_the_name(name, mode):
@@ -106,6 +125,21 @@ def test_auto_goes_by_the_name(name, mode):
     for one in epochs(better, name):
         best(one)
     assert (best.best, best.epoch, best.mode) == (better[-1], 2, mode)
+
+
+UNCLEAR = ["inaccuracy", "learning_rate", "loss_scale", "val_accuracy_std", "brilliance_score"]
+
+
+@pytest.mark.parametrize("name", [*UNCLEAR, "negative_log_likelihood"])
+@pytest.mark.parametrize("make", [callbacks.EarlyStopping, callbacks.BestState])
+def test_auto_asks_where_a_name_does_not_tell(make, name):
+    assert make(name).mode == "auto"
+    with pytest.raises(vernal.ArgumentError) as caught:
+        make(name)(epoch(0, **{name: 1.0}))
+    assert f'{make.__name__}({name!r}, mode="max")' in str(caught.value)
+    chosen = make(name, mode="min")
+    chosen(epoch(0, **{name: 1.0}))
+    assert chosen.mode == "min" and chosen.best == 1.0
 
 
 def test_early_stopping_tells_how_it_stands_and_forgets_at_the_start():
@@ -181,7 +215,7 @@ def test_they_show_what_they_are(tmp_path, monkeypatch):
     assert stops(stopping, [0.5, 0.1, 0.1, 0.1], "val_r2") == 3
     assert repr(stopping) == (
         "EarlyStopping(monitor='val_r2', patience=3, min_delta=0.0, mode='max', best=0.5, "
-        "waited=3, stopped_epoch=3)"
+        "epoch=0, waited=3, stopped_epoch=3)"
     )
     best = callbacks.BestState()
     best(epoch(4, val_loss=0.25))
@@ -268,6 +302,18 @@ def test_csv_is_widened_by_what_is_measured_first_later(tmp_path, monkeypatch):
     assert read["epoch"].tolist() == [0, 1, 2, 3]
     np.testing.assert_array_equal(read["val_loss"], [NAN, 4.0, NAN, 2.0])
     np.testing.assert_array_equal(read['of "birds", ü'], [NAN, NAN, NAN, 1.0])
+
+
+def test_csv_has_a_column_for_each_metric_whatever_its_name(tmp_path):
+    names = ["loss", "epoch", "seconds", "metric epoch", "a,b", 'a"b']
+    log = callbacks.CSVLog(tmp_path / "log.csv")
+    log(epoch(7, **{name: float(i) for i, name in enumerate(names)}))
+    header, row = table(tmp_path / "log.csv")
+    assert len(set(header)) == len(header) == 2 + len(names)
+    assert row == ["7", "0.5", *(str(float(i)) for i in range(len(names)))]
+    callbacks.CSVLog(tmp_path / "log.csv", append=True)(epoch(8, epoch=9.0))
+    assert table(tmp_path / "log.csv")[0] == header
+    assert columns(tmp_path / "log.csv")["metric epoch"] == (1.0, 9.0)
 
 
 def test_csv_tells_nan_from_what_was_not_measured(tmp_path):
@@ -377,7 +423,30 @@ def test_tensorboard_has_the_metrics_by_epoch(tmp_path):
     board(epoch(8, loss=0.25, val_loss=2.0))
     assert board.finish(STATE) is STATE
     [events] = scalars(tmp_path / "new" / "runs")
-    assert events == [("loss", 7, 0.5), ("loss", 8, 0.25), ("val_loss", 8, 2.0)]
+    assert events == [("train/loss", 7, 0.5), ("train/loss", 8, 0.25), ("val/loss", 8, 2.0)]
+
+
+def test_tensorboard_has_a_tag_for_each_metric(tmp_path):
+    names = ["loss", "val_loss", "train/loss", "val/loss", "learning_rate", "a b", "a_b", "/loss"]
+    callbacks.TensorBoard(tmp_path)(epoch(0, **{name: float(i) for i, name in enumerate(names)}))
+    [events] = scalars(tmp_path)
+    tags = [tag for tag, _, _ in events]
+    assert tags[:2] == ["train/loss", "val/loss"] and tags[4] == "learning_rate"
+    assert len(set(tags)) == len(names)
+
+
+def test_tensorboard_has_tensorflows_format(tmp_path):
+    callbacks.TensorBoard(tmp_path / "runs")(epoch(3, loss=0.5, val_loss=2.0))
+    [file] = (tmp_path / "runs").iterdir()
+    assert "tfevents" in file.name  # what TensorBoard looks for
+    content, at = file.read_bytes(), 0
+    writer = RecordWriter(str(tmp_path / "again"))
+    while at < len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        writer.write(content[at + 12 : at + 12 + length])
+        at += length + 16
+    writer.close()
+    assert (tmp_path / "again").read_bytes() == content
 
 
 def test_tensorboard_adds_a_file_a_run(tmp_path):
@@ -386,19 +455,19 @@ def test_tensorboard_adds_a_file_a_run(tmp_path):
         board.start()
         board(epoch(run, loss=float(run)))
         board.finish(STATE)
-    assert scalars(tmp_path) == [[("loss", run, float(run))] for run in range(3)]
+    assert scalars(tmp_path) == [[("train/loss", run, float(run))] for run in range(3)]
 
 
 def test_tensorboard_needs_no_start_and_closes_what_a_run_that_raised_left(tmp_path):
     board = callbacks.TensorBoard(tmp_path)
     board(epoch(0, loss=1.0))
     board.start()
-    assert scalars(tmp_path)[0] == [("loss", 0, 1.0)]
+    assert scalars(tmp_path)[0] == [("train/loss", 0, 1.0)]
     board.finish(STATE)
     assert board.finish(STATE) is STATE
     board(epoch(1, loss=2.0))  # in a loop over `epochs`, nobody starts anything
     board.finish(STATE)
-    assert scalars(tmp_path) == [[("loss", 0, 1.0)], [], [("loss", 1, 2.0)]]
+    assert scalars(tmp_path) == [[("train/loss", 0, 1.0)], [], [("train/loss", 1, 2.0)]]
 
 
 def test_tensorboard_is_imported_only_when_used_and_says_what_is_missing(monkeypatch, tmp_path):
@@ -456,7 +525,8 @@ def test_fit_logs_what_the_history_has(tmp_path):
     [events] = scalars(tmp_path / "runs")
     for name, values in history.epochs.items():
         expected = [(i, np.float32(v)) for i, v in enumerate(values) if not math.isnan(v)]
-        assert [(step, value) for tag, step, value in events if tag == name] == expected
+        its_tag = {"loss": "train/loss", "val_loss": "val/loss"}[name]
+        assert [(step, value) for tag, step, value in events if tag == its_tag] == expected
 
 
 def test_a_callback_that_raises_leaves_the_state_usable(tmp_path):
@@ -480,6 +550,31 @@ def test_a_callback_that_raises_leaves_the_state_usable(tmp_path):
         np.testing.assert_array_equal(state.model.weight, whole.model.weight)
     steps = [[step for _, step, _ in events] for events in scalars(tmp_path / "runs")]
     assert steps == [[2, 3, 4], [5, 6, 7]]
+
+
+def test_logs_do_not_repeat_epochs_that_are_trained_again(tmp_path):
+    """Killed twice after the same checkpoint, with epochs in the logs that it does not have."""
+    checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None, every_epochs=2)
+
+    def run(dies):
+        def die(epoch):
+            if epoch.index == dies:
+                raise ConnectionError
+
+        logs = callbacks.CSVLog(tmp_path / "log.csv"), callbacks.TensorBoard(tmp_path / "runs")
+        return fit(*logs, die, epochs=8, checkpoints=checkpoints)
+
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            run(dies=4)
+        assert pd.read_csv(tmp_path / "log.csv")["epoch"].tolist() == [0, 1, 2, 3, 4]
+    _, history = run(dies=None)
+    read = columns(tmp_path / "log.csv")
+    assert read["epoch"] == tuple(range(8))
+    np.testing.assert_array_equal(read["loss"], history.epochs["loss"])
+    [events] = scalars(tmp_path / "runs")
+    expected = [("train/loss", i, np.float32(v)) for i, v in enumerate(history.epochs["loss"])]
+    assert events == expected
 
 
 # A step this long makes every epoch worse than the one before; or, from the solution, no better.
@@ -579,3 +674,237 @@ def test_fit_finds_a_monitor_that_is_not_measured_before_training(make):
     assert seen == []
     fit(seen.append, make(), validation_data=DATA)
     assert len(seen) == 6
+
+
+@pytest.mark.parametrize("make", [callbacks.EarlyStopping, callbacks.BestState])
+def test_fit_suggests_the_name_that_was_meant(make):
+    with pytest.raises(vernal.ArgumentError, match="Did you mean 'val_loss'"):
+        fit(make("val_los"), validation_data=DATA)
+    with pytest.raises(vernal.ArgumentError, match="Pass validation_data"):
+        fit(make())
+
+
+# --- Which values are best ---
+
+
+def falls(prediction, target):
+    return jnp.abs(prediction - target)
+
+
+class Rises(metrics.AbstractMetric):
+    """A metric of one's own, with a name of its own."""
+
+    best = "max"
+
+    def of_batch(self, prediction, target, weight):
+        return -jnp.mean(jnp.abs(prediction - target))
+
+    def value(self, mean, spread, total):
+        return mean
+
+
+MEASURED = {
+    "gain": metrics.r2,
+    "error": Rises(),
+    "accuracy": metrics.mean_absolute_error,
+    "mae": falls,
+    "unheard": falls,
+}
+MEASURING = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError(), metrics=MEASURED)
+
+
+def test_fit_knows_a_metric_by_itself_and_else_by_its_name():
+    best = {name: callbacks.BestState(f"val_{name}") for name in MEASURED if name != "unheard"}
+    MEASURING.fit(MODEL, DATA, epochs=3, validation_data=DATA, callbacks=best.values())
+    modes = {name: callback.mode for name, callback in best.items()}
+    assert modes == {"gain": "max", "error": "max", "accuracy": "min", "mae": "min"}
+    assert {callback.epoch for callback in best.values()} == {2}  # each gets better and better
+
+
+def test_fit_asks_for_a_mode_that_it_does_not_know_before_training():
+    seen = []
+    with pytest.raises(vernal.ArgumentError, match=r"'unheard', mode=\"max\"\), or mode=\"min\""):
+        chosen = [seen.append, callbacks.EarlyStopping("unheard")]
+        MEASURING.fit(MODEL, DATA, epochs=3, callbacks=chosen)
+    assert seen == []
+    best = callbacks.BestState("error", mode="min")  # the user's word counts
+    MEASURING.fit(MODEL, DATA, epochs=3, callbacks=[best])
+    assert (best.mode, best.epoch) == ("min", 0)
+
+
+def test_accuracies_rise_under_any_name():
+    trainer = vernal.Trainer(
+        optax.sgd(0.1),
+        losses.CrossEntropy(),
+        metrics={"loss_a": metrics.accuracy, "b": metrics.top_k(2)},
+    )
+    data = X, (X[:, 0] > 0).astype(int)
+    best = [callbacks.BestState(name) for name in ("loss_a", "val_b")]
+    model = nn.Linear(1, 3, key=jax.random.key(0))
+    trainer.fit(model, data, epochs=0, validation_data=data, callbacks=best)
+    assert [callback.mode for callback in best] == ["max", "max"]
+
+
+# --- What callbacks measure ---
+
+
+def extra(epoch):
+    """A metric of a callback's own: best in the epoch with index 2."""
+    epoch.metrics["val_f1"] = jnp.float32(1 - abs(epoch.index - 2) / 10)
+
+
+def test_a_callbacks_metric_is_monitored_logged_and_recorded(tmp_path):
+    log, board = callbacks.CSVLog(tmp_path / "log.csv"), callbacks.TensorBoard(tmp_path / "runs")
+    best, stopping = callbacks.BestState("val_f1"), callbacks.EarlyStopping("val_f1", 2)
+    state, history = fit(extra, best, stopping, log, board, epochs=20)
+    assert int(state.epoch) == 3 and best.best == np.float32(1)
+    expected = np.array([0.8, 0.9, 1.0, 0.9, 0.8], np.float32)
+    np.testing.assert_array_equal(history.epochs["val_f1"], expected)
+    np.testing.assert_array_equal(columns(tmp_path / "log.csv")["val_f1"], expected)
+    [events] = scalars(tmp_path / "runs")
+    assert [value for tag, _, value in events if tag == "val/f1"] == expected.tolist()
+
+
+def test_what_a_callback_measures_now_and_then_is_nan_else():
+    def second(epoch):
+        if epoch.index % 2 == 0:
+            epoch.metrics["own"] = 3.0
+        epoch.metrics["loss"] = 0.0  # what the run measures stays in the record
+
+    best = callbacks.BestState("own", mode="max")
+    _, history = fit(second, best, epochs=4, validation_data=DATA, validate_every=3)
+    np.testing.assert_array_equal(history.epochs["own"], [3, NAN, 3, NAN])
+    assert list(np.isfinite(history.epochs["val_loss"])) == [False, False, True, False]
+    assert (history.epochs["loss"] > 0).all() and best.epoch == 0
+
+
+def test_what_a_callback_measures_is_resumed(tmp_path):
+    whole = fit(extra, epochs=5)[1].epochs["val_f1"]
+    for epochs in (2, 5):
+        _, history = fit(extra, epochs=epochs, checkpoints=vernal.Checkpoints(tmp_path))
+    np.testing.assert_array_equal(history.epochs["val_f1"], whole)
+
+
+def test_the_order_of_callbacks_matters_and_fit_says_so():
+    seen = []
+    with pytest.raises(
+        vernal.ArgumentError, match=r"callback before it .*\s*epoch.metrics\['val_f1'\]"
+    ):
+        fit(seen.append, callbacks.BestState("val_f1"), extra)
+    assert seen == []
+    # A function before it may measure anything: only an epoch tells.
+    with pytest.raises(vernal.ArgumentError, match="Did you mean 'val_f1'") as caught:
+        fit(extra, callbacks.BestState("val_f2"), epochs=5)
+    kept = vars(caught.value)
+    assert int(kept["state"].epoch) == len(kept["history"].epochs["loss"]) == 1
+    fit(extra, callbacks.BestState("val_loss"), validation_data=DATA, validate_every=2)
+
+
+# --- Answers ---
+
+
+@pytest.mark.parametrize(
+    "yes", [True, np.True_, np.array(True), np.array([True]), jnp.array(True), 1]
+)
+def test_each_kind_of_truth_ends_the_run(yes):
+    assert int(fit(lambda epoch: yes)[0].epoch) == 1
+
+
+@pytest.mark.parametrize("no", [False, None, np.False_, jnp.array(False), 0])
+def test_each_kind_of_falsehood_does_not(no):
+    assert int(fit(lambda epoch: no, epochs=2)[0].epoch) == 2
+
+
+@pytest.mark.parametrize("answer", ["stop", 0.5, {"stop": True}, 57, np.array([True, False])])
+def test_another_answer_is_ignored_by_name(answer):
+    def wordy(epoch):
+        return answer
+
+    with pytest.warns(UserWarning, match="the function wordy returned .* only True ends the run"):
+        assert int(fit(wordy, epochs=2)[0].epoch) == 2
+
+
+# --- Hooks ---
+
+
+class Finishing:
+    """A callback whose `finish` does as it is told."""
+
+    def __init__(self, finish):
+        self.finish = finish
+
+    def __call__(self, epoch):
+        pass
+
+
+def test_a_finish_that_returns_nothing_leaves_the_state():
+    seen = []
+    state, _ = fit(Finishing(seen.append), Finishing(seen.append), epochs=2)
+    assert seen == [state, state] and int(state.epoch) == 2
+
+
+def test_a_finish_that_raises_or_returns_something_else_keeps_state_and_history():
+    def broken(state):
+        raise ConnectionError("the server is gone")
+
+    best = callbacks.BestState("loss")
+    wrong = Finishing(lambda state: state.model)
+    for last, kind in ((Finishing(broken), ConnectionError), (wrong, vernal.ArgumentError)):
+        with pytest.raises(kind) as caught:
+            DIVERGING.fit(MODEL, DATA, epochs=3, callbacks=[best, last])
+        assert vars(caught.value)["state"] is best.state  # as the callback before it wanted it
+        assert len(vars(caught.value)["history"].epochs["loss"]) == 3
+
+
+@dataclasses.dataclass
+class Dated:
+    """Has fields that are called as hooks are, and are none."""
+
+    start: float = 0.0
+    monitor: int = 3
+    seen: int = 0
+
+    def __call__(self, epoch):
+        self.seen += 1
+
+    @property
+    def finish(self):
+        return self.seen > 1
+
+
+class Torchlike(eqx.Module):
+    """A callable with half of two hooks."""
+
+    weight: jax.Array
+
+    def __call__(self, epoch):
+        pass
+
+    def state_dict(self):
+        raise AssertionError("asked for half a hook")
+
+
+def test_only_what_can_be_called_and_is_complete_is_a_hook(tmp_path):
+    mock, dated = Mock(return_value=None), Dated()
+    state, _ = fit(mock, dated, Torchlike(jnp.ones(2)), checkpoints=vernal.Checkpoints(tmp_path))
+    assert int(state.epoch) == mock.call_count == dated.seen == 6
+    called = {name for name, *_ in mock.mock_calls}
+    assert called.isdisjoint({"start", "finish", "state_dict", "load_state_dict"})
+
+
+class Kerasish:
+    def on_epoch_end(self, epoch, logs=None):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("callback", "match"),
+    [
+        (Kerasish(), r"a Kerasish; .*\s*Write __call__\(self, epoch\) in place of on_epoch_end"),
+        (callbacks.EarlyStopping, r"the class EarlyStopping; .*\s*Try EarlyStopping\(\)"),
+        (lambda epoch, logs: None, r"the function <lambda>; a callable callback\(epoch\)"),
+    ],
+)
+def test_what_is_no_callback_is_refused_with_a_hint(callback, match):
+    with pytest.raises(vernal.ArgumentError, match=match):
+        fit(callback)

@@ -1,6 +1,10 @@
 """The record of a run against averages by hand, and what can be made of it."""
 
+import base64
+import re
+import sys
 import tracemalloc
+from xml.etree import ElementTree
 
 import equinox as eqx
 import jax
@@ -283,6 +287,64 @@ def test_a_real_run_in_words(data):
     assert first != last
 
 
+# ----- in a notebook
+
+
+def test_a_notebook_shows_a_picture_and_a_table():
+    figures = plt.get_fignums()
+    history = record(
+        [1],
+        loss=[4, 2, 1],
+        **{"val_accuracy": [0.5, np.nan, 0.25], "a<b": [3, 2, 1], "val_loss": [np.nan] * 3},
+    )
+    shown = history._repr_html_()
+    assert plt.get_fignums() == figures  # else the notebook would show it twice
+    png = base64.b64decode(re.findall('src="data:image/png;base64,(.*?)"', shown)[0])
+    assert png.startswith(b"\x89PNG") and len(png) < 60_000
+    [table] = re.findall("<table>.*</table>", shown)
+    rows = [[cell.text or "" for cell in row] for row in ElementTree.fromstring(table)]
+    assert rows == [
+        ["", "last", "best", "in epoch"],
+        ["loss", "1", "1", "3"],
+        ["val_accuracy", "0.25", "0.5", "1"],
+        ["a<b", "1", "", ""],  # which of them are best is not known
+        ["val_loss", "nan", "", ""],
+    ]
+    assert "a&lt;b 3 → 1" in shown
+    assert "<img" in History()._repr_html_()
+
+
+def test_without_matplotlib_a_notebook_shows_the_table(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    shown = record([1], loss=[4, 1])._repr_html_()
+    assert "<img" not in shown and "<td>loss</td><td>1</td><td>1</td><td>2</td>" in shown
+
+
+# ----- the state in words
+
+
+def test_a_state_is_printed_in_three_lines():
+    model = eqx.nn.MLP(4, 2, 16, 2, key=KEY)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_array)))
+    trainer = vernal.Trainer(optax.adam(1e-3), MSE)
+    state, _ = trainer.fit(model, (np.ones((6, 4)), np.ones((6, 2))), epochs=2, batch_size=2)
+    first, second, third = str(state).splitlines()
+    assert first == "TrainState(step=6, epoch=2,"
+    assert f"MLP, {parameters:,} parameters, {4 * parameters:,} bytes" in second
+    assert "ScaleByAdamState" in third
+    # Also where its leaves are something else than arrays.
+    shapes = eqx.filter_eval_shape(trainer.init, model)
+    assert f"MLP, {parameters:,} parameters" in repr(shapes)
+    in_jit = []
+    eqx.filter_jit(lambda state: in_jit.append(repr(state)))(state)
+    nothing = jax.tree.map(lambda leaf: None, state)
+    many = eqx.filter_vmap(lambda key: TRAINER.init(Dot(jnp.ones(2)), key=key))(
+        jax.random.split(KEY, 300)
+    )
+    for shown in (repr(shapes), in_jit[0], repr(nothing), repr(many)):
+        assert len(shown.splitlines()) == 3 and len(shown) < 400
+
+
 # ----- in a picture
 
 
@@ -328,6 +390,46 @@ def test_plot_draws_all_there_is(history, label, scale, points, axes):
     assert [points_of(line) for line in axes.lines] == [points]
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()) == (label, "loss", scale)
     axes.figure.canvas.draw()  # without a warning
+
+
+ACCURACIES = record([1], loss=[4, 1], accuracy=[0.1, 0.9], val_accuracy=[0.5, 0.4], gain=[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "curves", "scale", "best"),
+    [
+        ("accuracy", ["accuracy", "val_accuracy"], "linear", [[1, 0.5]]),
+        (["val_accuracy"], ["val_accuracy"], "linear", [[1, 0.5]]),
+        (["loss"], ["loss"], "log", [[2, 1]]),
+        (["gain"], ["gain"], "linear", []),
+        (["loss", "accuracy"], ["loss", "accuracy", "val_accuracy"], "linear", [[2, 1], [1, 0.5]]),
+    ],
+)
+def test_plot_draws_the_metrics_asked_for_and_marks_the_best(metrics, curves, scale, best, axes):
+    ACCURACIES.plot(axes, metrics)
+    assert [line.get_label() for line in axes.lines] == curves
+    assert axes.get_yscale() == scale
+    marks = [np.asarray(mark.get_offsets()).tolist()[0] for mark in axes.collections]
+    assert marks == best
+    colors = [line.get_color() for line in axes.lines]
+    assert len(set(colors)) == len(colors)
+    expected = metrics if isinstance(metrics, str) else ", ".join(metrics)
+    assert axes.get_ylabel() == expected
+
+
+def test_plot_says_which_metrics_there_are(axes):
+    with pytest.raises(vernal.ArgumentError, match=r"(?s)accuracy, gain.*Did you mean 'accuracy'"):
+        ACCURACIES.plot(axes, ["acuracy"])
+    assert len(axes.lines) == 0
+
+
+def test_the_scale_suits_all_curves_of_a_picture(axes):
+    record([4, 1], loss=[4, 1]).plot(axes, label="one")
+    assert axes.get_yscale() == "log"
+    record([1, -1], loss=[1, -1]).plot(axes, label="other")
+    assert axes.get_yscale() == "linear"
+    record([1.0, 0.9], loss=[1.0, 0.9]).plot(other := plt.figure().subplots())
+    assert other.get_yscale() == "linear"
 
 
 def test_an_empty_history_is_an_empty_picture(axes):

@@ -220,9 +220,9 @@ def test_progress_shows_the_learning_rate(data, monkeypatch):
         _, history = trainer.fit(the_model(), data, epochs=4, batch_size=SIZE)
         last = terminal.text.split("\r")[-1]
         if CASES[name].rate:
-            assert f"lr={history.steps['learning_rate'][-1]:.3g}," in last
+            assert f"  learning_rate {history.epochs['learning_rate'][-1]:.3g}  " in last
         else:
-            assert "loss=" in last and "lr=" not in last
+            assert "  loss " in last and "learning_rate" not in last
 
 
 # What some of them are for.

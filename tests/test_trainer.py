@@ -1,7 +1,6 @@
 """The Trainer: three tiers that make one run, which is that of a loop written by hand."""
 
 import signal
-import sys
 import threading
 
 import equinox as eqx
@@ -12,7 +11,6 @@ import optax
 import pytest
 from helpers import (
     KEY,
-    Terminal,
     as_float64,
     assert_close,
     assert_float64,
@@ -473,23 +471,3 @@ def test_fit_works_in_a_thread_that_may_not_set_handlers(run):
     thread.start()
     thread.join()
     assert_same_bits(results[0][0], run[0])
-
-
-# ----- progress
-
-
-def test_progress_shows_loss_and_speed_on_a_terminal_only(monkeypatch, capsys):
-    terminal = Terminal()
-    run = lambda **options: ADAM.fit(
-        start(), DATA, epochs=4, batch_size=SIZE, validation_data=DATA, **options
-    )
-    run()
-    out, err = capsys.readouterr()
-    assert out == err == ""  # captured: not a terminal
-    monkeypatch.setattr(sys, "stderr", terminal)
-    run(progress=False)
-    assert terminal.text == ""
-    run()
-    last = terminal.text.split("\r")[-1]
-    assert "44.0/44.0" in last
-    assert all(name in last for name in ("loss=", "val_loss=", "examples/s="))

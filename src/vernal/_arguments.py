@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vernal._data.arrays import signature
-from vernal.errors import ArgumentError, kind, whole_number
+from vernal.errors import ArgumentError, did_you_mean, kind, whole_number
 from vernal.losses import AbstractSupervised
 from vernal.metrics import AbstractMetric, Mean, top_k
 
@@ -180,15 +180,19 @@ def checked_dtype(dtype) -> np.dtype | None:
     return made
 
 
-def checked_callbacks(callbacks, names: list[str]) -> list[Callable]:
+def checked_callbacks(
+    callbacks, names: list[str], metrics: Mapping[str, AbstractMetric]
+) -> list[Callable]:
     """Return callbacks as a list.
 
     Args:
         callbacks: Any iterable.
         names: Everything that an epoch measures.
+        metrics: The metrics among them.
 
     Raises:
-        ArgumentError: If one is not a callback, or monitors something else.
+        ArgumentError: If one is not a callback, or monitors something else that no callback before
+            it can measure.
     """
     if callable(callbacks) or not isinstance(callbacks, Iterable):
         raise ArgumentError(
@@ -196,19 +200,52 @@ def checked_callbacks(callbacks, names: list[str]) -> list[Callable]:
             "\n  Try callbacks=[callback]."
         )
     listed = list(callbacks)
+    may_measure = False
     for callback in listed:
-        if not callable(callback) or isinstance(callback, type):
+        if not _accepts(callback, 1):
             raise ArgumentError(
                 f"callbacks holds {kind(callback)}; a callable callback(epoch) is needed."
+                f"{_callback_hint(callback)}"
             )
-        monitor = getattr(callback, "monitor", None)
-        if monitor is not None and monitor not in names:
-            hint = "\n  Pass validation_data." if monitor.startswith("val_") else ""
-            raise ArgumentError(
-                f"{type(callback).__name__} monitors {monitor!r}, which is not measured; "
-                f"there are {', '.join(names)}.{hint}"
-            )
+        if not may_measure:
+            check_monitored(callback, names)
+        if hasattr(callback, "decide_mode"):
+            callback.decide_mode(metrics)
+        is_vernals = type(callback).__module__.startswith("vernal.")
+        may_measure |= not is_vernals and not inspect.isbuiltin(callback)  # such as a list's append
     return listed
+
+
+def _callback_hint(callback: Any) -> str:
+    if isinstance(callback, type):
+        return f"\n  Try {callback.__name__}()."
+    others = [name for name in dir(callback) if name.startswith("on_")]
+    return f"\n  Write __call__(self, epoch) in place of {others[0]}." if others else ""
+
+
+def check_monitored(callback: Any, names: Collection[str]) -> None:
+    """Raise `ArgumentError` if a callback monitors what is not among the names of measurements."""
+    monitor = getattr(callback, "monitor", None)
+    if not isinstance(monitor, str) or monitor in names:
+        return
+    hint = (
+        f"{did_you_mean(monitor, names)}\n  A callback before it may measure it, from the first "
+        f"epoch on: epoch.metrics[{monitor!r}] = ..."
+    )
+    if monitor.removeprefix("val_") in names:
+        hint = "\n  Pass validation_data."
+    raise ArgumentError(
+        f"{type(callback).__name__} monitors {monitor!r}, which is not measured; there are "
+        f"{', '.join(names)}.{hint}"
+    )
+
+
+def check_progress(progress: Any) -> None:
+    """Raise `ArgumentError` if this is no choice of what shows the progress."""
+    if not isinstance(progress, bool) and progress not in ("auto", "bar", "lines"):
+        raise ArgumentError(
+            f'progress is {progress!r}; True, False, "auto", "bar" or "lines" is needed.'
+        )
 
 
 def check_checkpoints(checkpoints: Any) -> None:

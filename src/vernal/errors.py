@@ -1,5 +1,6 @@
 """The errors that Vernal raises: what was given, what was needed, and the line that fixes it."""
 
+import difflib
 import functools
 import importlib
 import inspect
@@ -8,7 +9,7 @@ import os
 import re
 import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from pathlib import Path
@@ -237,6 +238,12 @@ def about(name: str, message: str) -> str:
     """Name the argument that a message is about, if it is not the main one."""
     is_clear = name in ("data", "x") or name in message
     return message if is_clear else f"in {name}, {message}"
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return a line that suggests the name that is most like a wrong one, if one is."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"\n  Did you mean {close[0]!r}?" if close else ""
 
 
 def call_error(what: str, on: str, error: Exception) -> CallError:

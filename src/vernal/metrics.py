@@ -7,7 +7,7 @@ is an `AbstractMetric`.
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -28,9 +28,12 @@ class AbstractMetric(eqx.Module):
     Attributes:
         recorded: Whether `fit` records it, one number a step; otherwise only `evaluate` measures
             it.
+        best: Whether its smallest value is best, `"min"`, or its largest, `"max"`. By default its
+            name tells.
     """
 
     recorded: ClassVar[bool] = True
+    best: ClassVar[Literal["min", "max"] | None] = None
 
     @abc.abstractmethod
     def of_batch(self, prediction: Array, target: Array, weight: Array | None) -> PyTree[Array]:
@@ -84,6 +87,7 @@ def accuracy(prediction: Array, target: Array) -> Array:
 
 class _TopK(eqx.Module):
     k: int
+    best: ClassVar = "max"
 
     def __call__(self, prediction: Array, target: Array) -> Array:
         logits, _, label = _classes("top_k", prediction, target)
@@ -121,6 +125,8 @@ class R2(AbstractMetric):
     the targets do not vary, it is 1 for perfect predictions, else 0, as in scikit-learn's
     `r2_score`.
     """
+
+    best = "max"
 
     def of_batch(self, prediction, target, weight):
         _same_shape("r2", prediction, target)
@@ -168,6 +174,8 @@ class ConfusionMatrix(AbstractMetric):
 
 r2 = R2()
 confusion_matrix = ConfusionMatrix()
+vars(accuracy)["best"] = "max"
+vars(mean_absolute_error)["best"] = "min"
 
 
 def _average(values: Array, weight: Array | None) -> Array:

@@ -1,6 +1,7 @@
 """Pictures of data and training, with matplotlib."""
 
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -9,49 +10,99 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
 from vernal import losses
+from vernal._best import best_of
 from vernal._data.arrays import as_arrays
-from vernal.errors import ShapeError, optional_import, short_traceback
+from vernal.errors import ArgumentError, ShapeError, did_you_mean, optional_import, short_traceback
 
 # Where predictions are drawn: enough that a curve is smooth at any size of picture.
 _POINTS = 500
 # A loss curve is drawn in so many stretches, at up to four points each: more than a picture has
 # columns.
 _STRETCHES = 1000
+# A curve that falls by such a factor is drawn on a logarithmic scale.
+_LOG_FACTOR = 3
+# Told apart by the colour-blind, too: Okabe and Ito, *Color Universal Design*, 2008.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def _axes(ax):
     """The axes to draw on: the caller's, or new ones."""
-    plt = optional_import("matplotlib.pyplot", user="vernal.plot", extra="plot")
-    return plt.subplots()[1] if ax is None else ax
+    if ax is not None:
+        return ax
+    return optional_import("matplotlib.pyplot", user="vernal.plot", extra="plot").subplots()[1]
 
 
-def history(record: Any, *, ax=None, label: str | None = None):
-    """Draw the loss curve: an epoch's average each, validation's too.
+@short_traceback
+def history(
+    record: Any, *, ax=None, metrics: str | Sequence[str] = ("loss",), label: str | None = None
+):
+    """Draw the curves of the loss, or of other metrics: an epoch's average each, validation's too.
+
+    A dot marks the best epoch of the validation; without one, of the training. The scale is
+    logarithmic where the values are positive and fall by a large factor.
 
     Of very many epochs only some are drawn, the extremes among them: the picture is the same.
 
     Args:
         record: A `vernal.History`, or anything with its `steps` and `epochs`.
         ax: matplotlib's axes to draw on; `None` makes new ones.
+        metrics: The names of what to draw; `"loss"` also draws `"val_loss"`.
         label: A name for the run, where one picture shows several.
 
     Returns:
         The axes.
+
+    Raises:
+        ArgumentError: The record has no such metric.
     """
+    metrics = [metrics] if isinstance(metrics, str) else metrics
+    columns = record.epochs or record.steps or {"loss": np.empty(0)}
+    for metric in metrics:
+        if metric not in columns and f"val_{metric}" not in columns:
+            hint = did_you_mean(metric, columns)
+            raise ArgumentError(
+                f"metrics holds {metric!r}, and the history {', '.join(columns)}.{hint}"
+            )
+
     ax = _axes(ax)
-    curves = {name: record.epochs[name] for name in ("loss", "val_loss") if name in record.epochs}
-    drawn = curves or {"loss": record.steps.get("loss", np.empty(0))}
-    names = {"loss": label or "loss", "val_loss": f"{label}: val_loss" if label else "val_loss"}
-    for name, values in drawn.items():
-        places = _places(values)
-        ax.plot(places + 1, values[places], label=names[name])
-    if all(np.all(np.asarray(line.get_ydata()) > 0) for line in ax.lines):
-        ax.set_yscale("log")
-    ax.set_xlabel("epoch" if curves else "step")
-    ax.set_ylabel("loss")
+    for metric in metrics:
+        names = [name for name in (metric, f"val_{metric}") if name in columns]
+        for name in names:
+            values, color = columns[name], _COLORS[len(ax.lines) % len(_COLORS)]
+            text = f"{label}: {name}" if label and name != "loss" else label or name
+            places = _places(values)
+            ax.plot(places + 1, values[places], color=color, label=text)
+            best = best_epoch(name, values)
+            if record.epochs and name == names[-1] and best is not None:
+                ax.scatter(best + 1, values[best], color=color, zorder=3)
+
+    drawn = np.concatenate([np.empty(0), *(line.get_ydata() for line in ax.lines)])
+    rises = any(best_of(metric) == "max" for metric in metrics)
+    is_log = len(drawn) and not rises and 0 < _LOG_FACTOR * drawn.min() <= drawn.max()
+    ax.set_yscale("log" if is_log else "linear")
+    ax.set_xlabel("epoch" if record.epochs else "step")
+    ax.set_ylabel(", ".join(metrics))
     if len(ax.lines) > 1:
         ax.legend()
     return ax
+
+
+def best_epoch(name: str, values: np.ndarray) -> int | None:
+    """Return the index of a metric's best value; `None` if it is not known which that is."""
+    mode = best_of(name)
+    if mode is None or not np.isfinite(values).any():
+        return None
+    return int(np.nanargmax(values) if mode == "max" else np.nanargmin(values))
+
+
+def png(record: Any) -> bytes:
+    """Return a small picture of the loss curve, without pyplot, which would show it once more."""
+    figure_module = optional_import("matplotlib.figure", user="vernal.plot", extra="plot")
+    figure = figure_module.Figure(figsize=(6, 2.5), layout="constrained")
+    history(record, ax=figure.subplots())
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def _places(values: np.ndarray) -> np.ndarray:

@@ -80,7 +80,7 @@ def steps(data: PyTree, batch_size: int | None = None, epochs: int = 1) -> int:
     if not is_loader(data):
         arrays = as_arrays(data, finite=False, files=True)
         examples = len(jax.tree.leaves(arrays)[0])
-        return -(-examples // min(examples, checked_batch_size(batch_size, None))) * epochs
+        return -(-examples // min(examples, checked_batch_size(batch_size))) * epochs
 
     check_no_batch_size(batch_size)
     length = loader_length(data)

@@ -209,7 +209,7 @@ def _other_loss(attempt: Attempt, batch: PyTree) -> str:
     return ""
 
 
-def _suits(loss: losses.AbstractSupervised, batch: PyTree, predicted: Any) -> bool:
+def _suits(loss: Any, batch: PyTree, predicted: Any) -> bool:
     """Say whether the values of y are labels, or probabilities, as a loss of classes takes them."""
     if isinstance(loss, losses.Supervised):
         return all_blocks(

@@ -9,6 +9,8 @@ from typing import Any
 
 from jaxtyping import PyTree
 
+from vernal import _arguments
+from vernal._training import hooks
 from vernal._training.checkpointer import Checkpointer, RunState, check_same_run
 from vernal._training.checks import CheckedData
 from vernal._training.chunks import TrainingRun
@@ -92,7 +94,7 @@ class Saving:
         self._batching = {**self._batching, "batches in a pass": run.pass_length}
         self.first_epoch = run.epoch if self._restored is None else self._restored.first_epoch
         self.last_epoch = self.first_epoch + epochs
-        self._callbacks = [callback for callback in callbacks if hasattr(callback, "state_dict")]
+        self._callbacks = [callback for callback in callbacks if hooks.saves(callback)]
         beginning = callbacks
         if self._restored is not None:
             path: Any = self._checkpointer.path
@@ -110,8 +112,9 @@ class Saving:
             beginning = [callback for callback in callbacks if callback not in self._callbacks]
 
         for callback in beginning:
-            if hasattr(callback, "start"):
-                callback.start()
+            start = hooks.hook(callback, "start")
+            if start is not None:
+                start()
 
     def save(self, run: TrainingRun, recorder: Recorder) -> None:
         """Save the run as it is now."""
@@ -159,7 +162,8 @@ def train(
     validate: Callable[[], dict[str, float]] | None,
     validate_every: int,
     callbacks: list[Callback],
-    bar: Progress,
+    names: list[str],
+    progress: Progress,
     interrupt: Interrupt,
 ) -> None:
     """Train to the start of an epoch, or until a callback or the user ends the run.
@@ -172,7 +176,8 @@ def train(
         validate: Measures the model on validation data; or `None`.
         validate_every: Epochs between two validations.
         callbacks: Called with each `Epoch`.
-        bar: Shows the progress.
+        names: What the run measures.
+        progress: Shows how far the run is.
         interrupt: Says whether the user wants the run to end.
     """
     # Training stops after every so many epochs: to call back, to validate, to save.
@@ -192,26 +197,31 @@ def train(
         for chunk in run.chunks(stop, lambda: interrupt.requested):
             saving.pending = run.epoch == stop
             recorder.add(chunk)
-            bar.show_chunk(chunk)
+            progress.count(chunk)
             if not saving.pending:
+                progress.show()
                 saving.save_if_due(run, recorder)
         if interrupt.requested:
             break
 
         # 2. Validate.
         if validate is not None and run.epoch % validate_every == 0:
-            results = validate()
-            recorder.add_validation(results)
-            bar.show_validation(results)
+            recorder.add_validation(validate())
 
         # 3. Let every callback see the epoch. Each of them may end the run.
         if callbacks:
             now = time.perf_counter()
             epoch = Epoch(run.epoch - 1, run.state(), recorder.latest, now - epoch_began)
             epoch_began = now
-            answers = [interrupt.held(callback, epoch) for callback in callbacks]
-            saving.stopped = any(answer is True for answer in answers)
+            for callback in callbacks:
+                if recorder.epochs == 1:
+                    _arguments.check_monitored(callback, {**dict.fromkeys(names), **epoch.metrics})
+                if hooks.ends_run(callback, interrupt.held(callback, epoch)):
+                    saving.stopped = True
+                    progress.stopped_because = hooks.reason(callback)
+            recorder.add_to_epoch(epoch.metrics)
         saving.pending = False
+        progress.show()
 
         # 4. Save, if it is time.
         saving.save_if_due(run, recorder)
@@ -278,11 +288,3 @@ def validator(
         return evaluate(objective, eval_model(state), state.model_state, held_out)
 
     return validate
-
-
-def finished(state: TrainState, callbacks: list[Any]) -> TrainState:
-    """Return the state that a run ends with, as the callbacks want it."""
-    for callback in callbacks:
-        if hasattr(callback, "finish"):
-            state = callback.finish(state)
-    return state

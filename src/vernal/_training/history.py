@@ -1,6 +1,9 @@
 """The record of a run: plain NumPy."""
 
-from collections.abc import Iterable
+import base64
+import html
+import importlib.util
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from typing import Any
@@ -23,8 +26,9 @@ class History:
         steps: name -> an array with one value a step: `"loss"`, the metrics, and `"learning_rate"`
             if the optimizer's state shows it, as with `optax.inject_hyperparams`.
         epochs: name -> an array with one value for each epoch that the run completed: the averages
-            of `steps` over the epoch's examples, and the validation's results as `"val_loss"`, ...;
-            `nan` where an epoch did not measure one. A dict that `pandas.DataFrame` takes.
+            of `steps` over the epoch's examples; the validation's results as `"val_loss"`, ...; and
+            the numbers that callbacks add to `Epoch.metrics`. They are `nan` where an epoch has
+            none. A dict that `pandas.DataFrame` takes.
         seconds: How long the run took, compilation included.
     """
 
@@ -32,13 +36,15 @@ class History:
     epochs: dict[str, np.ndarray] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def plot(self, ax: Any = None, label: str | None = None) -> Any:
-        """Draw the loss curve; see `vernal.plot.history`.
+    def plot(
+        self, ax: Any = None, metrics: str | Sequence[str] = ("loss",), *, label: str | None = None
+    ) -> Any:
+        """Draw the curves of the loss, or of other metrics; see `vernal.plot.history`.
 
         Returns:
             Matplotlib's axes.
         """
-        return plot.history(self, ax=ax, label=label)
+        return plot.history(self, ax=ax, metrics=metrics, label=label)
 
     def __repr__(self) -> str:
         losses = self.steps.get("loss", np.empty(0))
@@ -51,8 +57,26 @@ class History:
                 parts.append(f"{name} {values[0]:.4g} → {values[-1]:.4g}")
         return f"History({', '.join(parts)}, {self.seconds:.2f} s)"
 
+    def _repr_html_(self) -> str:
+        """Show a notebook the loss curve, if matplotlib is installed, and a table."""
+        table = "<tr><th></th><th>last</th><th>best</th><th>in epoch</th></tr>"
+        for name, values in self.epochs.items():
+            known = [*values[~np.isnan(values)]] or [np.nan]
+            cells = [html.escape(name), f"{known[-1]:.4g}", "", ""]
+            best = plot.best_epoch(name, values)
+            if best is not None:
+                cells[2:] = f"{values[best]:.4g}", f"{best + 1:,}"
+            table += f"<tr><td>{'</td><td>'.join(cells)}</td></tr>"
+
+        image = ""
+        if importlib.util.find_spec("matplotlib") is not None:
+            png = base64.b64encode(plot.png(self)).decode()
+            image = f'<img src="data:image/png;base64,{png}">'
+        return f"<p>{html.escape(repr(self))}</p>{image}<table>{table}</table>"
+
 
 def counted(number: int, noun: str) -> str:
+    """Write a number with its noun, such as `1 epoch`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -63,7 +87,8 @@ class Epoch:
     Attributes:
         index: Number of the epoch, counted from 0 over the state's whole life.
         state: The state at its end.
-        metrics: Averages over the epoch: `"loss"`, ...; the validation's as `"val_loss"`, ....
+        metrics: Averages over the epoch: `"loss"`, ...; the validation's as `"val_loss"`, .... A
+            callback may add what it measures, for the callbacks after it and for the history.
         seconds: How long the epoch took.
     """
 
@@ -104,8 +129,18 @@ class Recorder:
         averages = self._epoch_values[-1]
         latest = {name: float(averages.get(name, [np.nan])[-1]) for name in self._names}
         if self._validated and self._validated[-1] == self.epochs:
-            latest |= {f"val_{name}": value for name, value in self._validations[-1].items()}
+            latest |= self._validations[-1]
         return latest
+
+    @property
+    def so_far(self) -> dict[str, float]:
+        """The averages of the epoch under way; nothing at its start."""
+        means = {}
+        for name in self._names if self._under_way else ():
+            parts = [(by[name][0], weights) for by, weights in self._under_way if name in by]
+            total = sum(weights.sum() for _, weights in parts)
+            means[name] = float(sum(each @ weights for each, weights in parts)) / (total or 1)
+        return means
 
     def add(self, chunk: list[Measurements]) -> None:
         """Add what the steps of a chunk measured."""
@@ -186,7 +221,18 @@ class Recorder:
 
     def add_validation(self, results: dict[str, float]) -> None:
         """Add what validation measured at the end of the last completed epoch."""
-        self._validations.append(results)
+        self.add_to_epoch({f"val_{name}": value for name, value in results.items()})
+
+    def add_to_epoch(self, metrics: dict[str, Any]) -> None:
+        """Add the numbers that are new among what was measured of the last completed epoch."""
+        known = self.latest
+        new = {name: float(value) for name, value in metrics.items() if name not in known}
+        if not new:
+            return
+        if self._validated[-1:] == [self.epochs]:
+            self._validated.pop()
+            new = {**self._validations.pop(), **new}
+        self._validations.append(new)
         self._validated.append(self.epochs)
 
     def kept(self, seconds: float) -> dict[str, Any]:
@@ -225,7 +271,7 @@ class Recorder:
         epochs = _joined(self._epoch_values)
         for results, completed in zip(self._validations, self._validated, strict=True):
             for name, value in results.items():
-                column = epochs.setdefault(f"val_{name}", np.full(self.epochs, np.nan))
+                column = epochs.setdefault(name, np.full(self.epochs, np.nan))
                 column[completed - 1] = value
         return History(_joined(self._step_values), epochs, self._seconds + seconds)
 

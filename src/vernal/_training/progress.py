@@ -1,61 +1,155 @@
-"""What a run shows while it runs."""
+"""What a run shows while it runs: a bar, or lines for a log."""
 
+import contextlib
+import math
+import shutil
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
+from vernal._training.chunks import TrainingRun
+from vernal._training.history import Recorder
 from vernal._training.measurements import Measurements
+
+# How often a bar moves, and how often an epoch has a line, in seconds.
+_SECONDS = {"bar": 0.1, "lines": 3.0}
+# Columns for a bar and the percentage.
+_BAR_COLUMNS = 12
 
 
 class Progress:
-    """A progress bar with the loss and the examples a second; silent where nobody would see it.
+    """Shows where a run is, what it measured, and how many examples a second it trains on.
+
+    A bar has the averages of the epoch so far. A line is for an epoch that is complete.
 
     Args:
-        shown: Whether to show it, if standard error is a terminal.
-        total: Number of steps of the run; `None` if it is not known.
+        style: As in `Trainer.fit`.
+        run: The run in progress.
+        recorder: Holds what was measured.
+        last_epoch: Number of the epoch that the run ends before.
+        callbacks: What they monitor is shown first.
+
+    Attributes:
+        stopped_because: Why a callback ended the run; or `None`.
     """
 
-    def __init__(self, shown: bool, total: int | None):
-        self._wanted = shown and sys.stderr.isatty()
-        self._total = total
+    def __init__(
+        self,
+        style: bool | str,
+        run: TrainingRun,
+        recorder: Recorder,
+        *,
+        last_epoch: int,
+        callbacks: Sequence[Any],
+    ):
+        self._in_notebook = "ipykernel" in sys.modules
+        if style in ("auto", True):
+            is_seen = self._in_notebook or (sys.stderr is not None and sys.stderr.isatty())
+            style = "bar" if is_seen else "lines"
+        self._style = None if sys.stderr is None or not style else str(style)
+        self._run = run
+        self._recorder = recorder
+        self._last_epoch = last_epoch
+        self._monitored = [getattr(callback, "monitor", None) for callback in callbacks]
+        left = run.steps_until(last_epoch)
+        self._total_steps = None if left is None else recorder.steps + left
+        self.stopped_because: str | None = None
+
         self._bar: Any = None
-        self._since = time.perf_counter()
-        self._shown: dict[str, str] = {}
+        self._values: dict[str, float] = {}
+        self._rate = 0.0
+        self._counted_at = self._shown_at = time.perf_counter()
+        self._shown_epochs, self._shown_steps = recorder.epochs, recorder.steps
 
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if self._style and kind is None:
+            self._show()
         if self._bar is not None:
             self._bar.close()
+        if self._style and self.stopped_because is not None:
+            _print(f"stopped after epoch {self._run.epoch:,}: {self.stopped_because}")
 
-    def show_chunk(self, chunk: list[Measurements]) -> None:
-        """Move on by the steps of a chunk."""
-        steps = sum(call.steps for call in chunk)
-        if not self._wanted or steps == 0:
-            return
-
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=self._total, unit=" steps", unit_scale=True, dynamic_ncols=True)
+    def count(self, chunk: list[Measurements]) -> None:
+        """Count the examples of a chunk, for the speed since the chunk before."""
+        examples = 0
+        for call in chunk:
+            examples += int(call.superbatch.sizes(call.cursor, call.cursor + call.steps).sum())
         now = time.perf_counter()
-        sizes = [call.superbatch.sizes(call.cursor, call.cursor + call.steps) for call in chunk]
-        rate = sum(int(size.sum()) for size in sizes) / (now - self._since)
-        self._since = now
-        latest = {name: values[-1] for name, values in chunk[-1].measured.info.items()}
-        self._shown["loss"] = f"{latest['loss']:.4g}"
-        if "learning_rate" in latest:
-            self._shown["lr"] = f"{latest['learning_rate']:.3g}"
-        self._shown["examples/s"] = self._bar.format_sizeof(rate)
-        self._refresh(steps)
+        self._rate = examples / (now - self._counted_at)
+        self._counted_at = now
 
-    def show_validation(self, results: dict[str, float]) -> None:
-        """Show what validation measured."""
-        if self._bar is not None:
-            self._shown |= {f"val_{name}": f"{value:.4g}" for name, value in results.items()}
-            self._refresh(0)
+    def show(self) -> None:
+        """Show how far the run is, if it is time to."""
+        if not self._style or time.perf_counter() - self._shown_at < _SECONDS[self._style]:
+            return
+        if self._style == "bar" or self._recorder.epochs > self._shown_epochs:
+            self._show()
 
-    def _refresh(self, steps: int) -> None:
-        self._bar.set_postfix(self._shown, refresh=False)
-        self._bar.update(steps)
+    def _show(self) -> None:
+        recorder = self._recorder
+        if (recorder.epochs, recorder.steps) == (self._shown_epochs, self._shown_steps):
+            return
+        values = recorder.so_far
+        if self._style == "lines" and recorder.epochs > self._shown_epochs:
+            values = {}
+        place = f"epoch {self._run.epoch + bool(values):,}/{self._last_epoch:,}"
+        if self._total_steps is None:
+            place += f"  {recorder.steps:,} steps"
+
+        if self._style == "bar":
+            self._values |= values or recorder.latest  # the last validation's stay
+            self._show_bar(place)
+        else:
+            self._values = values or recorder.latest
+            _print(place + self._text(math.inf))
+        self._shown_epochs, self._shown_steps = recorder.epochs, recorder.steps
+        self._shown_at = time.perf_counter()
+
+    def _show_bar(self, place: str) -> None:
+        from tqdm.auto import tqdm
+
+        columns = shutil.get_terminal_size().columns
+        bar, bar_columns = "", 0
+        if self._total_steps is not None:
+            bar, bar_columns = " {bar} {percentage:3.0f}%", _BAR_COLUMNS
+        parts = [place, self._text(columns - len(place) - bar_columns)]
+        if self._bar is None:
+            self._bar = tqdm(
+                total=self._total_steps,
+                ncols=None if self._in_notebook else columns,
+                leave=None,
+                bar_format=f"{{postfix[0]}}{bar}{{postfix[1]}}",
+                postfix=parts,  # pyright: ignore[reportArgumentType]
+            )
+        self._bar.postfix = parts
+        self._bar.n = self._recorder.steps
+        self._bar.refresh()
+
+    def _text(self, columns: float) -> str:
+        """Return what was measured, the most important first, as far as there is space."""
+        from tqdm import tqdm
+
+        parts = {name: f"{name} {value:.3g}" for name, value in self._values.items()}
+        parts["examples/s"] = f"{tqdm.format_sizeof(self._rate)} examples/s"
+        text = ""
+        for name in sorted(parts, key=self._rank):
+            longer = f"{text}  {parts[name]}"
+            if text and len(longer) > columns:
+                break
+            text = longer
+        return text
+
+    def _rank(self, name: str) -> tuple[bool, int]:
+        """Return where a name stands in the line."""
+        place = 2 if name.startswith("val_") else 3
+        places = {"loss": 0, "val_loss": 1, "examples/s": 4, "learning_rate": 5}
+        return name not in self._monitored, places.get(name, place)
+
+
+def _print(line: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+        print(line, file=sys.stderr)

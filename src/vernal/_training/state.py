@@ -1,8 +1,11 @@
 """Everything that training changes."""
 
+import textwrap
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
@@ -13,6 +16,8 @@ Model = TypeVar("Model")
 
 class TrainState(eqx.Module, Generic[Model]):
     """Everything that training changes; pass it back in to go on where it stopped.
+
+    It is printed in a few lines; `eqx.tree_pprint(state)` shows all of it.
 
     Attributes:
         model: The model as trained so far.
@@ -41,6 +46,25 @@ class TrainState(eqx.Module, Generic[Model]):
     batch: Int[Array | np.ndarray, ""]
     key: PRNGKeyArray
     data_state: PyTree = None
+
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.model)
+        arrays = [leaf for leaf in leaves if hasattr(leaf, "size") and hasattr(leaf, "dtype")]
+        floats = [array for array in arrays if jnp.issubdtype(array.dtype, jnp.inexact)]
+        parameters = sum(array.size for array in floats)
+        nbytes = sum(array.size * array.dtype.itemsize for array in arrays)
+        # Optax's states are named tuples, in tuples and dicts.
+        parts = jax.tree.leaves(self.opt_state, is_leaf=lambda node: hasattr(node, "_fields"))
+        optimizer = ", ".join(type(part).__name__ for part in parts if hasattr(part, "_fields"))
+        return (
+            f"TrainState(step={_short(self.step)}, epoch={_short(self.epoch)},\n"
+            f"  model: {type(self.model).__name__}, {parameters:,} parameters, {nbytes:,} bytes,\n"
+            f"  optimizer: {_short(optimizer)})"
+        )
+
+
+def _short(thing: Any) -> str:
+    return textwrap.shorten(str(thing), 60, placeholder=" ...")
 
 
 def model_of(model_or_state: Any) -> tuple[PyTree, PyTree]:

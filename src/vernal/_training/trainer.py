@@ -20,7 +20,7 @@ from vernal import _arguments
 from vernal._data.arrays import as_batch
 from vernal._data.sources import is_loader
 from vernal._shapes.jaxprs import in_outer_trace
-from vernal._training import checks, evaluate, fit, preflight
+from vernal._training import checks, evaluate, fit, hooks, preflight
 from vernal._training.checkpointer import Checkpointing, NoCheckpoints
 from vernal._training.chunks import TrainingRun
 from vernal._training.compiled_loop import step_by_loop
@@ -238,7 +238,7 @@ class Trainer:
         validate_every: int = 1,
         callbacks: Iterable[Callable[[Epoch], bool | None]] = (),
         checkpoints: Checkpointing | None = None,
-        progress: bool = True,
+        progress: bool | Literal["auto", "bar", "lines"] = "auto",
         key: PRNGKeyArray | None = None,
     ) -> tuple[TrainState[Model], History]:
         """Train for some epochs.
@@ -265,12 +265,16 @@ class Trainer:
             validate_every: Epochs between two validations.
             callbacks: Called with each `Epoch`; one that returns `True` ends the run. One may also
                 have `start()`, called before the run, and `finish(state)`, called after it, which
-                returns the state that `fit` is to return. What its `state_dict()` returns is saved,
-                and given to its `load_state_dict`, in place of `start()`, when a run is resumed.
+                may return another state for `fit` to return. What its `state_dict()` returns is
+                saved, and given to its `load_state_dict`, in place of `start()`, when a run is
+                resumed. See `vernal.callbacks.Callback`.
             checkpoints: Where the run is saved. If it was saved there before, it goes on from
                 there, to the same end: the history is that of the whole run. See
                 `vernal.Checkpoints`.
-            progress: Whether to show a progress bar, where standard error is a terminal.
+            progress: How standard error shows the progress. `"auto"` or `True` is a bar in a
+                terminal and in a notebook; elsewhere, as in a log file, it is a line for an epoch,
+                at most every three seconds, and for the last one. `"bar"` or `"lines"` decides
+                this; `False` shows nothing.
             key: Where all randomness of a new run comes from, as in `init`. A `TrainState` has a
                 key already.
 
@@ -291,6 +295,7 @@ class Trainer:
         validate_every = whole_number("validate_every", validate_every, at_least=1)
         steps_per_epoch = _arguments.checked_steps_per_epoch(steps_per_epoch)
         _arguments.check_checkpoints(checkpoints)
+        _arguments.check_progress(progress)
         checked, held_out = self._checked(
             model_or_state, data, validation_data, batch_size=batch_size, shuffle=shuffle
         )
@@ -311,7 +316,7 @@ class Trainer:
             saving = fit.Saving(checkpointer, start, batching, made_of)
             state = saving.state
             names = checks.recorded_names(checked.measured, state, validates=held_out is not None)
-            callbacks = _arguments.checked_callbacks(callbacks, names)
+            callbacks = _arguments.checked_callbacks(callbacks, names, objective.metrics)
 
             run = self._run(
                 state,
@@ -321,13 +326,14 @@ class Trainer:
                 every_steps=checkpointer.every_steps,
             )
             recorder = Recorder(objective.metrics)
-            measured = preflight.recorded_names(checked.measured, state, validates=False)
+            measured = checks.recorded_names(checked.measured, state, validates=False)
             saving.begin(run, recorder, callbacks, epochs=epochs, names=measured)
 
-            bar = Progress(progress, run.steps_until(saving.last_epoch))
+            last_epoch = saving.last_epoch
+            shown = Progress(progress, run, recorder, last_epoch=last_epoch, callbacks=callbacks)
             interrupt = Interrupt(saves=checkpointer.path is not None)
             keeping = fit.keeping_progress_in_errors(run, recorder, began)
-            with keeping, interrupt, fit.saving_when_interrupted(run, recorder, saving), bar:
+            with keeping, interrupt, fit.saving_when_interrupted(run, recorder, saving), shown:
                 fit.train(
                     run,
                     recorder,
@@ -336,14 +342,15 @@ class Trainer:
                     validate=fit.validator(objective, run, held_out, self.eval_model),
                     validate_every=validate_every,
                     callbacks=callbacks,
-                    bar=bar,
+                    names=names,
+                    progress=shown,
                     interrupt=interrupt,
                 )
 
         interrupt.report(recorder.steps, saving.saved_steps, checkpointer.path)
         interrupt.end_process()
-        state = fit.finished(run.state_until_next_chunk(), callbacks)
-        return state, recorder.history(time.perf_counter() - began)
+        history = recorder.history(time.perf_counter() - began)
+        return hooks.finished(run.state_until_next_chunk(), history, callbacks), history
 
     @short_traceback
     def evaluate(

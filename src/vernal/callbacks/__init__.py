@@ -9,16 +9,21 @@ from vernal.callbacks.tensorboard import TensorBoard
 
 
 class Callback(Protocol):
-    """Anything that `fit` calls with each `Epoch`: a function, or an object with these methods.
+    """Anything that `fit` calls with each `Epoch`: a function, or an object with these hooks.
 
-    Only `__call__` is needed. `fit` uses the others where an object has them:
+    Only `__call__` is needed. It may add to `epoch.metrics`. `fit` uses the others where an object
+    has them:
 
     - `start()`: called before the first epoch.
-    - `finish(state)`: called at the end, also after Ctrl-C; returns the state for `fit` to return.
-    - `monitor`: the name of a metric that the callback needs. `fit` checks it before training.
-    - `state_dict()`: returns what a checkpoint saves of the callback.
-    - `load_state_dict(saved)`: called in place of `start()` when a saved run resumes; it may return
-      `True` to let a run go on that the callback had ended.
+    - `finish(state)`: called at the end, also after Ctrl-C; returns the state for `fit` to return,
+      or `None` to leave it as it is.
+    - `state_dict()` and `load_state_dict(saved)`, both or neither: a checkpoint holds what the
+      first returns; when a saved run resumes, the second is called in place of `start()`. It may
+      return `True` to let a run go on that the callback had ended.
+    - `monitor`: the name of a metric that the callback needs. `fit` checks it before training, or,
+      if callbacks before this one may measure it, in the first epoch.
+    - `decide_mode(metrics)`: called before training with the trainer's metrics by name.
+    - `reason`: why the callback ended the run, for the line that says so.
     """
 
     def __call__(self, epoch: Epoch, /) -> bool | None:

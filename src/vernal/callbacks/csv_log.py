@@ -15,7 +15,8 @@ class CSVLog:
     """Writes a table with one row for each epoch: its index, its seconds and its metrics.
 
     A row is in the file as soon as its epoch is over, so that a killed run leaves all it measured.
-    Numbers read back exactly. A cell is empty if its epoch did not measure the metric.
+    Numbers read back exactly. A cell is empty if its epoch did not measure the metric. Metrics that
+    are called "epoch" or "seconds" have the columns "metric epoch" and "metric seconds".
 
     Args:
         path: The file. Missing directories are made.
@@ -71,12 +72,12 @@ class CSVLog:
         """Write an epoch's row."""
         if not self._columns:
             self.start()
-        new = [name for name in epoch.metrics if name not in self._columns]
+        row = {_column(name): repr(float(value)) for name, value in epoch.metrics.items()}
+        new = [column for column in row if column not in self._columns]
         if new:
             self._columns += new
             self._replace()
 
-        row = {name: repr(float(value)) for name, value in epoch.metrics.items()}
         row |= {"epoch": repr(epoch.index), "seconds": repr(float(epoch.seconds))}
         self._rows.append(row)
         # Opened for each row: so a killed run leaves no row unwritten.
@@ -98,3 +99,8 @@ class CSVLog:
 
     def __repr__(self) -> str:
         return f"CSVLog({shown(self.path)!r}, append={self.append})"
+
+
+def _column(name: str) -> str:
+    """Return the column of a metric: two names never share one, nor do they take the first two."""
+    return f"metric {name}" if name in _FIRST_COLUMNS or name.startswith("metric ") else name

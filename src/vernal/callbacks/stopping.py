@@ -1,17 +1,17 @@
 """Callbacks that watch a metric: stop early, keep the best state."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, Field, dataclass, field, fields
 from typing import Any, Literal, cast
 
-from vernal._training.history import Epoch
+from vernal._best import best_of
+from vernal._training.history import Epoch, counted
 from vernal._training.state import TrainState
 from vernal.errors import ArgumentError, check_finite, kind, whole_number
+from vernal.metrics import AbstractMetric
 
 Mode = Literal["auto", "min", "max"]
-
-# The largest value is the best for metrics whose names begin so.
-_RISING = ("accuracy", "top_", "r2")
 
 
 class _AbstractWatcher:
@@ -20,6 +20,7 @@ class _AbstractWatcher:
     monitor: str
     mode: Mode
     best: float | None
+    epoch: int | None
 
     def start(self) -> None:
         """Forget an earlier run."""
@@ -37,8 +38,27 @@ class _AbstractWatcher:
     def _found(self) -> list[Field]:
         return [each for each in fields(cast(Any, self)) if not each.init]
 
+    def decide_mode(self, metrics: Mapping[str, AbstractMetric]) -> None:
+        """Decide an automatic mode, before a run.
+
+        Args:
+            metrics: The run's metrics by name.
+
+        Raises:
+            ArgumentError: Neither the metric nor its name tells which values are best.
+        """
+        if self.mode == self._automatic:
+            metric = metrics.get(self.monitor.removeprefix("val_"))
+            self.mode = self._automatic = best_of(self.monitor, metric) or "auto"
+        if self.mode == "auto":
+            name = type(self).__name__
+            raise ArgumentError(
+                f"{name} monitors {self.monitor!r}, and does not know which of its values are best."
+                f'\n  Try {name}({self.monitor!r}, mode="max"), or mode="min".'
+            )
+
     def _check_monitor(self) -> None:
-        """Check both arguments; an automatic mode becomes the one in which the metric is best."""
+        """Check both arguments; an automatic mode becomes the one that the metric's name tells."""
         if not isinstance(self.monitor, str):
             raise ArgumentError(
                 f"monitor is {kind(self.monitor)}; the name of a metric is needed."
@@ -48,16 +68,26 @@ class _AbstractWatcher:
             raise ArgumentError(
                 f'mode is {kind(self.mode)}; "min", "max" or "auto" is needed.\n  Try mode="auto".'
             )
+        self._automatic: Mode | None = None  # the mode, if it is not the user's choice
         if self.mode == "auto":
-            rises = self.monitor.removeprefix("val_").startswith(_RISING)
-            self.mode = "max" if rises else "min"
+            self.mode = self._automatic = best_of(self.monitor) or "auto"
 
-    def _improves(self, value: float, min_delta: float = 0.0) -> bool:
-        """Return whether a value is better than the best by more than `min_delta`; NaN never is."""
+    def _improves(self, epoch: Epoch, min_delta: float = 0.0) -> bool:
+        """Return whether an epoch is the best by more than `min_delta`, and remember it if it is.
+
+        NaN never is.
+        """
+        if self.mode == "auto":  # in a loop of the user's own, where nobody has decided
+            self.decide_mode({})
+        value = float(epoch.metrics.get(self.monitor, math.nan))
         if self.best is None:
-            return not math.isnan(value)
-        gain = self.best - value if self.mode == "min" else value - self.best
-        return gain > min_delta
+            improves = not math.isnan(value)
+        else:
+            gain = self.best - value if self.mode == "min" else value - self.best
+            improves = gain > min_delta
+        if improves:
+            self.best, self.epoch = value, epoch.index
+        return improves
 
 
 @dataclass(eq=False)
@@ -71,18 +101,19 @@ class EarlyStopping(_AbstractWatcher):
         patience: How many measured epochs in a row may bring no improvement; the last one stops
             the run.
         min_delta: An improvement on the best value is larger than this.
-        mode: Whether `"min"` or `"max"` is best. The default, `"auto"`, is `"max"` for metrics
-            whose names begin with `accuracy`, `top_` or `r2`, with or without `val_` before it, and
-            `"min"` for all others.
+        mode: Whether `"min"` or `"max"` is best. The default, `"auto"`, knows this of Vernal's own
+            metrics, and of others by a word in their names, such as `loss`, `auc` or `f1`.
 
     Attributes:
         best: The best value of the run so far; `None` before the first.
+        epoch: The index of the best epoch, or `None`.
         waited: How many measured epochs there were since the best one.
         stopped_epoch: The index of the epoch that stopped the run; `None` if none did.
 
     Raises:
         ArgumentError: `monitor` is not a string, `patience` is not a whole number from 1,
-            `min_delta` is negative or not finite, or `mode` is not one of the three.
+            `min_delta` is negative or not finite, or `mode` is not one of the three; or, raised
+            before training, `mode` is `"auto"` and neither the metric nor its name is known.
     """
 
     monitor: str = "val_loss"
@@ -91,6 +122,7 @@ class EarlyStopping(_AbstractWatcher):
     _: KW_ONLY
     mode: Mode = "auto"
     best: float | None = field(default=None, init=False)
+    epoch: int | None = field(default=None, init=False)
     waited: int = field(default=0, init=False)
     stopped_epoch: int | None = field(default=None, init=False)
 
@@ -124,9 +156,7 @@ class EarlyStopping(_AbstractWatcher):
         """Look at an epoch, and return whether to stop."""
         if self.monitor not in epoch.metrics:
             return False
-        value = epoch.metrics[self.monitor]
-        if self._improves(value, self.min_delta):
-            self.best = value
+        if self._improves(epoch, self.min_delta):
             self.waited = 0
             return False
         self.waited += 1
@@ -134,6 +164,15 @@ class EarlyStopping(_AbstractWatcher):
             return False
         self.stopped_epoch = epoch.index
         return True
+
+    @property
+    def reason(self) -> str:
+        """Why it stopped the run, and what was best."""
+        if self.epoch is None or self.stopped_epoch is None:
+            return f"{self.monitor} was never a number"
+        epochs = counted(self.stopped_epoch - self.epoch, "epoch")
+        best = f"best {self.best:.4g} in epoch {self.epoch + 1:,}"
+        return f"{self.monitor} did not improve for {epochs}; {best}"
 
 
 @dataclass(eq=False)
@@ -150,7 +189,8 @@ class BestState(_AbstractWatcher):
         state: The state at the end of the best epoch, or `None`.
 
     Raises:
-        ArgumentError: `monitor` is not a string, or `mode` is not one of the three.
+        ArgumentError: `monitor` is not a string, `mode` is not one of the three, or it is not
+            known, as in `EarlyStopping`.
     """
 
     monitor: str = "val_loss"
@@ -165,10 +205,7 @@ class BestState(_AbstractWatcher):
 
     def __call__(self, epoch: Epoch) -> None:
         """Keep the epoch's state if it is the best so far."""
-        value = epoch.metrics.get(self.monitor, math.nan)
-        if self._improves(value):
-            self.best = value
-            self.epoch = epoch.index
+        if self._improves(epoch):
             self.state = epoch.state
 
     def finish(self, state: TrainState) -> TrainState:

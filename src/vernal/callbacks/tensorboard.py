@@ -1,7 +1,10 @@
 """A log of each epoch's metrics for TensorBoard."""
 
 import os
+import socket
+import struct
 import time
+from pathlib import Path
 from typing import Any
 
 from vernal._training.history import Epoch
@@ -12,8 +15,9 @@ from vernal.errors import checked_path, optional_import, shown, unwritable
 class TensorBoard:
     """Writes each epoch's metrics for TensorBoard, with the epoch's index as the step.
 
-    Each run adds a file to the directory, and leaves the files of other runs alone. To see them,
-    run `tensorboard --logdir DIRECTORY`.
+    The tags are `train/loss`, `val/loss`, and so on; and `learning_rate`. Each run adds a file to
+    the directory, and leaves the files of other runs alone. An epoch is in the file as soon as it
+    is over. A resumed run continues its file. To see them, run `tensorboard --logdir DIRECTORY`.
 
     Args:
         directory: Where the files go. A missing directory is made.
@@ -28,38 +32,65 @@ class TensorBoard:
         self._package = optional_import(
             "tensorboardX", user="callbacks.TensorBoard", extra="tensorboard"
         )
-        self._writer: Any = None
+        self._file: Path | None = None
 
     def start(self) -> None:
-        """Open a new file."""
-        self._close()
+        """Make a new file."""
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{time.time_ns()}"
+        self._open(name, size=0)
+        self._write(file_version="brain.Event:2")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the run's file, and how many bytes of it belong to the run so far."""
+        assert self._file is not None
+        return {"file": self._file.name, "bytes": self._file.stat().st_size}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue the file, without the epochs that will be trained again."""
+        self._open(saved["file"], size=saved["bytes"])
+
+    def _open(self, name: str, *, size: int) -> None:
+        """Open a file, with at most so many bytes of what it holds."""
+        self._file = Path(self.directory, name)
         try:
-            self._writer = self._package.SummaryWriter(
-                str(self.directory),
-                flush_secs=10,
-                # By itself, tensorboardX names two files of one second alike, and overwrites one.
-                filename_suffix=f".{time.time_ns()}",
-            )
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("ab") as file:
+                file.truncate(min(size, file.tell()))
         except OSError as error:
             raise unwritable(self.directory, error) from error
 
     def __call__(self, epoch: Epoch) -> None:
         """Write an epoch's metrics."""
-        if self._writer is None:
+        if self._file is None:
             self.start()
-        assert self._writer is not None
-        for name, value in epoch.metrics.items():
-            self._writer.add_scalar(name, value, epoch.index)
+        values = [
+            {"tag": _tag(name), "simple_value": float(value)}
+            for name, value in epoch.metrics.items()
+        ]
+        self._write(step=epoch.index, summary={"value": values})
+
+    def _write(self, **fields: Any) -> None:
+        """Append an event, in TensorFlow's format of records."""
+        assert self._file is not None
+        event = self._package.proto.event_pb2.Event(wall_time=time.time(), **fields)
+        content = event.SerializeToString()
+        record = b""
+        for part in (struct.pack("<Q", len(content)), content):
+            checksum = self._package.record_writer.masked_crc32c(part)
+            record += part + struct.pack("<I", checksum)
+        with self._file.open("ab") as file:
+            file.write(record)
 
     def finish(self, state: TrainState) -> TrainState:
-        """Close the file, and return the state as it is."""
-        self._close()
+        """End the file, and return the state as it is."""
+        self._file = None
         return state
-
-    def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
     def __repr__(self) -> str:
         return f"TensorBoard({shown(self.directory)!r})"
+
+
+def _tag(name: str) -> str:
+    if name == "learning_rate":
+        return name
+    return f"val/{name[4:]}" if name.startswith("val_") else f"train/{name}"
