@@ -260,7 +260,7 @@ MASKED = {
 @pytest.mark.parametrize("kind", MASKED)
 def test_what_is_masked_does_not_come_back(kind):
     array = np.ma.masked_greater(X, 1)
-    rows = ~array.mask.any(1)
+    rows = ~np.any(array.mask, axis=1)
     assert 0 < rows.sum() < len(X)
     data = MASKED[kind](array)
     row, column = np.argwhere(array.mask)[0]

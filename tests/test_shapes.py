@@ -1123,16 +1123,16 @@ def of_eight(model, batch, key):
     return jnp.mean((jax.vmap(model)(batch) - jnp.ones((8, 1))) ** 2)
 
 
-def linear():
+def a_line():
     return eqx.nn.Linear(3, 1, key=KEY)
 
 
 WAYS = {
-    "fit": lambda trainer, x, size: trainer.fit(linear(), x, epochs=1, batch_size=size),
-    "epochs": lambda trainer, x, size: next(trainer.epochs(linear(), x, batch_size=size)),
-    "evaluate": lambda trainer, x, size: trainer.evaluate(linear(), x, batch_size=size),
+    "fit": lambda trainer, x, size: trainer.fit(a_line(), x, epochs=1, batch_size=size),
+    "epochs": lambda trainer, x, size: next(trainer.epochs(a_line(), x, batch_size=size)),
+    "evaluate": lambda trainer, x, size: trainer.evaluate(a_line(), x, batch_size=size),
     "validation_data": lambda trainer, x, size: trainer.fit(
-        linear(), x[:size], epochs=1, batch_size=size, validation_data=x
+        a_line(), x[:size], epochs=1, batch_size=size, validation_data=x
     ),
 }
 
@@ -1147,7 +1147,7 @@ def test_a_loss_that_needs_its_batch_size_has_it(way):
 @pytest.mark.parametrize("loss", [of_eight, of_pairs])
 def test_a_last_batch_that_does_not_fit_is_explained(way, loss, compiled):
     trainer, x = Trainer(SGD, loss), f(27, 3)
-    trainer.init(linear())
+    trainer.init(a_line())
     compiled.clear()
     with pytest.raises(ShapeError) as caught:
         WAYS[way](trainer, x, 8)
@@ -1172,7 +1172,7 @@ def test_a_batch_that_does_not_fit_is_explained_in_its_own_numbers(way):
 
 def test_a_batch_that_fits_all_examples_and_no_batch_is_explained():
     with pytest.raises(ShapeError, match="A batch has 7 of the 28 examples"):
-        Trainer(SGD, of_pairs).fit(linear(), f(28, 3), epochs=1, batch_size=7)
+        Trainer(SGD, of_pairs).fit(a_line(), f(28, 3), epochs=1, batch_size=7)
 
 
 # ----- classes
@@ -1193,7 +1193,7 @@ def test_classes_on_the_first_axis_are_to_be_moved_to_the_last():
             return eval(line, NAMES | {"prediction": self.convolution(x)})
 
     measured = trainer.evaluate(Fixed(convolution), (images, labels))
-    logits = np.moveaxis(np.asarray(jax.vmap(convolution)(images)), 1, -1)
+    logits = np.moveaxis(np.asarray(jax.vmap(convolution)(jnp.asarray(images))), 1, -1)
     assert measured["accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == labels))
 
 
@@ -1206,7 +1206,7 @@ def test_a_list_of_x_and_y_is_explained_for_a_loss_of_ones_own():
         return jnp.mean((jax.vmap(model)(x) - y) ** 2)
 
     with pytest.raises(ShapeError, match=r"Pass a tuple, \(x, y\)"):
-        Trainer(SGD, loss).fit(linear(), [f(N, 3), f(N, 1)], epochs=1)
+        Trainer(SGD, loss).fit(a_line(), [f(N, 3), f(N, 1)], epochs=1)
 
 
 def test_parts_of_several_lengths_are_a_ready_batch_for_a_loss_of_ones_own():
@@ -1215,7 +1215,7 @@ def test_parts_of_several_lengths_are_a_ready_batch_for_a_loss_of_ones_own():
 
     trainer, data = Trainer(SGD, loss), {"inside": f(N, 3), "edge": f(2)}
     with pytest.raises(ExamplesError) as caught:
-        trainer.fit(linear(), data, epochs=1)
+        trainer.fit(a_line(), data, epochs=1)
     [line] = re.findall(r"Try (.+?):", str(caught.value))
-    state, _ = trainer.fit(linear(), eval(line, {"data": data}), epochs=3)
+    state, _ = trainer.fit(a_line(), eval(line, {"data": data}), epochs=3)
     assert int(state.step) == 3
