@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from vernal._data.array_source import ArraySource
 from vernal._data.arrays import leaf_name
 from vernal._data.files import FileArray
 from vernal._data.sources import Source
@@ -70,10 +71,10 @@ def warn_of_changes(before: dict[str, str], now: dict[str, str], path: Path) -> 
 
 def _of_arrays(name: str, source: Source | None) -> dict[str, str]:
     """Describe each array by its shape, its dtype and a digest of a sample, by name."""
-    example = source and source.example
-    leaves, _ = jax.tree_util.tree_flatten_with_path(example)
+    arrays = source.arrays if isinstance(source, ArraySource) else source and source.example
+    leaves, _ = jax.tree_util.tree_flatten_with_path(arrays)
     return {
-        f"{leaf_name(name, example, path)} of {name}": (
+        f"{leaf_name(name, arrays, path)} of {name}": (
             f"{leaf.shape} {leaf.dtype} {_digest(_sample(leaf))}"
         )
         for path, leaf in leaves
