@@ -107,7 +107,7 @@ def in_memory(name: str, given: Any, values: np.ndarray, start: int = 0) -> np.n
     if wrong.any():
         wrong &= np.isfinite(values)
     if wrong.any():
-        if not jax.config.read("jax_enable_x64"):
+        if narrows(np.dtype(float)):  # without double precision
             hint += ', or jax.config.update("jax_enable_x64", True)'
         first = f"{name}{_place(wrong, start)} is {values[wrong][0]!s}"
         raise DataError(f"{first}: too large for {dtype}.\n  Try {hint}.")

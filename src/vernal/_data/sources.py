@@ -78,7 +78,7 @@ def steps(data: PyTree, batch_size: int | None = None, epochs: int = 1) -> int:
     """
     epochs = whole_number("epochs", epochs, at_least=0)
     if not is_loader(data):
-        arrays = as_arrays(data, finite=False, files=True)
+        arrays = as_arrays(data, files=True)
         examples = len(jax.tree.leaves(arrays)[0])
         return -(-examples // min(examples, checked_batch_size(batch_size))) * epochs
 

@@ -135,16 +135,17 @@ class Trainer:
 
         Args:
             state: From `init`, or from a step before; it stays valid.
-            batch: As the loss takes it, such as `(x, y)`.
+            batch: As the loss takes it, such as `(x, y)`; for a loss of your own, any PyTree of
+                arrays and numbers.
 
         Returns:
             The new state; and a dict of the loss, as `"loss"`, and of metrics.
 
         Raises:
             ShapeError: Before compiling, if model, loss and batch do not fit.
-            DataError: Before compiling, if the batch is not made of arrays. Values are not looked
-                at, which would take longer than the step: NaN, and labels out of range, are for
-                `fit` to find.
+            DataError: Before compiling, if the batch is not made of arrays, or has numbers that do
+                not fit in JAX's dtypes. Nothing else is looked for, which would take longer than
+                the step: NaN, and labels out of range, are for `fit` to find.
         """
         if not isinstance(state, TrainState):
             raise ArgumentError(
@@ -252,13 +253,14 @@ class Trainer:
             data: A tuple `(x, y)` or `(x, y, sample_weight)` of arrays with equal leading axes; for
                 a loss of your own, any PyTree of such arrays; or ready batches, taken in their own
                 order: a list, a data loader, or a function that yields them, anew at each call.
+                Vernal's own losses refuse NaN; to a loss of your own it may mean something.
             epochs: How many this call trains. What is left of an epoch under way counts as one.
             steps_per_epoch: Steps in an epoch: then validation, callbacks, records and
                 `every_epochs` of `checkpoints` come after each so many steps, and a pass over the
                 data may take several epochs, or a part of one. Ready batches need not end. By
                 default an epoch is one pass over the data.
-            batch_size: Examples in a batch. By default all of them. The last batch of an epoch may
-                be smaller, and is trained on as it is.
+            batch_size: Examples in a batch. By default all of them, which are the most. The last
+                batch of an epoch may be smaller, and is trained on as it is.
             shuffle: Whether each epoch takes the examples in another order, fixed by the state's
                 key and the epoch's number.
             validation_data: As `data`, measured every `validate_every` epochs.
