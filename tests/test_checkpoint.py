@@ -36,7 +36,7 @@ def model(width=4, seed=0):
 
 
 def fit(checkpoints: Any, epochs=4, trainer=TRAINER, start: Any = None, data=DATA, **how: Any):
-    how = {"batch_size": 10, **how}
+    how = {"batch_size": 10, "progress": False, **how}
     start = model() if start is None else start
     return trainer.fit(start, data, epochs=epochs, checkpoints=checkpoints, **how)
 
