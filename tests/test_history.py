@@ -4,6 +4,7 @@ import base64
 import re
 import sys
 import tracemalloc
+from typing import Any
 from xml.etree import ElementTree
 
 import equinox as eqx
@@ -323,6 +324,16 @@ def test_without_matplotlib_a_notebook_shows_the_table(monkeypatch):
 # ----- the state in words
 
 
+class Typed(eqx.Module):
+    """A model with a leaf that is no array, and has a dtype."""
+
+    w: jax.Array
+    dtype: Any
+
+    def __call__(self, x):
+        return jnp.dot(self.w, x)
+
+
 def test_a_state_is_printed_in_three_lines():
     model = eqx.nn.MLP(4, 2, 16, 2, key=KEY)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_array)))
@@ -341,7 +352,9 @@ def test_a_state_is_printed_in_three_lines():
     many = eqx.filter_vmap(lambda key: TRAINER.init(Dot(jnp.ones(2)), key=key))(
         jax.random.split(KEY, 300)
     )
-    for shown in (repr(shapes), in_jit[0], repr(nothing), repr(many)):
+    typed = TRAINER.init(Typed(jnp.ones(2), jnp.float32))
+    assert "Typed, 2 parameters" in repr(typed)
+    for shown in (repr(shapes), in_jit[0], repr(nothing), repr(many), repr(typed)):
         assert len(shown.splitlines()) == 3 and len(shown) < 400
 
 

@@ -220,7 +220,7 @@ def test_progress_shows_the_learning_rate(data, monkeypatch):
         _, history = trainer.fit(the_model(), data, epochs=4, batch_size=SIZE)
         last = terminal.text.split("\r")[-1]
         if CASES[name].rate:
-            assert f"  learning_rate {history.epochs['learning_rate'][-1]:.3g}  " in last
+            assert f"  learning_rate {history.epochs['learning_rate'][-1]:.3g}\n" in last
         else:
             assert "  loss " in last and "learning_rate" not in last
 

@@ -59,7 +59,8 @@ class Progress:
         self._bar: Any = None
         self._values: dict[str, float] = {}
         self._rate = 0.0
-        self._counted_at = self._shown_at = time.perf_counter()
+        self._counted_at = time.perf_counter()
+        self._next_at = 0.0 if self._style is None else self._counted_at + _SECONDS[self._style]
         self._shown_epochs, self._shown_steps = recorder.epochs, recorder.steps
 
     def __enter__(self) -> "Progress":
@@ -84,18 +85,23 @@ class Progress:
 
     def show(self) -> None:
         """Show how far the run is, if it is time to."""
-        if not self._style or time.perf_counter() - self._shown_at < _SECONDS[self._style]:
+        began = time.perf_counter()
+        if not self._style or began < self._next_at:
             return
-        if self._style == "bar" or self._recorder.epochs > self._shown_epochs:
+        if self._style == "bar":
+            self._show()
+            # Many short calls in a long epoch take long to average: a fiftieth of the time at most.
+            self._next_at += 50 * (time.perf_counter() - began)
+        elif self._recorder.epochs > self._shown_epochs:
             self._show()
 
     def _show(self) -> None:
         recorder = self._recorder
         if (recorder.epochs, recorder.steps) == (self._shown_epochs, self._shown_steps):
             return
-        values = recorder.so_far
-        if self._style == "lines" and recorder.epochs > self._shown_epochs:
-            values = {}
+        values: dict[str, float] = {}
+        if self._style == "bar" or recorder.epochs == self._shown_epochs:
+            values = recorder.so_far
         place = f"epoch {self._run.epoch + bool(values):,}/{self._last_epoch:,}"
         if self._total_steps is None:
             place += f"  {recorder.steps:,} steps"
@@ -107,7 +113,7 @@ class Progress:
             self._values = values or recorder.latest
             _print(place + self._text(math.inf))
         self._shown_epochs, self._shown_steps = recorder.epochs, recorder.steps
-        self._shown_at = time.perf_counter()
+        self._next_at = time.perf_counter() + _SECONDS[str(self._style)]
 
     def _show_bar(self, place: str) -> None:
         from tqdm.auto import tqdm
