@@ -1209,6 +1209,12 @@ def test_a_list_of_x_and_y_is_explained_for_a_loss_of_ones_own():
         Trainer(SGD, loss).fit(a_line(), [f(N, 3), f(N, 1)], epochs=1)
 
 
+def test_a_line_for_the_arrays_of_ready_batches_names_them():
+    with pytest.raises(ShapeError) as caught:
+        Trainer(SGD, MSE).fit(eqx.nn.Linear(1, 1, key=KEY), [(f(N), f(N, 1))], epochs=1)
+    assert suggested(str(caught.value))[0] == "x[:, None]"
+
+
 def test_parts_of_several_lengths_are_a_ready_batch_for_a_loss_of_ones_own():
     def loss(model, batch, key):
         return jnp.mean(jax.vmap(model)(batch["inside"])) + jnp.mean(batch["edge"])
