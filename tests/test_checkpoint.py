@@ -169,23 +169,13 @@ def test_a_run_that_another_callback_ended_stays_ended(tmp_path):
 def test_a_finished_run_says_that_nothing_was_trained(tmp_path, capsys, monkeypatch, epochs, said):
     monkeypatch.chdir(tmp_path)
     checkpoints = vernal.Checkpoints("runs/tab", every_seconds=None)
-    fit(checkpoints)
+    fit(checkpoints, progress=False)
     assert capsys.readouterr().err == ""
-    fit(checkpoints, epochs=epochs)
+    fit(checkpoints, epochs=epochs, progress=False)
     expected = f"runs/tab holds a finished run of {said} nothing was trained.\n"
     assert capsys.readouterr().err == expected
-    fit(checkpoints, epochs=6)
+    fit(checkpoints, epochs=6, progress=False)
     assert capsys.readouterr().err == ""
-
-
-class Tanh(eqx.Module):
-    """The model of `model`, with another activation."""
-
-    net: eqx.Module
-
-    def __call__(self, x):
-        hidden, out = cast(Any, self.net).layers
-        return out(jnp.tanh(hidden(x)))
 
 
 def batches_of(y):
@@ -408,7 +398,7 @@ def test_an_interrupt_in_a_callback_loses_nothing(tmp_path, capsys, how):
     listed = [Told(seen[0]), interrupts(middle) if how == "raised" else middle, Told(seen[2])]
     ends = pytest.raises(KeyboardInterrupt) if how == "two signals" else contextlib.nullcontext()
     with ends:
-        state, history = fit(checkpoints, callbacks=listed)
+        state, history = fit(checkpoints, callbacks=listed, progress=False)
         assert int(state.epoch) == len(history.epochs["loss"]) == 2
         said = capsys.readouterr().err
         assert said == f"Interrupted after 8 steps: the same script resumes from {tmp_path}.\n"
@@ -459,6 +449,7 @@ def test_an_interrupt_in_the_users_code_loses_nothing(tmp_path, capsys, where):
     metric = Interrupted([]) if where == "metric" else vernal.metrics.r2
     trainer = vernal.Trainer(TRAINER.optimizer, TRAINER.loss, metrics={"r2": metric})
     how: dict[str, Any] = {"trainer": trainer, "batch_size": None, "callbacks": [Told(seen)]}
+    how["progress"] = False
     checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
     state, history = fit(checkpoints, data=data, validation_data=held_out, **how)
     assert 4 <= int(state.step) == len(history.steps["loss"]) < 16
