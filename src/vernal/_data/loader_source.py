@@ -45,7 +45,7 @@ class LoaderSource:
         self._aligned = aligned
         self._loader = loader
         self._capacities: dict[Any, int] = {}  # signature of a batch -> batches in a superbatch
-        self.epoch_length = loader_length(loader)
+        self.pass_length = loader_length(loader)
         self._check_shapes: Callable[[PyTree], Any] = _accept
         self._check_labels: Callable[[PyTree], Any] = _accept
 
@@ -66,29 +66,29 @@ class LoaderSource:
 
     def superbatches(self, start: Start) -> Iterator[Superbatch]:
         """Yield the batches of a run, in the loader's own order, without end."""
-        epoch, batch = start.epoch, start.batch
+        data_pass, batch = start.data_pass, start.batch
         batches, self._begun = self._begun, None
         if batches is None or start.loader_state is not None:
             batches = self._pass(start.loader_state)
         while True:
             while batches.following is not None and batches.cursor < batch:
                 batches.advance(marks=batches.cursor + 1 == batch)
-            yield from self._rest_of_epoch(batches, epoch)
-            # Batches may have been counted over several epochs. These are not read.
+            yield from self._rest_of_pass(batches, data_pass)
+            # Batches may have been counted over several passes. These are not read.
             skipped, batch = divmod(max(0, batch - batches.cursor), batches.cursor)
-            epoch += 1 + skipped
-            # The next epoch begins from the loader's state, as it does in a resumed run.
+            data_pass += 1 + skipped
+            # The next pass begins from the loader's state, as it does in a resumed run.
             batches = self._pass(batches.mark)
 
     def one_pass(self) -> Iterator[Superbatch]:
-        """Yield the batches of one epoch."""
-        yield from self._rest_of_epoch(self._pass(), 0)
+        """Yield the batches of one pass."""
+        yield from self._rest_of_pass(self._pass(), 0)
 
     def _pass(self, mark: Any = None) -> "_Pass":
         """Begin to read the loader, from a `_Pass.mark` on if there is one."""
         batches = _Pass(self._opened(), self._as_batch, mark)
         if batches.is_empty and mark is not None:
-            # The state that the loader had at the end of an epoch leads there again.
+            # The state that the loader had at the end of a pass leads there again.
             batches = _Pass(self._opened(), self._as_batch)
         if batches.is_empty:
             when = "" if self.example is None else " when it was read again"
@@ -98,8 +98,8 @@ class LoaderSource:
             )
         return batches
 
-    def batches(self, epoch: int, key: PRNGKeyArray | None) -> Iterator[PyTree]:
-        """Yield the batches of one epoch one by one, in the loader's own order."""
+    def batches(self, data_pass: int, key: PRNGKeyArray | None) -> Iterator[PyTree]:
+        """Yield the batches of one pass one by one, in the loader's own order."""
         for number, item in enumerate(self._opened()):
             yield self._as_batch(item, number)
 
@@ -116,8 +116,8 @@ class LoaderSource:
             )
         return made
 
-    def _rest_of_epoch(self, batches: "_Pass", epoch: int) -> Iterator[Superbatch]:
-        """Yield what is left of an epoch. What the loader raises comes after the batches before."""
+    def _rest_of_pass(self, batches: "_Pass", data_pass: int) -> Iterator[Superbatch]:
+        """Yield what is left of a pass. What the loader raises comes after the batches before."""
         while batches.following is not None:
             shape = signature(batches.following)
             if shape not in self._capacities:
@@ -135,16 +135,16 @@ class LoaderSource:
 
             # The first superbatch of a shape settles how long all of them are: one compilation.
             capacity = self._capacities.setdefault(shape, capacity if is_late else len(items))
-            epoch_ends = batches.following is None and batches.failure is None
+            pass_ends = batches.following is None and batches.failure is None
             yield Superbatch(
                 batches=jax.tree.map(functools.partial(_stacked, capacity=capacity), *items),
-                epoch=epoch,
+                data_pass=data_pass,
                 start=start,
                 stop=batches.cursor,
                 batch_size=number_of_examples(items[0]) or 1,
-                epoch_length=batches.cursor if epoch_ends else sys.maxsize,
+                pass_length=batches.cursor if pass_ends else sys.maxsize,
                 loader_state=loader_state,
-                next_loader_state=batches.mark if epoch_ends else None,
+                next_loader_state=batches.mark if pass_ends else None,
             )
 
         if batches.failure is not None:
@@ -154,7 +154,7 @@ class LoaderSource:
         """Return how many batches like this one a superbatch has space for, at most."""
         limits = _limits.current()
         by_bytes = limits.superbatch_bytes // max(1, nbytes(batch))
-        return max(1, min(limits.loader_batches, by_bytes, self.epoch_length))
+        return max(1, min(limits.loader_batches, by_bytes, self.pass_length))
 
     def _as_batch(self, item: Any, number: int) -> PyTree:
         """Make arrays of a batch, and check it."""

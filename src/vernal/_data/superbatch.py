@@ -16,30 +16,30 @@ from vernal._data.arrays import nbytes, row_of
 class Superbatch:
     """Consecutive batches, gathered at once.
 
-    A cursor is a place in the data: it counts batches from the start of `epoch`.
+    A cursor is a place in the data: it counts batches from the start of `data_pass`.
 
     Attributes:
         batches: Arrays with the leading axes (batch, example); or (example,) if `repeats`. They may
             be longer than what is filled.
-        epoch: Number of the epoch that the first batch is of.
+        data_pass: Number of the pass that the first batch is of.
         start: Cursor of the first batch.
         stop: Cursor after the last batch.
         batch_size: Examples in a batch.
-        epoch_length: Batches in an epoch; `sys.maxsize` while that is not known.
-        last_batches: The smaller last batch of each epoch, with the leading axes (epoch, example);
+        pass_length: Batches in a pass; `sys.maxsize` while that is not known.
+        last_batches: The smaller last batch of each pass, with the leading axes (pass, example);
             `None` if all batches are of one size.
-        last_size: Examples in the last batch of an epoch, if that is smaller.
+        last_size: Examples in the last batch of a pass, if that is smaller.
         repeats: Whether there is one batch, the full one, again and again.
         loader_state: What a loader needs to give the batches from `start` on again.
-        next_loader_state: What a loader needs to begin the next epoch, if this one ends here.
+        next_loader_state: What a loader needs to begin the next pass, if this one ends here.
     """
 
     batches: PyTree
-    epoch: int
+    data_pass: int
     start: int
     stop: int
     batch_size: int
-    epoch_length: int = sys.maxsize
+    pass_length: int = sys.maxsize
     last_batches: PyTree = None
     last_size: int = 0
     repeats: bool = False
@@ -61,13 +61,13 @@ class Superbatch:
         return nbytes((self.batches, self.last_batches))
 
     def location(self, cursor: int) -> tuple[int, int]:
-        """Return a cursor as the number of an epoch, and of a batch in it."""
-        epochs, batch = divmod(cursor, self.epoch_length)
-        return self.epoch + epochs, batch
+        """Return a cursor as the number of a pass, and of a batch in it."""
+        passes, batch = divmod(cursor, self.pass_length)
+        return self.data_pass + passes, batch
 
     def loader_state_at(self, cursor: int) -> Any:
         """Return what a loader needs to go on from a cursor."""
-        return self.next_loader_state if cursor >= self.epoch_length else self.loader_state
+        return self.next_loader_state if cursor >= self.pass_length else self.loader_state
 
     def batch(self, cursor: int) -> PyTree:
         """Return the batch at a cursor."""
@@ -82,17 +82,17 @@ class Superbatch:
         if self.last_batches is None:
             return self.batches, cursor - self.start
 
-        epoch, batch = divmod(cursor, self.epoch_length)
-        if batch == self.epoch_length - 1:
-            return self.last_batches, epoch
-        return self.batches, epoch * (self.epoch_length - 1) + batch - self.start
+        data_pass, batch = divmod(cursor, self.pass_length)
+        if batch == self.pass_length - 1:
+            return self.last_batches, data_pass
+        return self.batches, data_pass * (self.pass_length - 1) + batch - self.start
 
     def sizes(self, start: int, stop: int) -> np.ndarray:
         """Return how many examples the batches between two cursors have."""
         if self.last_batches is None:
             return np.full(stop - start, self.batch_size)
 
-        is_last = (np.arange(start, stop) + 1) % self.epoch_length == 0
+        is_last = (np.arange(start, stop) + 1) % self.pass_length == 0
         return np.where(is_last, self.last_size, self.batch_size)
 
 
@@ -104,16 +104,16 @@ class Start:
     """Where in the data a run begins.
 
     Attributes:
-        epoch: Number of the epoch.
-        batch: Number of the batch in it; may count over several epochs.
+        data_pass: Number of the pass.
+        batch: Number of the batch in it; may count over several passes.
         key: Fixes the order of the examples, where batches are made of arrays; `None` is
             `jax.random.key(0)`.
         loader_state: A `Superbatch.loader_state` to go on from.
-        last_epoch: Number of the epoch that the run ends before.
+        last_pass: Number of the pass that the run ends before.
     """
 
-    epoch: int = 0
+    data_pass: int = 0
     batch: int = 0
     key: PRNGKeyArray | None = None
     loader_state: Any = None
-    last_epoch: int = sys.maxsize
+    last_pass: int = sys.maxsize

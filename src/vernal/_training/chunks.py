@@ -6,7 +6,7 @@ measured, and looks whether all numbers are finite; a run can be stopped, saved 
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from vernal._training.measurements import Measurements, steps_of
 from vernal._training.objective import Measured
 from vernal._training.state import TrainState
 from vernal._training.update import Choices, changing_part
+from vernal.errors import CallError
 
 # Steps in the first chunk, whose time is not known yet; the largest growth from one chunk to the
 # next. The first has a few steps, so that the error of a bad one knows the gradients before it.
@@ -77,7 +78,7 @@ class TrainingRun:
         every_steps: int | None = None,
     ):
         self._choices = choices
-        length = source.epoch_length
+        length = source.pass_length
         self.pass_length = length if length < sys.maxsize else None
         self._epochs = Epochs.from_state(state, steps_per_epoch)
         self._loops = loops
@@ -154,8 +155,8 @@ class TrainingRun:
                 failure = self._start_chunk(until_epoch, calls)
                 chunk = [call.first(call.steps) for call in calls]
             except jax.errors.JaxRuntimeError as error:
-                yield from self._until_failed_step(calls, before, error)
-                raise
+                failed = yield from self._until_failed_step(calls, before, error)
+                raise failed from error
             seconds = time.perf_counter() - began
 
             steps = steps_of(chunk)
@@ -247,14 +248,14 @@ class TrainingRun:
 
     def _until_failed_step(
         self, calls: list[Measurements], before: TrainState | None, error: Exception
-    ) -> Iterator[list[Measurements]]:
-        """Yield what the steps before one that failed measured, go back to them, and raise.
+    ) -> Generator[list[Measurements], None, CallError]:
+        """Yield what the steps before one that failed measured, and go back to the state there.
 
-        Raises:
-            CallError: Always.
+        Returns:
+            The error to raise.
         """
         if before is None:
-            raise step_error(error, step=None) from error
+            return step_error(error, step=None)
 
         def is_good(steps: int) -> bool:
             try:
@@ -270,7 +271,7 @@ class TrainingRun:
         self._superbatch, self._cursor = call.superbatch, call.cursor + offset
         self.step = call.first_step + offset
         yield made
-        raise step_error(error, step=self.step) from error
+        return step_error(error, step=self.step)
 
     def _replay(
         self, calls: list[Measurements], before: TrainState, steps: int
@@ -303,13 +304,13 @@ class TrainingRun:
         if not self._loops and not superbatch.repeats:
             batches, cursor = superbatch.row(cursor)
             last_batches, origin = None, 0
-        epoch_length = min(superbatch.epoch_length, _MOST_INT32)
+        pass_length = min(superbatch.pass_length, _MOST_INT32)
         inputs = Inputs(
             choices=self._choices,
             fixed=self._fixed,
             batches=batches,
             last_batches=last_batches,
-            counts=np.array([steps, call.first_step, cursor, origin, epoch_length], np.int32),
+            counts=np.array([steps, call.first_step, cursor, origin, pass_length], np.int32),
             capacity=superbatch.capacity if self._loops else 1,
             repeats=superbatch.repeats,
             loops=self._loops,

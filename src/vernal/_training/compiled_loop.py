@@ -33,10 +33,10 @@ class Inputs(NamedTuple):
         choices: The optimizer, the objective, and what is trained.
         fixed: The part of the state that steps do not change.
         batches: Arrays with the leading axes (batch, example); or (example,) if `repeats`.
-        last_batches: The smaller last batch of each epoch; or `None`.
-        counts: `[steps, first step, cursor, origin, epoch length]`: how many steps to make, the
+        last_batches: The smaller last batch of each pass; or `None`.
+        counts: `[steps, first step, cursor, origin, pass length]`: how many steps to make, the
             number of the first, the cursor of its batch, the cursor of `batches[0]`, and the number
-            of batches in an epoch. One array, so that a device has it at once.
+            of batches in a pass. One array, so that a device has it at once.
         capacity: The most steps of one call.
         repeats: Whether every step is made on the same batch.
         loops: Whether the steps are made in a loop; otherwise there is one step. `None` leaves it
@@ -66,7 +66,7 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
         What changed; and for each array that a step measures a buffer for `capacity` of them.
     """
     choices, fixed = inputs.choices, inputs.fixed
-    count, first_step, cursor, origin, epoch_length = inputs.counts
+    count, first_step, cursor, origin, pass_length = inputs.counts
     some_batch = inputs.batches if inputs.repeats else row_of(inputs.batches, 0)
     compiles(
         inputs.program,
@@ -119,22 +119,22 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
             carry = _in_turns(turn, steps_per_turn, stop, carry)
         return lax.while_loop(lambda carry: carry[0] < stop, turn, carry)[1:]
 
-    def one_epoch(carry: tuple) -> tuple:
-        """Make the steps of what is left of an epoch: its full batches, then the last one."""
+    def one_pass(carry: tuple) -> tuple:
+        """Make the steps of what is left of a pass: its full batches, then the last one."""
         i, *rest = carry
-        epoch, batch = jnp.divmod(cursor + i, epoch_length)
-        full_batches = epoch_length - 1
+        data_pass, batch = jnp.divmod(cursor + i, pass_length)
+        full_batches = pass_length - 1
         last = jnp.minimum(i + full_batches - batch, count)
         stop = jnp.minimum(last + 1, count)
-        row = epoch * full_batches + batch - origin
+        row = data_pass * full_batches + batch - origin
         rest = run(i, last, inputs.batches, row, tuple(rest))
-        return stop, *run(last, stop, inputs.last_batches, epoch, rest)
+        return stop, *run(last, stop, inputs.last_batches, data_pass, rest)
 
     zero = jnp.int32(0)
     if inputs.last_batches is None:
         return run(zero, count, inputs.batches, cursor - origin, (changing, buffers))
 
-    return lax.while_loop(lambda carry: carry[0] < count, one_epoch, (zero, changing, buffers))[1:]
+    return lax.while_loop(lambda carry: carry[0] < count, one_pass, (zero, changing, buffers))[1:]
 
 
 # Many steps, in the buffers of the state that they change.

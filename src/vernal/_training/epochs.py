@@ -52,12 +52,12 @@ class Epochs:
         if self.steps_per_epoch is not None:
             return epochs * self.steps_per_epoch - (self.epoch_step + step - self.step)
 
-        passes = self.data_pass + epochs - superbatch.epoch
-        return passes * superbatch.epoch_length - cursor
+        passes = self.data_pass + epochs - superbatch.data_pass
+        return passes * superbatch.pass_length - cursor
 
     def ends(self, step: int, superbatch: Superbatch, cursor: int, steps: int) -> np.ndarray:
         """Return after how many of the next steps an epoch ends."""
-        length, made = superbatch.epoch_length, cursor
+        length, made = superbatch.pass_length, cursor
         if self.steps_per_epoch is not None:
             length, made = self.steps_per_epoch, self.epoch_step + step - self.step
         return np.arange(length - made % length, steps + 1, length)

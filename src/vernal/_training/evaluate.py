@@ -95,14 +95,14 @@ def _each(function: Callable, data: CheckedData) -> Iterator[tuple[PyTree, int, 
     """
     for superbatch in data.source.one_pass():
         if superbatch.repeats or not data.loops:
-            cursors = range(superbatch.start, min(superbatch.stop, superbatch.epoch_length))
+            cursors = range(superbatch.start, min(superbatch.stop, superbatch.pass_length))
             for cursor in cursors:
                 made = _of_one_batch(function, superbatch.batch(cursor))
                 yield made, 1, int(superbatch.sizes(cursor, cursor + 1)[0])
             continue
 
-        ends_epoch = superbatch.stop == superbatch.epoch_length
-        has_last = superbatch.last_batches is not None and ends_epoch
+        ends_pass = superbatch.stop == superbatch.pass_length
+        has_last = superbatch.last_batches is not None and ends_pass
         full_batches = superbatch.stop - superbatch.start - has_last
         if full_batches:
             made = _of_batches(function, superbatch.batches, np.array(full_batches))

@@ -3,7 +3,8 @@
 The steps themselves do not look whether their numbers are finite: asked in the compiled loop, with
 the old parameters kept by a select, that costs 15 to 33 % of the time on small batches. Instead the
 host looks at each chunk's losses, and at the state after it. If they are not finite, it goes back
-to the copy of the state before the chunk, and makes the steps again, fewer each time.
+to the copy of the state before the chunk, and makes some of the steps again, to find the first
+bad one by bisection.
 
 A state that is too large to be copied is not: then the run ends at the end of the chunk.
 """

@@ -261,8 +261,8 @@ class Trainer:
                 default an epoch is one pass over the data.
             batch_size: Examples in a batch. By default all of them, which are the most. The last
                 batch of an epoch may be smaller, and is trained on as it is.
-            shuffle: Whether each epoch takes the examples in another order, fixed by the state's
-                key and the epoch's number.
+            shuffle: Whether each pass over the data takes the examples in another order, fixed by
+                the state's key and the number of the pass.
             validation_data: As `data`, measured every `validate_every` epochs.
             validate_every: Epochs between two validations.
             callbacks: Called with each `Epoch`; one that returns `True` ends the run. One may also
