@@ -52,6 +52,34 @@ def test_a_built_in_loss_with_a_call_of_its_own_is_called_as_written():
     np.testing.assert_allclose(history.steps["loss"], 1000 + of_plain.steps["loss"], rtol=1e-6)
 
 
+def test_its_metrics_in_lower_precision_compare_with_the_targets_as_they_are():
+    of_each = []
+    for loss in (Shifted(), MSE):
+        mae = {"mae": metrics.mean_absolute_error}
+        trainer = vernal.Trainer(optax.sgd(0.1), loss, metrics=mae, compute_dtype=jnp.bfloat16)
+        of_each.append(trainer.evaluate(linear(), (X, Y))["mae"])
+    assert of_each[0] == of_each[1]
+
+
+class ShiftedEntropy(losses.CrossEntropy):
+    def __call__(self, model, batch, key):
+        return 1000 + super().__call__(model, batch, key)
+
+
+def test_a_call_of_its_own_leaves_the_weights_of_examples_whatever_the_batches():
+    weight = RNG.uniform(0, 5, 10).astype(np.float32)
+    labels = RNG.integers(0, 2, 10)
+    for loss, outputs, data in [
+        (Shifted(), 1, (X, Y, weight)),
+        (ShiftedEntropy(ignore_index=1), 2, (X, labels)),
+    ]:
+        trainer = vernal.Trainer(optax.sgd(0.0), loss)
+        model = linear(outputs=outputs)
+        expected = loss(model, jax.tree.map(jnp.asarray, data), None)
+        measured = trainer.evaluate(model, data, batch_size=3)["loss"]
+        np.testing.assert_allclose(measured, expected, rtol=1e-6)
+
+
 def test_a_weighted_loss_makes_evaluate_exact_whatever_the_batches():
     tokens = RNG.integers(0, 5, size=10)  # of each example
 

@@ -112,24 +112,33 @@ def _measure_custom(
     """Measure a loss that calls the model itself; return the model's new state, too."""
     loss: Any = objective.loss
     dtype = objective.compute_dtype
-    batch = cast(batch, dtype)
     if model_state is None:
-        result = loss(model, batch, key)
+        result = loss(model, cast(batch, dtype), key)
     else:
-        result = loss(model, batch, key, copy_of_state(model_state))
+        result = loss(model, cast(batch, dtype), key, copy_of_state(model_state))
     value, metrics, new_state = _parts_of_result(result, stateful=model_state is not None)
-    weight = None
     if isinstance(value, Weighted):
         value, weight = value.value, _checked_scalar("the weight", value.weight)
+    else:
+        weight = _weight_of(loss, batch)
 
     info = _in_full_precision({"loss": value, **metrics}, dtype)
     measured = Measured(info, weight, {}, None)
     if objective.metrics:  # a built-in loss with a call of its own
         x, y, weights = loss.parts_of(batch)
-        prediction, _ = forward(model, x, key, copy_of_state(model_state))
+        prediction, _ = forward(model, cast(x, dtype), key, copy_of_state(model_state))
         prediction = _in_full_precision(prediction, dtype)
         measured = _with_metrics(objective, info, prediction, y, loss.weights_of(y, weights))
     return measured, new_state
+
+
+def _weight_of(loss: Any, batch: PyTree) -> Array | None:
+    """Return a batch's weight in averages over batches, if a built-in loss has given it one."""
+    is_usual = isinstance(batch, tuple | list) and len(batch) in (2, 3)
+    if not isinstance(loss, AbstractSupervised) or not is_usual:
+        return None
+    weights = loss.weights_of(batch[1], batch[2] if len(batch) == 3 else None)
+    return jnp.sum(weights) if eqx.is_array(weights) else None
 
 
 def _parts_of_result(result: Any, *, stateful: bool) -> tuple[Any, dict[str, Any], PyTree]:
