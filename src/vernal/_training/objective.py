@@ -137,7 +137,7 @@ def _weight_of(loss: Any, batch: PyTree) -> Array | None:
     is_usual = isinstance(batch, tuple | list) and len(batch) in (2, 3)
     if not isinstance(loss, AbstractSupervised) or not is_usual:
         return None
-    weights = loss.weights_of(batch[1], batch[2] if len(batch) == 3 else None)
+    weights: Any = loss.weights_of(batch[1], batch[2] if len(batch) == 3 else None)
     return jnp.sum(weights) if eqx.is_array(weights) else None
 
 
