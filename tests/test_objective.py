@@ -102,6 +102,16 @@ def test_a_weighted_loss_makes_evaluate_exact_whatever_the_batches():
     np.testing.assert_allclose(history.epochs["loss"], expected, rtol=1e-6)
 
 
+def test_a_weighted_loss_beside_metrics_with_weights_of_their_own_is_refused():
+    class Tokens(losses.MeanSquaredError):
+        def __call__(self, model, batch, key, model_state=None):
+            return losses.Weighted(super().__call__(model, batch, key), jnp.ones(()))
+
+    trainer = vernal.Trainer(optax.sgd(0.1), Tokens(), metrics={"mae": metrics.mean_absolute_error})
+    with pytest.raises(vernal.ShapeError, match=r"Weighted, beside metrics"):
+        trainer.evaluate(linear(), (X, Y))
+
+
 # ----- models
 
 

@@ -118,6 +118,11 @@ def _measure_custom(
         result = loss(model, cast(batch, dtype), key, copy_of_state(model_state))
     value, metrics, new_state = _parts_of_result(result, stateful=model_state is not None)
     if isinstance(value, Weighted):
+        if objective.metrics:
+            raise ShapeError(
+                f"{kind(loss)} returns losses.Weighted, beside metrics=..., which have weights of "
+                'their own.\n  Return the metrics from the loss: (Weighted(...), {"name": value}).'
+            )
         value, weight = value.value, _checked_scalar("the weight", value.weight)
     else:
         weight = _weight_of(loss, batch)
