@@ -46,6 +46,22 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(skip)
 
 
+@pytest.fixture(scope="session")
+def long(request):
+    """Whether to try everything, or a little of it."""
+    return request.config.getoption("--long")
+
+
+@pytest.fixture(scope="module")
+def compiled_fast():
+    """Few optimizations, for a file that asks what is told, and not which bits come of it."""
+    from helpers import few_optimizations  # only now: it makes a key, for which JAX starts
+
+    with few_optimizations():
+        yield
+    jax.clear_caches()  # none of its programs serves the next file
+
+
 def _listen(event: str, duration_secs: float, **_: str | int) -> None:
     if event == "/jax/core/compile/backend_compile_duration":
         _compilations.append(event)

@@ -67,6 +67,50 @@ def as_float64(tree):
     return jax.tree.map(cast, tree)
 
 
+# ----- what compiles fast
+
+
+@contextlib.contextmanager
+def few_optimizations() -> Iterator[None]:
+    """Let XLA compile fast, for numbers that are compared up to rounding, and for errors.
+
+    Not for bits, and with `filled` models: what is compiled here may serve later tests, too.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@contextlib.contextmanager
+def float64() -> Iterator[None]:
+    """Compute in float64, in which rounding hides nothing, and compile fast."""
+    with jax.enable_x64(True), few_optimizations():
+        yield
+
+
+def filled(make: Callable, *, seed: int = 0):
+    """Make a model with numbers from NumPy. JAX would compile a program for each shape to draw.
+
+    Args:
+        make: Called without arguments. All floats that it makes are replaced.
+        seed: Of the numbers: weights are as large as usual, biases are between 0 and 1.
+    """
+    rng = np.random.default_rng(seed)
+
+    def fill(leaf):
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        if len(leaf.shape) < 2:
+            values = rng.uniform(0, 1, leaf.shape)
+        else:
+            values = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[1:]))
+        return jnp.asarray(values, leaf.dtype)
+
+    return jax.tree.map(fill, eqx.filter_eval_shape(make))
+
+
 # ----- training
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_same_bits
+from helpers import assert_same_bits, filled
 
 import vernal
 from vernal import callbacks, losses, nn
@@ -18,11 +18,12 @@ X = RNG.normal(size=(50, 4)).astype(np.float32)
 DATA = (X, X.sum(axis=1, keepdims=True))
 KEY = jax.random.key(0)
 MSE = losses.MeanSquaredError()
-MLP = nn.MLP(4, 1, 8, 1, key=KEY)
+MLP = filled(lambda: nn.MLP(4, 1, 8, 1, key=KEY))
+ADAM = optax.adam(1e-3)
 
 
 def trainer(loss: Any = MSE, **choices):
-    return vernal.Trainer(optax.adam(1e-3), loss, **choices)
+    return vernal.Trainer(ADAM, loss, **choices)
 
 
 class Net(eqx.Module):
@@ -126,9 +127,9 @@ WRONG = {
         "'val_loss', which is not measured; there are loss.\n  Pass validation_data.",
     ),
     "trainable of another model": (
-        lambda: trainer(trainable=jax.tree.map(lambda _: True, nn.MLP(4, 1, 8, 2, key=KEY))).init(
-            MLP
-        ),
+        lambda: trainer(
+            trainable=jax.tree.map(lambda _: True, filled(lambda: nn.MLP(4, 1, 8, 2, key=KEY)))
+        ).init(MLP),
         "jax.tree.map(lambda _: False, model), then eqx.tree_at",
     ),
     "trainable by name": (
@@ -205,7 +206,7 @@ def test_what_does_not_go_together_is_told(name):
 @pytest.mark.parametrize("batch_size", [None, 20], ids=["full batch", "ragged"])
 def test_data_may_be_a_single_array(batch_size):
     """What an autoencoder learns from; it is divided as any other."""
-    autoencoder = nn.MLP(4, 4, 2, 1, key=KEY)
+    autoencoder = filled(lambda: nn.MLP(4, 4, 2, 1, key=KEY))
     loss = lambda model, x, key: jnp.mean((jax.vmap(model)(x) - x) ** 2)
     state, history = trainer(loss).fit(autoencoder, X, epochs=3, batch_size=batch_size)
     by_steps = trainer(loss).init(autoencoder)

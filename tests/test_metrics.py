@@ -6,7 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import KEY, as_float64, assert_same_bits, batches_of, loop_by_hand
+from helpers import (
+    KEY,
+    as_float64,
+    assert_same_bits,
+    batches_of,
+    filled,
+    float64,
+    loop_by_hand,
+)
 from sklearn import metrics as reference
 
 import vernal
@@ -33,8 +41,15 @@ class Identity(eqx.Module):
         return x + self.shift
 
 
+SGD = optax.sgd(1e-3)
+
+
 def trainer(loss, **measured):
-    return vernal.Trainer(optax.sgd(1e-3), loss, metrics=measured)
+    return vernal.Trainer(SGD, loss, metrics=measured)
+
+
+def mlp(n_out):
+    return filled(lambda: nn.MLP(4, n_out, 8, 1, key=KEY))
 
 
 def classify(seed=0, classes=3):
@@ -151,10 +166,9 @@ def weighted_error(model, batch, key, model_state):
 def test_training_records_what_each_batch_gave_and_exact_averages_over_an_epoch(batch_size):
     measured = {"mae": metrics.mean_absolute_error, "r2": metrics.r2}
     functions = {"mae": reference.mean_absolute_error, "r2": reference.r2_score}
-    with jax.enable_x64(True):
-        data = as_float64((X, TARGETS - 100, WEIGHTS + 0.5))
+    with float64():
+        model, data = as_float64((mlp(2), (X, TARGETS - 100, WEIGHTS + 0.5)))
         train = trainer(losses.MeanSquaredError(), **measured)
-        model = nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
         start = train.init(model, key=KEY)
         _, history = train.fit(start, data, epochs=4, batch_size=batch_size)
         batches = batches_of(data, batch_size, 4)
@@ -173,7 +187,7 @@ def test_training_records_what_each_batch_gave_and_exact_averages_over_an_epoch(
 
 def test_r2_of_epochs_does_not_depend_on_where_the_run_is_cut():
     data = (X, TARGETS)
-    model = nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
+    model = mlp(2)
     run = lambda: trainer(losses.MeanSquaredError(), r2=metrics.r2).fit(
         model, data, epochs=5, batch_size=10
     )
@@ -187,7 +201,7 @@ def test_r2_of_epochs_does_not_depend_on_where_the_run_is_cut():
 
 def test_metrics_are_everywhere_but_arrays_in_evaluate_alone():
     data = (X, LABELS)
-    model = nn.MLP(4, 3, 8, 1, key=jax.random.key(0))
+    model = mlp(3)
     train = trainer(
         losses.CrossEntropy(), accuracy=metrics.accuracy, confusion=metrics.confusion_matrix
     )
@@ -206,7 +220,7 @@ def test_metrics_are_everywhere_but_arrays_in_evaluate_alone():
 
 
 def test_metrics_do_not_change_the_run():
-    data, model = (X, TARGETS), nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
+    data, model = (X, TARGETS), mlp(2)
     run = lambda **measured: trainer(losses.MeanSquaredError(), **measured).fit(
         model, data, epochs=3, batch_size=10
     )

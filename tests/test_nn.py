@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import equinox as eqx
+import helpers
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -21,6 +22,8 @@ from jax.nn import initializers
 
 import vernal
 from vernal import nn
+
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 KEY = jax.random.key(3)
 
@@ -65,15 +68,7 @@ def parameters(model):
 
 def filled(cls, sizes, seed=0):
     """A model with random parameters, faster than drawing it: nothing compiles."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: (
-            jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
-            if isinstance(leaf, jax.ShapeDtypeStruct)
-            else leaf
-        ),
-        eqx.filter_eval_shape(lambda: cls(*sizes, key=KEY)),
-    )
+    return helpers.filled(lambda: cls(*sizes, key=KEY), seed=seed)
 
 
 def twins(name):

@@ -1,5 +1,6 @@
 """A run ends before the update after which numbers would not be finite, and loses nothing."""
 
+import functools
 import re
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_same_bits, numbers
+from helpers import assert_same_bits, filled, numbers
 
 import vernal
 from vernal import losses, nn
@@ -23,8 +24,9 @@ MSE = losses.MeanSquaredError()
 VALUES = (np.nan, np.inf, -np.inf)
 
 
-def mlp(seed=0):
-    return nn.MLP(4, 1, 8, 1, key=jax.random.key(seed))
+@functools.cache
+def mlp():
+    return filled(lambda: nn.MLP(4, 1, 8, 1, key=jax.random.key(0)))
 
 
 def fails(trainer, start, data=DATA, **kwargs):
@@ -84,6 +86,7 @@ def by_layer(model):
 
 COUNTING = optax.multi_transform({"mlp": optax.adam(1e-3), "counter": optax.sgd(1.0)}, by_layer)
 TRAINER = vernal.Trainer(COUNTING, counting)
+TOO_FAST = vernal.Trainer(optax.sgd(50.0), MSE)
 
 
 BREAKS = [
@@ -139,8 +142,7 @@ def test_the_norm_is_that_of_the_last_finite_gradients():
 
 @pytest.mark.parametrize("batch_size", [None, 10, 53], ids=["full batch", "ragged", "one batch"])
 def test_a_learning_rate_that_is_too_large(batch_size):
-    trainer = vernal.Trainer(optax.sgd(50.0), MSE)
-    error = fails(trainer, mlp(), batch_size=batch_size)
+    error = fails(TOO_FAST, mlp(), batch_size=batch_size)
     assert finite(error.state)
     assert error.history.steps["loss"][-1] > 1e3
     assert np.isfinite(error.grad_norm)
@@ -150,7 +152,7 @@ def test_a_learning_rate_that_is_too_large(batch_size):
     if batch_size == 10:
         batches = list(vernal.batches(DATA, 10, epoch=error.epoch))
         batch = batches[int(state.batch)]
-    after, info = trainer.step(state, batch)
+    after, info = TOO_FAST.step(state, batch)
     assert not (finite(after) and np.isfinite(info["loss"]))
 
 
@@ -158,7 +160,8 @@ def test_an_infinite_gradient_that_only_the_optimizer_remembers():
     """Lion takes the gradient's sign: parameters stay finite, the momentum does not."""
     lion = optax.lion(1e-3)
     optimizer = optax.multi_transform({"mlp": lion, "counter": optax.sgd(1.0)}, by_layer)
-    error = fails(vernal.Trainer(optimizer, counting), spoilt(40, "gradient", np.inf))
+    trainer = vernal.Trainer(optimizer, counting)
+    error = fails(trainer, spoilt(40, "gradient", np.inf), batch_size=None)
     assert error.update == 40
     assert "gradient" in str(error)
 
@@ -177,13 +180,14 @@ def test_what_never_was_finite_is_left_alone():
     model = Masked(mlp(), jnp.array([0.0, -jnp.inf, 0.0, 0.0]))
     for optimizer in (optax.sgd(1e-2), optax.contrib.reduce_on_plateau(patience=3)):
         trainer = vernal.Trainer(optax.chain(optax.sgd(1e-2), optimizer), MSE)
-        state, history = trainer.fit(model, DATA, epochs=10, batch_size=10)
+        state, history = trainer.fit(model, DATA, epochs=60)
         assert len(history.steps["loss"]) == 60
         assert state.model.mask[1] == -np.inf
 
 
 def test_training_without_trouble_is_the_same_run():
-    run = lambda choice: vernal.Trainer(optax.adam(1e-2), MSE, on_nonfinite=choice).fit(
+    adam = optax.adam(1e-2)
+    run = lambda choice: vernal.Trainer(adam, MSE, on_nonfinite=choice).fit(
         mlp(), DATA, epochs=50, batch_size=10
     )
     (raising, history), (ignoring, same) = run("raise"), run("ignore")
@@ -192,7 +196,7 @@ def test_training_without_trouble_is_the_same_run():
 
 
 def test_ignore_goes_on():
-    trainer = vernal.Trainer(optax.sgd(50.0), MSE, on_nonfinite="ignore")
+    trainer = vernal.Trainer(TOO_FAST.optimizer, MSE, on_nonfinite="ignore")
     state, history = trainer.fit(mlp(), DATA, epochs=50, batch_size=10)
     assert int(state.step) == 300
     assert np.isnan(history.steps["loss"][-1])
@@ -233,7 +237,7 @@ def test_a_models_state_that_stops_being_finite():
 
     trainer = vernal.Trainer(optax.sgd(1e-3), loss)
     start = trainer.init(mlp(), model_state={"level": jnp.array(1.0)})
-    error = fails(trainer, start)
+    error = fails(trainer, start, batch_size=None)
     assert error.update == 38  # 10³⁸ is a float32, 10³⁹ is none
     assert error.path == "model_state['level']"
 
@@ -259,7 +263,7 @@ def test_a_large_state_that_is_not_copied_ends_the_run_all_the_same():
 
 
 def test_the_message():
-    error = fails(vernal.Trainer(optax.sgd(50.0), MSE), mlp())
+    error = fails(TOO_FAST, mlp())
     lines = str(error).splitlines()
     assert len(lines) <= 6 and max(map(len, lines)) <= 100
     text = " ".join(str(error).split())

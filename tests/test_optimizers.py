@@ -17,6 +17,8 @@ from helpers import (
     assert_float64,
     assert_same_bits,
     batches_of,
+    filled,
+    float64,
     loop_by_hand,
     squared_error,
     stepped,
@@ -91,8 +93,9 @@ CASES = {
 }
 
 
+@filled
 def the_model():
-    return nn.MLP(3, 1, 8, 1, key=jax.random.key(1))
+    return nn.MLP(3, 1, 8, 1, key=KEY)
 
 
 def the_data():
@@ -115,16 +118,22 @@ def rates_of(opt_states):
     return np.concatenate([[leaf for _, leaf in found if eqx.is_array(leaf)] for found in rates])
 
 
-@pytest.mark.parametrize("name", CASES)
+# Others of the cases are made of these.
+MORE = {"clipped", "MultiSteps", "masked", "schedule-free"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in MORE)) for name in CASES]
+)
 def test_fit_is_the_loop_by_hand(name, data):
     case = CASES[name]
-    with jax.enable_x64(True):
-        data = as_float64(data)
+    with float64():
+        model, data = as_float64((the_model, data))
         trainer = vernal.Trainer(case.optimizer, losses.MeanSquaredError())
-        start = trainer.init(the_model(), key=KEY)
+        start = trainer.init(model, key=KEY)
         fitted, history = trainer.fit(start, data, epochs=EPOCHS, batch_size=case.size)
         batches = batches_of(data, case.size, EPOCHS)
-        expected = loop_by_hand(objective, case.optimizer, the_model(), batches, needs=case.needs)
+        expected = loop_by_hand(objective, case.optimizer, model, batches, needs=case.needs)
         assert_float64((fitted.model, history.steps["loss"]))
         assert_close(history.steps["loss"], expected.steps["loss"])
         # A line search decides by comparing numbers that are almost equal.
@@ -145,7 +154,7 @@ TIERS = ["schedule", "MultiSteps, value", "injected schedule", "Polyak", "schedu
 def test_fit_epochs_and_step_are_the_same_run_and_a_second_compiles_nothing(name, data, compiled):
     case = CASES[name]
     trainer = vernal.Trainer(case.optimizer, losses.MeanSquaredError())
-    start = trainer.init(the_model(), key=KEY)
+    start = trainer.init(the_model, key=KEY)
     fitted, history = trainer.fit(start, data, epochs=EPOCHS, batch_size=case.size)
     compiled.clear()
     again, _ = trainer.fit(start, data, epochs=EPOCHS, batch_size=case.size)
@@ -174,7 +183,7 @@ def test_fit_epochs_and_step_are_the_same_run_and_a_second_compiles_nothing(name
 )
 def test_the_learning_rate_is_the_one_that_was_used(name, rate, data):
     trainer = vernal.Trainer(CASES[name].optimizer, losses.MeanSquaredError())
-    start = trainer.init(the_model(), key=KEY)
+    start = trainer.init(the_model, key=KEY)
     seen = []
     _, history = trainer.fit(
         start, data, epochs=EPOCHS, batch_size=SIZE, callbacks=[lambda e: seen.append(e.metrics)]
@@ -205,7 +214,7 @@ def test_a_parameter_of_that_name_is_no_learning_rate(data):
 @pytest.mark.parametrize("rate", [1e-3, np.float32(1e-3), jnp.asarray(1e-3)], ids=type)
 def test_a_learning_rate_may_be_set_by_hand_between_runs(rate, data):
     trainer = vernal.Trainer(CASES["injected number"].optimizer, losses.MeanSquaredError())
-    state, _ = trainer.fit(the_model(), data, epochs=2, batch_size=SIZE)
+    state, _ = trainer.fit(the_model, data, epochs=2, batch_size=SIZE)
     state.opt_state.hyperparams["learning_rate"] = rate  # as Optax's documentation does
     _, history = trainer.fit(state, data, epochs=1, batch_size=SIZE)
     np.testing.assert_array_equal(history.steps["learning_rate"], np.full(2, 1e-3, np.float32))
@@ -217,7 +226,7 @@ def test_progress_shows_the_learning_rate(data, monkeypatch):
         trainer = vernal.Trainer(CASES[name].optimizer, losses.MeanSquaredError())
         terminal.text = ""
         monkeypatch.setattr(sys, "stderr", terminal)
-        _, history = trainer.fit(the_model(), data, epochs=4, batch_size=SIZE)
+        _, history = trainer.fit(the_model, data, epochs=4, batch_size=SIZE)
         last = terminal.text.split("\r")[-1]
         if CASES[name].rate:
             assert f"  learning_rate {history.epochs['learning_rate'][-1]:.3g}\n" in last
@@ -232,19 +241,18 @@ def test_accumulated_gradients_are_those_of_the_batches_together(data):
     x, y = (leaf[:20] for leaf in data)
     accumulated = vernal.Trainer(optax.MultiSteps(optax.sgd(0.1), 2), losses.MeanSquaredError())
     at_once = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError())
-    one, _ = accumulated.fit(the_model(), (x, y), epochs=3, batch_size=10)
-    other, _ = at_once.fit(the_model(), (x, y), epochs=3)
+    one, _ = accumulated.fit(the_model, (x, y), epochs=3, batch_size=10)
+    other, _ = at_once.fit(the_model, (x, y), epochs=3)
     assert_close(one.model, other.model, rtol=1e-5, atol=1e-6)  # sums in another order
 
 
 def test_layers_have_their_own_optimizers(data):
-    model = the_model()
     optimizer = by_layer(optax.set_to_zero(), inject(optax.adam)(1e-2))
     trainer = vernal.Trainer(optimizer, losses.MeanSquaredError())
-    state, history = trainer.fit(model, data, epochs=3)
+    state, history = trainer.fit(the_model, data, epochs=3)
     np.testing.assert_array_equal(history.steps["learning_rate"], np.full(3, 1e-2, np.float32))
-    assert_same_bits(state.model.layers[0], model.layers[0])
-    assert (state.model.layers[1].weight != model.layers[1].weight).all()
+    assert_same_bits(state.model.layers[0], the_model.layers[0])
+    assert (state.model.layers[1].weight != the_model.layers[1].weight).all()
 
 
 def test_the_scale_falls_where_the_loss_stalls(data):
@@ -275,12 +283,12 @@ def test_l_bfgs_finds_the_least_squares(data):
 def test_schedule_free_is_evaluated_at_other_parameters(data):
     optimizer = optax.contrib.schedule_free_adamw(1e-2)
     trainer = vernal.Trainer(optimizer, losses.MeanSquaredError())
-    state, _ = trainer.fit(the_model(), data, epochs=30, batch_size=SIZE)
+    state, _ = trainer.fit(the_model, data, epochs=30, batch_size=SIZE)
     params, static = eqx.partition(state.model, eqx.is_inexact_array)
     averaged = optax.contrib.schedule_free_eval_params(state.opt_state, params)
     model = eqx.combine(averaged, static)
     assert (model.layers[0].weight != state.model.layers[0].weight).any()
-    before, after = (trainer.evaluate(m, data)["loss"] for m in (the_model(), model))
+    before, after = (trainer.evaluate(m, data)["loss"] for m in (the_model, model))
     assert np.isfinite(after) and after < before
     # Back in the state, all of its methods take it.
     state = eqx.tree_at(lambda s: s.model, state, model)
@@ -299,14 +307,14 @@ def test_updates_that_are_not_finite_are_skipped(data):
         batches[i] = x + 10, y
     optimizer = optax.apply_if_finite(optax.adam(1e-2), 3)
     trainer = vernal.Trainer(optimizer, breaks_above_nine, on_nonfinite="ignore")
-    state, history = trainer.fit(the_model(), batches, epochs=1)
+    state, history = trainer.fit(the_model, batches, epochs=1)
     assert list(np.flatnonzero(np.isnan(history.steps["loss"]))) == broken
     assert state.opt_state.total_notfinite == len(broken)
 
     # The same as a run without these batches, and not what is asked for by default.
     kept = [batch for i, batch in enumerate(batches) if i not in broken]
-    without, _ = trainer.fit(the_model(), kept, epochs=1)
+    without, _ = trainer.fit(the_model, kept, epochs=1)
     assert_same_bits(without.model, state.model)
     with pytest.raises(vernal.NonFiniteError) as raised:
-        vernal.Trainer(optimizer, breaks_above_nine).fit(the_model(), batches, epochs=1)
+        vernal.Trainer(optimizer, breaks_above_nine).fit(the_model, batches, epochs=1)
     assert raised.value.update == broken[0]

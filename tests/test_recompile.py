@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import filled
 
 import vernal
 from vernal import losses, nn
+
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 KEY = jax.random.key(0)
 
@@ -39,11 +42,15 @@ class Scale(eqx.Module):
         return self.by * x
 
 
+def mlp(width=5, activation=jax.nn.relu, **options):
+    return filled(lambda: nn.MLP(3, 1, width, 1, activation, **options, key=KEY))
+
+
 def fresh(width=5):
     """A trainer that has compiled nothing, and a model."""
     return (
-        vernal.Trainer(optax.adam(1e-3), losses.MeanSquaredError()),
-        nn.MLP(3, 1, width, 1, key=KEY),
+        vernal.Trainer(optax.sgd(1e-3), losses.MeanSquaredError()),
+        mlp(width),
     )
 
 
@@ -58,13 +65,13 @@ def test_a_second_run_of_the_same_program_tells_nothing(told, caplog):
 CHANGES = {
     "batch size": (dict(batch_size=8), "x was float32[4,3], and is float32[8,3]"),
     "full batch": (dict(batch_size=None), "x was float32[4,3], and is float32[23,3]"),
-    "width": (dict(model=nn.MLP(3, 1, 7, 1, key=KEY)), "model.layers[0].weight was float32[5,3]"),
+    "width": (dict(model=mlp(7)), "model.layers[0].weight was float32[5,3]"),
     "a static field": (
-        dict(model=nn.MLP(3, 1, 5, 1, use_final_bias=False, key=KEY)),
+        dict(model=mlp(use_final_bias=False)),
         "model.use_final_bias was True, and is False",
     ),
     "activation": (
-        dict(model=nn.MLP(3, 1, 5, 1, jnp.tanh, key=KEY)),
+        dict(model=mlp(activation=jnp.tanh)),
         "model.activation was relu, and is tanh",
     ),
     "dtype": (dict(data=(DATA[0], DATA[1] > 0)), "y was float32[4,1], and is bool[4,1]"),
@@ -85,7 +92,7 @@ def test_fit_tells_what_changed(change, said, told):
 def test_a_new_optimizer_is_named_with_the_remedy(told):
     trainer, model = fresh(6)
     trainer.step(trainer.init(model), DATA)
-    other = vernal.Trainer(optax.adam(1e-3), trainer.loss)
+    other = vernal.Trainer(optax.sgd(1e-3), trainer.loss)
     other.step(other.init(model), DATA)
     message = told()[-1]
     assert "optimizer.update is another chain.<locals>.update_fn" in message

@@ -17,9 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import filled
 
 import vernal
 from vernal import CallError, ExamplesError, ShapeError, Trainer, losses, nn
+
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 KEY = jax.random.key(0)
 SGD = optax.sgd(1e-3)
@@ -983,7 +986,7 @@ def as_users_have_it():
 @functools.cache
 def made(name: str) -> tuple[Trainer, Any]:
     """A program's trainer and model, and all compiled that does not depend on the data."""
-    trainer, model = Trainer(SGD, TABLE[name].loss), TABLE[name].model()
+    trainer, model = Trainer(SGD, TABLE[name].loss), filled(TABLE[name].model)
     trainer.init(model)
     return trainer, model
 

@@ -17,12 +17,15 @@ import jaxtyping
 import numpy as np
 import optax
 import pytest
+from helpers import filled
 from hypothesis import assume, example, given, settings
 
 import vernal
 from vernal import ShapeError, Trainer, losses, nn
 from vernal._training import preflight as checks
 from vernal._training.objective import Objective
+
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 KEY = jax.random.key(0)
 ROOT = pathlib.Path(vernal.__file__).parent
@@ -65,7 +68,7 @@ SCALAR = [
 
 @functools.cache
 def made(kind, n_in, n_out):
-    return KINDS[kind](n_in, n_out, key=KEY)
+    return filled(lambda: KINDS[kind](n_in, n_out, key=KEY))
 
 
 @functools.cache
@@ -268,18 +271,20 @@ def right_program(seed: int):
     pick: Any = lambda choices: choices[rng.integers(len(choices))]
     n, size = int(rng.integers(1, 6)), int(rng.integers(1, 4))
     kind = BODIES[seed % len(BODIES)]
-    layers, shape = body(kind, size, KEY)
+    layers, shape = filled(lambda: body(kind, size, KEY))
     if kind in ("Embedding", "words"):
         x = rng.integers(0, 5, (n, *shape))
     else:
         x = rng.normal(size=(n, *shape)).astype(pick(["float32", "float64"]))
     for _ in range(rng.integers(0, 4)):
         n_in = size_of(layers, x[0])
-        layers.append(pick(MORE)(n_in, int(rng.integers(1, 4)), KEY))
+        more, n_out = pick(MORE), int(rng.integers(1, 4))
+        layers.append(filled(lambda more=more, n_in=n_in, n_out=n_out: more(n_in, n_out, KEY)))
     n_in = size_of(layers, x[0])
     name = pick(sorted(LOSSES))
     n_out = pick([1, 2, 3] if name == "CE" else [1, 2, n, "scalar"])
-    layers.append(pick([eqx.nn.Linear, nn.Linear])(n_in, n_out, key=KEY))
+    last = pick([eqx.nn.Linear, nn.Linear])
+    layers.append(filled(lambda: last(n_in, n_out, key=KEY)))
     y_shape = (n,) if name == "CE" or n_out == "scalar" else (n, n_out)
     if name == "CE":
         y = rng.integers(0, int(n_out), y_shape)
@@ -303,7 +308,13 @@ def test_what_is_right_passes(first):
         assert (weight is None) == (len(data) == 2)
 
 
-@pytest.mark.parametrize("seed", range(0, 200, 11))
+# Each body once, and with `--long` in more programs.
+SEEDS = [
+    pytest.param(seed, marks=pytest.mark.long if seed > 131 else ()) for seed in range(0, 200, 11)
+]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_what_is_right_trains(seed):
     trainer, model, data = right_program(seed)
     _, history = trainer.fit(model, data, epochs=1)

@@ -657,7 +657,7 @@ def test_mistakes_are_explained_as_in_fit(inspect):
         inspect(trainer, model, (X, Y[:, 0]))
     assert str(caught.value) == str(expected.value)
     with pytest.raises(vernal.ArgumentError, match="batch_size"):
-        inspect(trainer, model, (X, Y), batch_size=9)
+        inspect(trainer, model, (X, Y), batch_size=0)
     with pytest.raises(vernal.ArgumentError, match="without a float array to train"):
         inspect(trainer, eqx.nn.Lambda(lambda x: x[:2]), (X, Y))
 

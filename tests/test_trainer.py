@@ -1,5 +1,6 @@
 """The Trainer: three tiers that make one run, which is that of a loop written by hand."""
 
+import functools
 import signal
 import threading
 
@@ -16,6 +17,8 @@ from helpers import (
     assert_float64,
     assert_same_bits,
     batches_of,
+    filled,
+    float64,
     loop_by_hand,
     numbers,
     squared_error,
@@ -37,6 +40,7 @@ MSE = losses.MeanSquaredError()
 ADAM = vernal.Trainer(optax.adam(1e-2), MSE)
 
 
+@functools.cache
 def mlp():
     return nn.MLP(3, 1, 8, 1, key=jax.random.key(1))
 
@@ -57,45 +61,49 @@ def run():
 
 # ----- the tiers, and a loop written by hand
 
+# A model, an optimizer, and the sizes of batches in the tiers and by hand.
 RUNS = {
     "Linear, momentum": (
-        lambda: nn.Linear(3, 1, key=jax.random.key(1)),
+        lambda: filled(lambda: nn.Linear(3, 1, key=KEY)),
         optax.sgd(1e-2, momentum=0.9),
+        (53, None),
     ),
-    "MLP, Adam": (lambda: nn.MLP(3, 1, 16, 2, key=jax.random.key(1)), optax.adam(1e-2)),
+    "MLP, Adam": (mlp, ADAM.optimizer, (SIZE, SIZE)),
     "eqx MLP, clipped schedule": (
-        lambda: eqx.nn.MLP(3, 1, 8, 1, jnp.tanh, key=jax.random.key(1)),
+        lambda: filled(lambda: eqx.nn.MLP(3, 1, 8, 1, jnp.tanh, key=KEY)),
         optax.chain(
             optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(1e-2, 100))
         ),
+        (53, 53),
     ),
 }
 
 
-@pytest.mark.parametrize(("make", "optimizer"), RUNS.values(), ids=RUNS)
-def test_fit_epochs_and_step_make_the_same_bits(make, optimizer):
+@pytest.mark.parametrize(("make", "optimizer", "sizes"), RUNS.values(), ids=RUNS)
+def test_fit_epochs_and_step_make_the_same_bits(make, optimizer, sizes):
+    size, length = sizes[0], LENGTH if sizes[0] == SIZE else 2
     trainer = vernal.Trainer(optimizer, MSE)
     begin = trainer.init(make(), key=KEY)
-    fitted, history = trainer.fit(begin, DATA, epochs=9, batch_size=SIZE)
-    epochs = trainer.epochs(begin, DATA, batch_size=SIZE)
+    fitted, history = trainer.fit(begin, DATA, epochs=9, batch_size=size)
+    epochs = trainer.epochs(begin, DATA, batch_size=size)
     ninth = next(epoch for epoch in epochs if epoch.index == 8)
-    by_steps, measured = stepped(trainer, begin, batches_of(DATA, SIZE, 9))
+    by_steps, measured = stepped(trainer, begin, batches_of(DATA, size, 9))
 
-    assert int(fitted.step) == int(ninth.state.step) == int(by_steps.step) == 9 * LENGTH
+    assert int(fitted.step) == int(ninth.state.step) == int(by_steps.step) == 9 * length
     for other in (ninth.state, by_steps):
         assert_same_bits((fitted.model, fitted.opt_state), (other.model, other.opt_state))
     np.testing.assert_array_equal(history.steps["loss"], measured["loss"])
 
 
-@pytest.mark.parametrize(("name", "size"), [*zip(RUNS, (None, SIZE, 53), strict=True)])
-def test_fit_is_the_loop_by_hand(name, size):
-    make, optimizer = RUNS[name]
-    with jax.enable_x64(True):
-        data = as_float64(DATA)
+@pytest.mark.parametrize(("make", "optimizer", "sizes"), RUNS.values(), ids=RUNS)
+def test_fit_is_the_loop_by_hand(make, optimizer, sizes):
+    size = sizes[1]
+    with float64():
+        model, data = as_float64((make(), DATA))
         trainer = vernal.Trainer(optimizer, MSE)
-        begin = trainer.init(make(), key=KEY)
+        begin = trainer.init(model, key=KEY)
         state, history = trainer.fit(begin, data, epochs=5, batch_size=size)
-        expected = loop_by_hand(objective, optimizer, make(), batches_of(data, size, 5))
+        expected = loop_by_hand(objective, optimizer, model, batches_of(data, size, 5))
         assert_float64((state.model, history.steps))
         assert_close((state.model, state.opt_state), (expected.model, expected.opt_states[-1]))
         assert_close(history.steps, expected.steps)
@@ -121,10 +129,10 @@ def last_layer(model):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def test_a_frozen_backbone_makes_the_same_bits_in_each_tier_and_chunk(dtype):
     """What is frozen does not change in the loop, and must not be computed otherwise for that."""
-    model = nn.MLP(3, 1, 16, 2, dtype=dtype, key=jax.random.key(1))
+    model = filled(lambda: nn.MLP(3, 1, 16, 2, dtype=dtype, key=KEY))
     data = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), DATA)
-    for size, epochs in ((None, 10), (SIZE, 2)):
-        trainer = vernal.Trainer(optax.adam(1e-2), MSE, trainable=last_layer(model))
+    for size, epochs in ((None, 10), (53, 5)):
+        trainer = vernal.Trainer(ADAM.optimizer, MSE, trainable=last_layer(model))
         begin = trainer.init(model, key=KEY)
         fitted, history = trainer.fit(begin, data, epochs=epochs, batch_size=size)
         by_steps, measured = stepped(trainer, begin, batches_of(data, size, epochs))

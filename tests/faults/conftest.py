@@ -69,9 +69,3 @@ def script(tmp_path_factory):
 def expected():
     """The hash of a run that nothing interrupts, made in this process."""
     return cache(made_by)
-
-
-@pytest.fixture(scope="session")
-def long(request):
-    """Whether to try everything, or a little of it."""
-    return request.config.getoption("--long")

@@ -71,7 +71,16 @@ state = jax.tree.map(sharded, trainer.init(nn.MLP(2, 1, 4, 1, key=jax.random.key
 checkpoints = vernal.Checkpoints(directory / "sharded")
 with contextlib.closing(checkpoints.open()) as checkpointer:
     checkpointer.save(vernal._training.checkpointer.RunState(
-        state, (0, 0, 0), {}, {}, [("Kept", state)], pending=False, stopped=False
+        state=state,
+        began=(0, 0, 0),
+        first_epoch=0,
+        last_epoch=1,
+        batching={},
+        made_of={},
+        record={},
+        callbacks=[("Kept", state)],
+        pending=False,
+        stopped=False,
     ))
 with contextlib.closing(checkpoints.open()) as checkpointer:
     run = checkpointer.restore(state)
