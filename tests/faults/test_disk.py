@@ -8,6 +8,9 @@ from runs import at_event, fail, made_by, run_of
 
 import vernal
 
+# Tensorstore may end a write that failed after Orbax has closed the loop that waits for it.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def test_whatever_fails_in_the_directory_leaves_the_checkpoints_before(
     expected, tmp_path, long, tried
