@@ -61,8 +61,10 @@ def as_float64(tree):
 
     def cast(leaf):
         is_array = isinstance(leaf, jax.Array | np.ndarray)
-        is_float = is_array and jnp.issubdtype(leaf.dtype, jnp.floating)
-        return leaf.astype(np.float64) if is_float else leaf
+        if not (is_array and jnp.issubdtype(leaf.dtype, jnp.floating)):
+            return leaf
+        wide = np.asarray(leaf).astype(np.float64)  # in NumPy: nothing compiles
+        return jnp.asarray(wide) if isinstance(leaf, jax.Array) else wide
 
     return jax.tree.map(cast, tree)
 

@@ -360,7 +360,12 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
+ALIKE = {"a convolution", "metrics", "lower precision"}  # tried with `--long`
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in ALIKE)) for name in KINDS]
+)
 def test_any_run_can_be_tested_from_a_state_on(name):
     """Of the same dropout, and the same order of examples, as the run would go on with."""
     trainer, make, data = KINDS[name]

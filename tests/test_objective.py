@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import KEY, assert_same_bits
+from helpers import KEY, assert_same_bits, filled
 
 import vernal
 from vernal import losses, metrics
+
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 RNG = np.random.default_rng(0)
 X: Any = RNG.normal(size=(10, 3)).astype(np.float32)
@@ -20,7 +22,7 @@ MSE = losses.MeanSquaredError()
 
 
 def linear(inputs=3, outputs=1):
-    return eqx.nn.Linear(inputs, outputs, key=KEY)
+    return filled(lambda: eqx.nn.Linear(inputs, outputs, key=KEY))
 
 
 def params_of(model):
@@ -278,10 +280,15 @@ def test_an_optimizer_state_that_changes_its_dtype_trains_as_by_hand():
     optimizer = optax.contrib.prodigy()
     state, history = vernal.Trainer(optimizer, MSE).fit(model, (X, Y), epochs=5, progress=False)
     params, opt_state, by_hand = model, optimizer.init(params_of(model)), []
-    for _ in range(5):
+
+    @eqx.filter_jit
+    def step(params, opt_state):
         value, grads = eqx.filter_value_and_grad(lambda p: MSE(p, (X, Y), None))(params)
         updates, opt_state = optimizer.update(grads, opt_state, params_of(params))
-        params = eqx.apply_updates(params, updates)
+        return eqx.apply_updates(params, updates), opt_state, value
+
+    for _ in range(5):
+        params, opt_state, value = step(params, opt_state)
         by_hand.append(value)
     assert np.isfinite(by_hand).all()
     np.testing.assert_allclose(history.steps["loss"], np.array(by_hand), rtol=1e-2)
@@ -305,10 +312,15 @@ def test_optimizers_get_the_loss_and_its_gradient_as_functions_by_name():
     ]:
         trained: Any = params
         opt_state = optimizer.init(params)
-        for _ in range(3):
+
+        @jax.jit
+        def step(trained, opt_state, optimizer=optimizer, extra=extra):
             grads = jax.grad(objective)(trained)
             updates, opt_state = optimizer.update(grads, opt_state, trained, **extra)
-            trained = optax.apply_updates(trained, updates)
+            return optax.apply_updates(trained, updates), opt_state
+
+        for _ in range(3):
+            trained, opt_state = step(trained, opt_state)
         state, _ = vernal.Trainer(optimizer, MSE).fit(params, (X, Y), epochs=3, progress=False)
         np.testing.assert_allclose(state.model.weight, trained.weight, rtol=1e-4)
 

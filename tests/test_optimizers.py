@@ -147,10 +147,11 @@ def test_fit_is_the_loop_by_hand(name, data):
             np.testing.assert_allclose(history.steps["learning_rate"], rates, rtol=1e-6)
 
 
-TIERS = ["schedule", "MultiSteps, value", "injected schedule", "Polyak", "schedule-free", "L-BFGS"]
+TIERS = ["MultiSteps, value", "injected schedule", "schedule-free", "L-BFGS"]
+MORE_TIERS = [pytest.param(name, marks=pytest.mark.long) for name in ("schedule", "Polyak")]
 
 
-@pytest.mark.parametrize("name", TIERS)
+@pytest.mark.parametrize("name", TIERS + MORE_TIERS)
 def test_fit_epochs_and_step_are_the_same_run_and_a_second_compiles_nothing(name, data, compiled):
     case = CASES[name]
     trainer = vernal.Trainer(case.optimizer, losses.MeanSquaredError())

@@ -297,7 +297,9 @@ def right_program(seed: int):
     return TRAINERS[name], model, (x, y, *weight)
 
 
-@pytest.mark.parametrize("first", range(0, 200, 25))
+@pytest.mark.parametrize(
+    "first", [pytest.param(n, marks=[pytest.mark.long] * (n >= 100)) for n in range(0, 200, 25)]
+)
 def test_what_is_right_passes(first):
     """Warnings are errors in all of these tests."""
     for seed in range(first, first + 25):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import as_float64, assert_close, assert_float64
+from helpers import as_float64, assert_close, assert_float64, filled, float64
 
 import vernal
 from vernal import losses
@@ -15,8 +15,8 @@ KEY = jax.random.key(3)
 
 
 @pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
+def in_float64():
+    with float64():
         yield
 
 
@@ -26,21 +26,25 @@ def data():
 
 
 def model():
-    return as_float64(eqx.nn.MLP(1, 1, 5, 1, jnp.tanh, key=KEY))
+    return as_float64(filled(lambda: eqx.nn.MLP(1, 1, 5, 1, jnp.tanh, key=KEY)))
 
 
 def by_hand(optimizer, model, batches):
     """Return the model after some steps, and each step's loss."""
     params, static = eqx.partition(model, eqx.is_inexact_array)
     opt_state, measured = optimizer.init(params), []
-    for x, y in batches:
 
-        def loss(params, x=x, y=y):
-            return jnp.mean((jax.vmap(eqx.combine(params, static))(x) - y) ** 2)
+    def loss(params, x, y):
+        return jnp.mean((jax.vmap(eqx.combine(params, static))(x) - y) ** 2)
 
-        value, grads = jax.value_and_grad(loss)(params)
+    @jax.jit
+    def step(params, opt_state, x, y):
+        value, grads = jax.value_and_grad(loss)(params, x, y)
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    for x, y in batches:
+        params, opt_state, value = step(params, opt_state, x, y)
         measured.append(value)
     return eqx.combine(params, static), jnp.stack(measured)
 

@@ -5,7 +5,15 @@ import jax
 import numpy as np
 import optax
 import pytest
-from helpers import KEY, as_float64, assert_close, assert_same_bits, batches_of, loop_by_hand
+from helpers import (
+    KEY,
+    as_float64,
+    assert_close,
+    assert_same_bits,
+    batches_of,
+    float64,
+    loop_by_hand,
+)
 from helpers import squared_error as mse
 
 import vernal
@@ -55,7 +63,7 @@ def test_epochs_of_any_length_are_the_same_steps(steps):
 
 
 def test_steps_and_validations_are_those_of_a_loop_by_hand():
-    with jax.enable_x64(True):
+    with float64():
         model, data, held_out = as_float64((MODEL, (X, Y), (X[:7], Y[:7])))
         optimizer = optax.adam(1e-2)
         batches = list(batches_of(data, 5, 3))[:14]
