@@ -6,7 +6,7 @@ measured, and looks whether all numbers are finite; a run can be stopped, saved 
 
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,12 +23,10 @@ from vernal._data.superbatch import Start, Superbatch
 from vernal._training import nonfinite
 from vernal._training.compiled_loop import Inputs, run_steps
 from vernal._training.epochs import Epochs
-from vernal._training.failures import silent_callbacks, step_error
 from vernal._training.measurements import Measurements, steps_of
 from vernal._training.objective import Measured
 from vernal._training.state import TrainState
 from vernal._training.update import Choices, changing_part
-from vernal.errors import CallError
 
 # Steps in the first chunk, whose time is not known yet; the largest growth from one chunk to the
 # next. The first has a few steps, so that the error of a bad one knows the gradients before it.
@@ -130,7 +128,18 @@ class TrainingRun:
         return self._state_here(self._changing)
 
     def _state_here(self, changing: TrainState) -> TrainState:
-        return self._state_at(changing, self.step, self._superbatch, self._cursor)
+        """Return the whole state here and now, from the part that steps change."""
+        data_pass, batch = self._superbatch.location(self._cursor)
+        epoch, epoch_step = self._epochs.at(self.step, data_pass, batch)
+        return replace(
+            eqx.combine(changing, self._fixed),
+            step=np.array(self.step, np.int32),
+            epoch=np.array(epoch, np.int32),
+            epoch_step=np.array(epoch_step, np.int32),
+            data_pass=np.array(data_pass, np.int32),
+            batch=np.array(batch, np.int32),
+            data_state=self._superbatch.loader_state_at(self._cursor),
+        )
 
     @property
     def is_intact(self) -> bool:
@@ -155,8 +164,7 @@ class TrainingRun:
                 failure = self._start_chunk(until_epoch, calls)
                 chunk = [call.first(call.steps) for call in calls]
             except jax.errors.JaxRuntimeError as error:
-                failed = yield from self._until_failed_step(calls, before, error)
-                raise failed from error
+                yield from self._until_failed_step(calls, before, error)
             seconds = time.perf_counter() - began
 
             steps = steps_of(chunk)
@@ -216,46 +224,52 @@ class TrainingRun:
     def _until_bad_step(
         self, chunk: list[Measurements], before: TrainState | None
     ) -> Iterator[list[Measurements]]:
-        """Yield what a broken chunk measured before its first bad step, and raise.
+        """Yield what a broken chunk measured before its first bad step, go back there, and raise.
 
         Raises:
             NonFiniteError: Always.
         """
+        from vernal._explain import bad_steps  # only where something failed
+
+        finite_losses = nonfinite.steps_with_finite_losses(chunk)
         if before is None:
             yield chunk
-            raise nonfinite.nonfinite_chunk(chunk)
+            call, offset = nonfinite.step_of(chunk, min(finite_losses, steps_of(chunk) - 1))
+            epoch = call.epoch + int(np.sum(call.epoch_ends <= offset))
+            loss = call.measured.info["loss"][offset]
+            raise bad_steps.nonfinite_chunk(call.first_step + offset, epoch, loss)
 
         def is_good(steps: int) -> bool:
             changing, _ = self._replay(chunk, before, steps)
             return nonfinite.stays_finite(self._finite, changing)
 
-        def before_step(number: int) -> tuple[TrainState, PyTree]:
-            call, offset = nonfinite.step_of(chunk, number)
-            superbatch, cursor = call.superbatch, call.cursor + offset
-            step = call.first_step + offset
-            changing, _ = self._replay(chunk, before, number)
-            state = self._state_at(changing, step, superbatch, cursor)
-            return state, superbatch.batch(cursor)
+        def look() -> tuple[TrainState, PyTree, Any]:
+            state, batch = self.state(), self._superbatch.batch(self._cursor)
+            return state, batch, jax.device_get(nonfinite.look(self._choices, state, batch))
 
-        most = min(nonfinite.steps_with_finite_losses(chunk) + 1, steps_of(chunk))
-        good = nonfinite.good_steps(most, is_good)
-        last_norm = nonfinite.grad_norm(self._choices, *before_step(good - 1)) if good else None
-        error = nonfinite.nonfinite_step(self._choices, *before_step(good), last_norm)
-
-        call, offset = nonfinite.step_of(chunk, good)
-        yield [*chunk[: chunk.index(call)], call.first(offset)]
+        good = nonfinite.good_steps(min(finite_losses + 1, steps_of(chunk)), is_good)
+        last_norm = None
+        if good:
+            self._rewind(chunk, before, good - 1)
+            _, _, (_, norm, _) = look()
+            last_norm = float(norm)
+        made = self._rewind(chunk, before, good)
+        error = bad_steps.nonfinite_step(*look(), last_norm=last_norm)
+        yield made or [chunk[0].first(0)]
         raise error
 
     def _until_failed_step(
         self, calls: list[Measurements], before: TrainState | None, error: Exception
-    ) -> Generator[list[Measurements], None, CallError]:
-        """Yield what the steps before one that failed measured, and go back to the state there.
+    ) -> Iterator[list[Measurements]]:
+        """Yield what the steps before one that failed measured, go back there, and raise.
 
-        Returns:
-            The error to raise.
+        Raises:
+            CallError: Always.
         """
+        from vernal._explain import bad_steps  # only where something failed
+
         if before is None:
-            return step_error(error, step=None)
+            raise bad_steps.failed_step(error, step=None) from error
 
         def is_good(steps: int) -> bool:
             try:
@@ -264,14 +278,20 @@ class TrainingRun:
                 return False
             return True
 
-        with silent_callbacks():
+        with bad_steps.silent_callbacks():
             good = nonfinite.good_steps(steps_of(calls), is_good)
-        self._changing, made = self._replay(calls, before, good)
-        call, offset = nonfinite.step_of(calls, good)
+        yield self._rewind(calls, before, good)
+        raise bad_steps.failed_step(error, step=self.step) from error
+
+    def _rewind(
+        self, calls: list[Measurements], before: TrainState, steps: int
+    ) -> list[Measurements]:
+        """Go back to where the first steps of a chunk were made; return what they measured."""
+        self._changing, made = self._replay(calls, before, steps)
+        call, offset = nonfinite.step_of(calls, steps)
         self._superbatch, self._cursor = call.superbatch, call.cursor + offset
         self.step = call.first_step + offset
-        yield made
-        return step_error(error, step=self.step)
+        return made
 
     def _replay(
         self, calls: list[Measurements], before: TrainState, steps: int
@@ -295,12 +315,8 @@ class TrainingRun:
 
         Returns at once; the arrays are there when the device has made the steps.
         """
-        superbatch, cursor = call.superbatch, call.cursor
-        batches, last_batches, origin = (
-            superbatch.batches,
-            superbatch.last_batches,
-            superbatch.start,
-        )
+        superbatch, cursor, origin = call.superbatch, call.cursor, call.superbatch.start
+        batches, last_batches = superbatch.batches, superbatch.last_batches
         if not self._loops and not superbatch.repeats:
             batches, cursor = superbatch.row(cursor)
             last_batches, origin = None, 0
@@ -313,7 +329,6 @@ class TrainingRun:
             counts=np.array([steps, call.first_step, cursor, origin, pass_length], np.int32),
             capacity=superbatch.capacity if self._loops else 1,
             repeats=superbatch.repeats,
-            loops=self._loops,
             program="fit",
         )
         # Compiled ahead of the call: a call of `eqx.filter_jit` itself waits for the result.
@@ -321,22 +336,6 @@ class TrainingRun:
         if shape not in self._programs:
             self._programs[shape] = run_steps.lower(inputs, changing).compile()
         return self._programs[shape](inputs, changing)
-
-    def _state_at(
-        self, changing: TrainState, step: int, superbatch: Superbatch, cursor: int
-    ) -> TrainState:
-        """Return the whole state at a place in the data, from the part that steps change."""
-        data_pass, batch = superbatch.location(cursor)
-        epoch, epoch_step = self._epochs.at(step, data_pass, batch)
-        return replace(
-            eqx.combine(changing, self._fixed),
-            step=np.array(step, np.int32),
-            epoch=np.array(epoch, np.int32),
-            epoch_step=np.array(epoch_step, np.int32),
-            data_pass=np.array(data_pass, np.int32),
-            batch=np.array(batch, np.int32),
-            data_state=superbatch.loader_state_at(cursor),
-        )
 
 
 @jax.jit

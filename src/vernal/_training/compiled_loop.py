@@ -39,8 +39,6 @@ class Inputs(NamedTuple):
             of batches in a pass. One array, so that a device has it at once.
         capacity: The most steps of one call.
         repeats: Whether every step is made on the same batch.
-        loops: Whether the steps are made in a loop; otherwise there is one step. `None` leaves it
-            to the program: there is a loop, unless there are convolutions that need to be outside.
         program: What users call the program: "fit" or "step".
     """
 
@@ -51,7 +49,6 @@ class Inputs(NamedTuple):
     counts: np.ndarray | list
     capacity: int
     repeats: bool
-    loops: bool | None
     program: str
 
 
@@ -89,10 +86,8 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
         jax.eval_shape(one_step, row_of(inputs.last_batches, 0), count, changing)
     jaxpr, (_, shapes) = jax.make_jaxpr(one_step, return_shape=True)(some_batch, count, changing)
     limits = _limits.current()
-    loops, steps_per_turn = inputs.loops, limits.steps_per_turn
-    if loops is None:
-        convolves = holds(jaxpr.jaxpr, "conv_general_dilated")
-        loops = limits.loops_convolutions or not convolves
+    may_loop = limits.loops_convolutions or not holds(jaxpr.jaxpr, "conv_general_dilated")
+    loops = may_loop or inputs.capacity > 1
     buffers = jax.tree.map(lambda s: jnp.zeros((inputs.capacity, *s.shape), s.dtype), shapes)
 
     def run(start: Array, stop: Array, rows: PyTree, first_row: Array, carry: tuple) -> tuple:
@@ -115,8 +110,8 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
         carry = start, *carry
         if not loops:
             return turn(carry)[1:]
-        if steps_per_turn > 1:
-            carry = _in_turns(turn, steps_per_turn, stop, carry)
+        if limits.steps_per_turn > 1:
+            carry = _in_turns(turn, limits.steps_per_turn, stop, carry)
         return lax.while_loop(lambda carry: carry[0] < stop, turn, carry)[1:]
 
     def one_pass(carry: tuple) -> tuple:
@@ -169,7 +164,6 @@ def _run_one_step(
         counts=[count, jnp.asarray(state.step), 0, 0, 1],
         capacity=1,
         repeats=True,
-        loops=None,
         program="step",
     )
     changing, measured = _steps(inputs, jax.tree.map(strongly_typed, changing))

@@ -39,12 +39,6 @@ class Measurements:
         ends = self.epoch_ends[self.epoch_ends <= steps]
         return replace(self, steps=steps, epoch_ends=ends, measured=cut)
 
-    @property
-    def finite_losses(self) -> int:
-        """How many steps come before the first loss that is not finite."""
-        finite = np.isfinite(self.measured.info["loss"])
-        return self.steps if finite.all() else int(np.argmin(finite))
-
 
 def steps_of(chunk: list[Measurements]) -> int:
     """Return how many steps the calls of a chunk make."""

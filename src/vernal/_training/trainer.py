@@ -5,7 +5,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 import equinox as eqx
@@ -16,7 +16,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from vernal import _arguments
+from vernal import _arguments, errors
 from vernal._data.arrays import as_batch
 from vernal._data.sources import is_loader
 from vernal._shapes.jaxprs import in_outer_trace
@@ -30,16 +30,8 @@ from vernal._training.interrupt import Interrupt
 from vernal._training.objective import Objective
 from vernal._training.progress import Progress
 from vernal._training.state import Model, TrainState, model_of
-from vernal._training.update import Choices, new_state, update
-from vernal.errors import (
-    ArgumentError,
-    ExamplesError,
-    VernalError,
-    call_error,
-    kind,
-    short_traceback,
-    whole_number,
-)
+from vernal._training.update import Choices, new_arrays, update
+from vernal.errors import ArgumentError, short_traceback, whole_number
 from vernal.losses import Loss
 from vernal.metrics import AbstractMetric
 
@@ -117,12 +109,22 @@ class Trainer:
             lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf, model_state
         )
         try:
-            state = new_state(choices, model, model_state, key)
+            model, model_state, opt_state, key = new_arrays(choices, model, model_state, key)
         except Exception as error:
-            raise call_error("the optimizer", "", error) from error
-        # The counts are on the host, where reading them does not wait for the device.
+            raise errors.call_error("the optimizer", "", error) from error
+        # On the host, where reading the counts does not wait for the device.
         zero = np.zeros((), np.int32)
-        return replace(state, step=zero, epoch=zero, epoch_step=zero, data_pass=zero, batch=zero)
+        return TrainState(
+            model=model,
+            model_state=model_state,
+            opt_state=opt_state,
+            step=zero,
+            epoch=zero,
+            epoch_step=zero,
+            data_pass=zero,
+            batch=zero,
+            key=key,
+        )
 
     @short_traceback
     def step(
@@ -149,14 +151,14 @@ class Trainer:
         """
         if not isinstance(state, TrainState):
             raise ArgumentError(
-                f"step needs a TrainState; it is given {kind(state)}."
+                f"step needs a TrainState; it is given {errors.kind(state)}."
                 "\n  Try trainer.step(trainer.init(model), batch)."
             )
         model, model_state = model_of(state)
         objective = self._objective.in_training
         try:
             arrays = as_batch(batch, aligned=checks.takes_examples(objective))
-        except ExamplesError as error:
+        except errors.ExamplesError as error:
             raise preflight.explained(error, objective, model, model_state, given=batch) from None
 
         choices = self._choices(model, model_state)
@@ -431,10 +433,10 @@ class Trainer:
         params, frozen = eqx.partition(state.model, choices.trained_mask(state.model))
         try:
             evaluated = _eval_params(self.eval_params, state.opt_state, params)
-        except VernalError:
+        except errors.VernalError:
             raise
         except Exception as error:
-            raise call_error("eval_params", "", error) from error
+            raise errors.call_error("eval_params", "", error) from error
         _arguments.check_same_params(evaluated, params)
         return eqx.combine(evaluated, frozen)
 

@@ -1,5 +1,6 @@
 """Loss to gradients to new state: one step of training, pure."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -93,16 +94,14 @@ def update(
     params = optax.apply_updates(params, updates)
 
     opt_state = jax.tree.map(strongly_typed, opt_state)
-    new_state = TrainState(
+    new_state = replace(
+        state,
         model=eqx.combine(params, frozen),
         model_state=measured.model_state,
         opt_state=opt_state,
         step=state.step + 1,
-        epoch=state.epoch,
         epoch_step=state.epoch_step + 1,
-        data_pass=state.data_pass,
         batch=state.batch + 1,
-        key=state.key,
     )
     info = measured.info
     if (rate := learning_rate(opt_state)) is not None:
@@ -111,25 +110,14 @@ def update(
 
 
 @eqx.filter_jit
-def new_state(
+def new_arrays(
     choices: Choices, model: PyTree, model_state: PyTree, key: Array | None
-) -> TrainState:
-    """Make the state that training starts from. Its arrays are new ones."""
-    params, _ = eqx.partition(model, choices.trained_mask(model))
+) -> tuple[PyTree, PyTree, PyTree, Array]:
+    """Make new arrays of what training starts from: model, its state, the optimizer's, the key."""
+    params = eqx.filter(model, choices.trained_mask(model))
     opt_state = initial_opt_state(choices.optimizer, params)
-    zero = np.zeros((), np.int32)
-
-    return TrainState(
-        model=model,
-        model_state=jax.tree.map(strongly_typed, model_state),
-        opt_state=opt_state,
-        step=zero,
-        epoch=zero,
-        epoch_step=zero,
-        data_pass=zero,
-        batch=zero,
-        key=jax.random.key(0) if key is None else key,
-    )
+    key = jax.random.key(0) if key is None else key
+    return model, jax.tree.map(strongly_typed, model_state), opt_state, key
 
 
 def changing_part(choices: Choices, state: TrainState) -> tuple[TrainState, TrainState]:
@@ -137,17 +125,10 @@ def changing_part(choices: Choices, state: TrainState) -> tuple[TrainState, Trai
 
     The counts and the key are part of the rest. `equinox.combine` undoes the split.
     """
-    fixed: Any = False
-    mask = TrainState(
+    mask = replace(
+        jax.tree.map(lambda leaf: False, state),
         model=choices.trained_mask(state.model),
         model_state=eqx.is_array,
         opt_state=eqx.is_array,
-        step=fixed,
-        epoch=fixed,
-        epoch_step=fixed,
-        data_pass=fixed,
-        batch=fixed,
-        key=fixed,
-        data_state=fixed,
     )
     return eqx.partition(state, mask)
