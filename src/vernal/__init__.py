@@ -9,7 +9,7 @@ from vernal._data.sources import batches, steps
 from vernal._inspection.cost import Cost, update_cost, update_jaxpr
 from vernal._inspection.recompilation import no_recompilation
 from vernal._inspection.summary import Summary, summary
-from vernal._training.history import Epoch, History
+from vernal._training.epochs import Epoch
 from vernal._training.state import TrainState
 from vernal._training.trainer import Trainer
 from vernal.averaging import average_weights, averaged
@@ -25,6 +25,7 @@ from vernal.errors import (
     ShapeError,
     VernalError,
 )
+from vernal.history import History
 from vernal.learning_rate import LearningRates, find_learning_rate
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Which epoch a step belongs to: a pass over the data, or a number of steps."""
+"""Epochs: a pass over the data each, or a number of steps."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,24 @@ import numpy as np
 
 from vernal._data.superbatch import Superbatch
 from vernal._training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One completed epoch of a run.
+
+    Attributes:
+        index: Number of the epoch, counted from 0 over the state's whole life.
+        state: The state at its end.
+        metrics: Averages over the epoch: `"loss"`, ...; the validation's as `"val_loss"`, .... A
+            callback may add what it measures, for the callbacks after it and for the history.
+        seconds: How long the epoch took.
+    """
+
+    index: int
+    state: TrainState
+    metrics: dict[str, float]
+    seconds: float
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,16 @@ from vernal._training import hooks
 from vernal._training.checkpointer import Checkpointer, RunState, check_same_run
 from vernal._training.checks import CheckedData
 from vernal._training.chunks import TrainingRun
+from vernal._training.epochs import Epoch
 from vernal._training.evaluate import evaluate
 from vernal._training.fingerprint import warn_of_changes
-from vernal._training.history import Epoch, Recorder, counted
 from vernal._training.interrupt import Interrupt
 from vernal._training.objective import Objective
 from vernal._training.progress import Progress
+from vernal._training.recorder import Recorder
 from vernal._training.state import TrainState
 from vernal.errors import NonFiniteError, shown
+from vernal.history import counted
 
 Callback = Callable[[Epoch], bool | None]
 

@@ -4,9 +4,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from vernal._training.history import History
 from vernal._training.state import TrainState
 from vernal.errors import ArgumentError, kind
+from vernal.history import History
 
 
 def hook(callback: Any, name: str) -> Callable | None:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from vernal._training.chunks import TrainingRun
-from vernal._training.history import Recorder
 from vernal._training.measurements import Measurements
+from vernal._training.recorder import Recorder
 
 # How often a bar moves, and how often an epoch has a line, in seconds.
 _SECONDS = {"bar": 0.1, "lines": 3.0}

@@ -24,14 +24,16 @@ from vernal._training import checks, evaluate, fit, hooks, preflight
 from vernal._training.checkpointer import Checkpointing, NoCheckpoints
 from vernal._training.chunks import TrainingRun
 from vernal._training.compiled_loop import step_by_loop
+from vernal._training.epochs import Epoch
 from vernal._training.fingerprint import fingerprint
-from vernal._training.history import Epoch, History, Recorder
 from vernal._training.interrupt import Interrupt
 from vernal._training.objective import Objective
 from vernal._training.progress import Progress
+from vernal._training.recorder import Recorder
 from vernal._training.state import Model, TrainState, model_of
 from vernal._training.update import Choices, new_arrays, update
 from vernal.errors import ArgumentError, short_traceback, whole_number
+from vernal.history import History
 from vernal.losses import Loss
 from vernal.metrics import AbstractMetric
 

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from vernal._training.history import Epoch
+from vernal._training.epochs import Epoch
 from vernal.callbacks.csv_log import CSVLog
 from vernal.callbacks.stopping import BestState, EarlyStopping
 from vernal.callbacks.tensorboard import TensorBoard

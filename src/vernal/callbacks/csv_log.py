@@ -5,7 +5,7 @@ import io
 import os
 from typing import Any, TextIO
 
-from vernal._training.history import Epoch
+from vernal._training.epochs import Epoch
 from vernal.errors import ArgumentError, checked_path, shown, unwritable
 
 _FIRST_COLUMNS = ["epoch", "seconds"]

@@ -6,9 +6,10 @@ from dataclasses import KW_ONLY, Field, dataclass, field, fields
 from typing import Any, Literal, cast
 
 from vernal._best import best_of
-from vernal._training.history import Epoch, counted
+from vernal._training.epochs import Epoch
 from vernal._training.state import TrainState
 from vernal.errors import ArgumentError, check_finite, kind, whole_number
+from vernal.history import counted
 from vernal.metrics import AbstractMetric
 
 Mode = Literal["auto", "min", "max"]

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vernal._training.history import Epoch
+from vernal._training.epochs import Epoch
 from vernal._training.state import TrainState
 from vernal.errors import checked_path, optional_import, shown, unwritable
 
