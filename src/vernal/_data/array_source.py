@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,6 +13,9 @@ from vernal import _limits
 from vernal._data.arrays import as_arrays, checked_batch_size, empty, nbytes, on_device
 from vernal._data.files import FileArray, in_files, in_memory
 from vernal._data.superbatch import Start, Superbatch
+
+# The numbers of the examples in the order of a pass, by the number of the pass.
+Order = Callable[[int], np.ndarray]
 
 
 class ArraySource:
@@ -52,11 +55,9 @@ class ArraySource:
         limits = _limits.current()
         self._on_host = limits.gathers_on_host or in_files(self.arrays)
         pass_bytes = max(1, nbytes(self.arrays))
-        shared = min(
-            limits.superbatch_bytes // pass_bytes,
-            limits.superbatch_steps // self.pass_length,
-        )
-        self._passes_at_once = max(1, shared) if trains else 1
+        by_bytes = limits.superbatch_bytes // pass_bytes
+        by_steps = limits.superbatch_steps // self.pass_length
+        self._passes_at_once = max(1, min(by_bytes, by_steps)) if trains else 1
         fitting = self._full_batches * limits.superbatch_bytes // pass_bytes
         # Full batches in a superbatch: of whole passes, or of a part of one.
         self._capacity = max(1, min(fitting, self._full_batches * self._passes_at_once))
@@ -69,8 +70,7 @@ class ArraySource:
 
     def first(self, size: int) -> PyTree:
         """Return the first so many examples, in NumPy's memory."""
-        rows = np.arange(size)
-        return jax.tree.map(lambda leaf: _take_on_host(leaf, rows, size), self.arrays)
+        return jax.tree.map(lambda leaf: np.asarray(leaf[:size]), self.arrays)
 
     def superbatches(self, start: Start) -> Iterator[Superbatch]:
         """Yield the batches of a run, without end."""
@@ -78,19 +78,16 @@ class ArraySource:
             yield self._full_batch(start.data_pass)
             return
 
-        order = _Order(self.examples, start.key, shuffle=self._shuffle)
+        order = _order(self.examples, start.key, shuffle=self._shuffle)
         data_pass, batch = start.data_pass, start.batch
         while True:
             skipped, batch = divmod(batch, self.pass_length)
             data_pass += skipped
             passes = self._passes_at_once if batch == 0 else 1
             passes = max(1, min(passes, start.last_pass - data_pass))
-            if passes > 1:
-                stop = passes * self.pass_length
-            elif batch + self._capacity < self._full_batches:
+            stop = passes * self.pass_length
+            if passes == 1 and batch + self._capacity < self._full_batches:
                 stop = batch + self._capacity
-            else:
-                stop = self.pass_length
             yield self._gathered(order, data_pass, batch, stop)
             batch = stop
 
@@ -103,7 +100,7 @@ class ArraySource:
 
     def batches(self, data_pass: int, key: PRNGKeyArray | None) -> Iterator[PyTree]:
         """Yield the batches of one pass one by one."""
-        rows = _Order(self.examples, key, shuffle=self._shuffle)(data_pass)
+        rows = _order(self.examples, key, shuffle=self._shuffle)(data_pass)
         for start in range(0, self.examples, self.batch_size):
             batch_rows = rows[start : start + self.batch_size]
             yield jax.tree.map(lambda leaf, rows=batch_rows: leaf[rows], self.arrays)
@@ -119,7 +116,7 @@ class ArraySource:
             repeats=True,
         )
 
-    def _gathered(self, order: "_Order", data_pass: int, start: int, stop: int) -> Superbatch:
+    def _gathered(self, order: Order, data_pass: int, start: int, stop: int) -> Superbatch:
         """Gather the batches between two cursors: of whole passes, or of a part of one."""
         passes = -(-stop // self.pass_length)
         rows = np.stack([order(data_pass + i) for i in range(passes)])
@@ -158,36 +155,28 @@ class ArraySource:
         return on_device(self.arrays)
 
 
-class _Order:
-    """The order of the examples in each pass: a function of the key and the pass alone."""
+def _order(examples: int, key: PRNGKeyArray | None, *, shuffle: bool) -> Order:
+    """Make the order of the examples in each pass: a function of the key and the pass alone."""
+    if not shuffle:
+        in_order = np.arange(examples, dtype=np.int32)
+        return lambda data_pass: in_order
 
-    def __init__(self, examples: int, key: PRNGKeyArray | None, *, shuffle: bool):
-        self._examples = examples
-        self._shuffle = shuffle
-        self._latest = -1, np.empty(0, np.int32)
-        if shuffle:
-            key = jax.random.key(0) if key is None else key
-            seed = np.random.SeedSequence(np.ravel(jax.random.key_data(key)).tolist())
-            self._generator = np.random.Generator(np.random.Philox(seed))
+    key = jax.random.key(0) if key is None else key
+    seed = np.random.SeedSequence(np.ravel(jax.random.key_data(key)).tolist())
+    philox: Any = np.random.Philox(seed)
+    generator = np.random.Generator(philox)
 
-    def __call__(self, data_pass: int) -> np.ndarray:
-        """Return the numbers of the examples, in the order of a pass."""
-        if self._latest[0] != data_pass:  # a large pass is gathered in parts
-            self._latest = data_pass, self._drawn(data_pass)
-        return self._latest[1]
-
-    def _drawn(self, data_pass: int) -> np.ndarray:
-        if not self._shuffle:
-            return np.arange(self._examples, dtype=np.int32)
-
+    @functools.lru_cache(maxsize=1)  # a large pass is gathered in parts
+    def drawn(data_pass: int) -> np.ndarray:
         # Philox makes its numbers from a key and a counter. Each pass begins at a counter of its
         # own, which takes a tenth of the time of a new generator.
-        philox: Any = self._generator.bit_generator
-        counter = np.array([0, 0, data_pass, 0], np.uint64)
         state = philox.state
+        counter = np.array([0, 0, data_pass, 0], np.uint64)
         begun = {"counter": counter, "key": state["state"]["key"]}
         philox.state = {**state, "state": begun, "buffer_pos": 4, "has_uint32": 0}
-        return self._generator.permutation(self._examples).astype(np.int32)
+        return generator.permutation(examples).astype(np.int32)
+
+    return drawn
 
 
 def _take_on_host(

@@ -66,7 +66,7 @@ def measure(
     model = cast(model, dtype)
     if isinstance(loss, AbstractSupervised) and not loss.has_own_call:
         x, y, weights = loss.parts_of(batch)
-        prediction, new_state = forward(model, cast(x, dtype), key, copy_of_state(model_state))
+        prediction, new_state = forward(model, cast(x, dtype), key, model_state)
         prediction = _in_full_precision(prediction, dtype)
         info = {"loss": loss.average(prediction, y, weights)}
         measured = _with_metrics(objective, info, prediction, y, loss.weights_of(y, weights))
@@ -112,11 +112,11 @@ def _measure_custom(
     """Measure a loss that calls the model itself; return the model's new state, too."""
     loss: Any = objective.loss
     dtype = objective.compute_dtype
-    if model_state is None:
-        result = loss(model, cast(batch, dtype), key)
-    else:
-        result = loss(model, cast(batch, dtype), key, copy_of_state(model_state))
-    value, metrics, new_state = _parts_of_result(result, stateful=model_state is not None)
+    stateful = model_state is not None
+    # A copy: an `eqx.nn.State` serves once.
+    with_state = (jax.tree.map(lambda leaf: leaf, model_state),) if stateful else ()
+    result = loss(model, cast(batch, dtype), key, *with_state)
+    value, metrics, new_state = _parts_of_result(result, stateful=stateful)
     if isinstance(value, Weighted):
         if objective.metrics:
             raise ShapeError(
@@ -131,7 +131,7 @@ def _measure_custom(
     measured = Measured(info, weight, {}, None)
     if objective.metrics:  # a built-in loss with a call of its own
         x, y, weights = loss.parts_of(batch)
-        prediction, _ = forward(model, cast(x, dtype), key, copy_of_state(model_state))
+        prediction, _ = forward(model, cast(x, dtype), key, model_state)
         prediction = _in_full_precision(prediction, dtype)
         measured = _with_metrics(objective, info, prediction, y, loss.weights_of(y, weights))
     return measured, new_state
@@ -216,11 +216,6 @@ def _with_dtypes_of(old: PyTree, new: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(converted, old, new)
 
 
-def copy_of_state(model_state: PyTree) -> PyTree:
-    """Return a model state that may be used up: an `eqx.nn.State` serves once."""
-    return jax.tree.map(lambda leaf: leaf, model_state)
-
-
 def cast(tree: PyTree, dtype: np.dtype | None) -> PyTree:
     """Return a PyTree with its float arrays in another dtype; as it is for `None`.
 
@@ -228,23 +223,22 @@ def cast(tree: PyTree, dtype: np.dtype | None) -> PyTree:
     """
     if dtype is None:
         return tree
-
-    def converted(leaf: Any) -> Any:
-        is_float = eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
-        return leaf.astype(dtype) if is_float else leaf
-
-    return jax.tree.map(converted, tree)
+    return _converted(tree, jnp.floating, lambda _: dtype)
 
 
 def _in_full_precision(tree: PyTree, dtype: np.dtype | None) -> PyTree:
     """Undo a cast to lower precision: what is measured has single precision at least."""
     if dtype is None:
         return tree
+    return _converted(tree, jnp.inexact, lambda low: jnp.promote_types(low, jnp.float32))
+
+
+def _converted(tree: PyTree, kind: type, new_dtype: Callable) -> PyTree:
+    """Return a PyTree with its arrays of a kind of dtypes converted."""
 
     def converted(leaf: Any) -> Any:
-        if not eqx.is_inexact_array(leaf):
-            return leaf
-        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        is_of_kind = eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, kind)
+        return leaf.astype(new_dtype(leaf.dtype)) if is_of_kind else leaf
 
     return jax.tree.map(converted, tree)
 
@@ -252,5 +246,5 @@ def _in_full_precision(tree: PyTree, dtype: np.dtype | None) -> PyTree:
 def outputs(model: PyTree, model_state: PyTree, x: PyTree, dtype: np.dtype | None) -> PyTree:
     """Return a model's predictions for a batch, as `measure` makes them."""
     model = cast(model, dtype)
-    prediction, _ = forward(model, cast(x, dtype), None, copy_of_state(model_state))
+    prediction, _ = forward(model, cast(x, dtype), None, model_state)
     return _in_full_precision(prediction, dtype)
