@@ -1,12 +1,31 @@
 """What `fit` needs of whatever saves and restores a run."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from vernal._data.sources import Source
+from vernal._training.objective import Objective
 from vernal._training.state import TrainState
-from vernal.errors import CheckpointError, shown
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a run begins with, if it was not saved before. A resumed run must begin with the same.
+
+    Attributes:
+        state: The state.
+        settings: How the data is cut into batches, and the like, by the names that users know.
+        objective: What is measured.
+        data: The data to train on.
+        validation_data: The data to validate on; or `None`.
+    """
+
+    state: TrainState
+    settings: dict[str, Any]
+    objective: Objective
+    data: Source
+    validation_data: Source | None
 
 
 @dataclass(frozen=True)
@@ -15,12 +34,7 @@ class RunState:
 
     Attributes:
         state: The state after the last recorded step.
-        began: The step, epoch and batch that the run began with.
-        first_epoch: Number of the epoch that the run began in.
         last_epoch: Number of the epoch that the run was to end before.
-        batching: How the data is cut into batches, by the names that users know, such as
-            `"batch_size"`. A resumed run must cut it in the same way.
-        made_of: What `fingerprint` returned.
         record: What `Recorder.kept` returned.
         callbacks: The class's name and the `state_dict()` of each callback that has one.
         pending: Whether the last epoch still waits for its validation and its callbacks.
@@ -28,11 +42,7 @@ class RunState:
     """
 
     state: TrainState
-    began: tuple[int, int, int]
-    first_epoch: int
     last_epoch: int
-    batching: dict[str, Any]
-    made_of: dict[str, str]
     record: dict[str, Any]
     callbacks: list[tuple[str, Any]]
     pending: bool
@@ -55,12 +65,12 @@ class Checkpointer(Protocol):
         """The directory of the checkpoints, for messages; `None` if nothing is saved."""
         ...
 
-    def restore(self, start: TrainState) -> RunState | None:
+    def restore(self, beginning: Beginning) -> RunState | None:
         """Read the newest good checkpoint; `None` if there is none yet.
 
         Args:
-            start: The state that the run begins with if there is no checkpoint. A restored state
-                has its structure, its kinds of arrays and their devices.
+            beginning: What the run begins with if there is no checkpoint. A restored state has the
+                structure of its state, its kinds of arrays and their devices.
 
         Raises:
             CheckpointError: If the checkpoint belongs to another run, or all are damaged.
@@ -108,7 +118,7 @@ class NoCheckpoints:
     every_steps: int | None = None
     every_epochs: int | None = None
 
-    def restore(self, start: TrainState) -> RunState | None:
+    def restore(self, beginning: Beginning) -> RunState | None:
         """Find no checkpoint."""
         return None
 
@@ -124,32 +134,3 @@ class NoCheckpoints:
 
     def close(self) -> None:
         """Close nothing."""
-
-
-def check_same_run(
-    saved: RunState,
-    batching: dict[str, Any],
-    callback_names: Sequence[str],
-    path: Path,
-) -> None:
-    """Check that a run cuts its data, and keeps its callbacks, as the saved run did.
-
-    Args:
-        saved: The run in the newest good checkpoint.
-        batching: How this run cuts its data into batches, with the same keys as
-            `saved.batching`.
-        callback_names: The class names of this run's callbacks with a `state_dict`.
-        path: The directory of the checkpoints.
-
-    Raises:
-        CheckpointError: If one of these differs; the message names the first.
-    """
-    before = {**saved.batching, "callbacks": [name for name, _ in saved.callbacks]}
-    now = {**batching, "callbacks": list(callback_names)}
-    for name, value in before.items():
-        if now[name] != value:
-            raise CheckpointError(
-                f"the run in {shown(path)} was trained with {name} = {value!r}; now it is "
-                f"{now[name]!r}.\n  Resume it with {name} as before, or pass another directory "
-                "for a new run."
-            )

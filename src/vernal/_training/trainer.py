@@ -21,11 +21,10 @@ from vernal._data.arrays import as_batch
 from vernal._data.sources import is_loader
 from vernal._shapes.jaxprs import in_outer_trace
 from vernal._training import checks, evaluate, fit, hooks, preflight
-from vernal._training.checkpointer import Checkpointing, NoCheckpoints
+from vernal._training.checkpointer import Beginning, Checkpointing, NoCheckpoints
 from vernal._training.chunks import TrainingRun
 from vernal._training.compiled_loop import step_by_loop
 from vernal._training.epochs import Epoch
-from vernal._training.fingerprint import fingerprint
 from vernal._training.interrupt import Interrupt
 from vernal._training.objective import Objective
 from vernal._training.progress import Progress
@@ -207,8 +206,7 @@ class Trainer:
         )
         steps_per_epoch = _arguments.checked_steps_per_epoch(steps_per_epoch)
         run = self._run(self._state_of(model_or_state), checked, steps_per_epoch=steps_per_epoch)
-        validate = fit.validator(self._objective.in_training, run, held_out, self.eval_model)
-        return self._train_epochs(run, validate)
+        return self._train_epochs(run, self._validator(run, held_out))
 
     def _train_epochs(self, run: TrainingRun, validate: Callable | None) -> Iterator[Epoch]:
         recorder = Recorder(self._objective.in_training.metrics)
@@ -223,8 +221,7 @@ class Trainer:
                     recorder.add(chunk)
             if validate is not None:
                 recorder.add_validation(validate())
-            seconds = time.perf_counter() - began
-            return Epoch(index, run.state(), recorder.latest, seconds)
+            return Epoch(index, run.state(), recorder.latest, time.perf_counter() - began)
 
         while True:
             yield next_epoch()
@@ -307,46 +304,47 @@ class Trainer:
         )
         objective = self._objective.in_training
         start = self._state_of(model_or_state, key)
+        measured = checks.recorded_names(checked.measured, start, validates=False)
+        names = checks.recorded_names(checked.measured, start, validates=held_out is not None)
+        callbacks = _arguments.checked_callbacks(callbacks, names, objective.metrics)
+        settings = {
+            "batch_size": batch_size,
+            "shuffle": shuffle,
+            "steps_per_epoch": steps_per_epoch,
+            "batches in a pass": checked.source.pass_length,
+            "callbacks": [type(each).__name__ for each in callbacks if hooks.saves(each)],
+        }
+        validation = None if held_out is None else held_out.source
+        beginning = Beginning(start, settings, objective, checked.source, validation)
+
         checkpointer = NoCheckpoints() if checkpoints is None else checkpoints.open()
         with contextlib.closing(checkpointer):
-            batching = {
-                "batch_size": batch_size,
-                "shuffle": shuffle,
-                "steps_per_epoch": steps_per_epoch,
-                "key": str(jax.random.key_impl(start.key)),
-            }
-            made_of = None
-            if checkpoints is not None:
-                validation = None if held_out is None else held_out.source
-                made_of = fingerprint(objective, start, checked.source, validation)
-            saving = fit.Saving(checkpointer, start, batching, made_of)
-            state = saving.state
-            names = checks.recorded_names(checked.measured, state, validates=held_out is not None)
-            callbacks = _arguments.checked_callbacks(callbacks, names, objective.metrics)
-
+            saved = checkpointer.restore(beginning)
             run = self._run(
-                state,
+                start if saved is None else saved.state,
                 checked,
                 epochs=epochs,
                 steps_per_epoch=steps_per_epoch,
                 every_steps=checkpointer.every_steps,
             )
             recorder = Recorder(objective.metrics)
-            measured = checks.recorded_names(checked.measured, state, validates=False)
-            saving.begin(run, recorder, callbacks, epochs=epochs, names=measured)
+            if saved is not None:
+                recorder.restore(saved.record, measured)
+            saving = fit.Saving(checkpointer, run, recorder, callbacks, epochs=epochs)
+            saving.begin(saved)
 
             last_epoch = saving.last_epoch
             shown = Progress(progress, run, recorder, last_epoch=last_epoch, callbacks=callbacks)
             interrupt = Interrupt(saves=checkpointer.path is not None)
             keeping = fit.keeping_progress_in_errors(run, recorder, began)
-            with keeping, interrupt, fit.saving_when_interrupted(run, recorder, saving), shown:
+            with keeping, interrupt, saving.when_interrupted(), shown:
                 fit.train(
                     run,
                     recorder,
                     saving,
-                    last_epoch=saving.last_epoch,
-                    validate=fit.validator(objective, run, held_out, self.eval_model),
+                    validate=self._validator(run, held_out),
                     validate_every=validate_every,
+                    every_epochs=checkpointer.every_epochs,
                     callbacks=callbacks,
                     names=names,
                     progress=shown,
@@ -357,6 +355,23 @@ class Trainer:
         interrupt.end_process()
         history = recorder.history(time.perf_counter() - began)
         return hooks.finished(run.state_until_next_chunk(), history, callbacks), history
+
+    def _validator(
+        self, run: TrainingRun, held_out: checks.CheckedData | None
+    ) -> Callable[[], dict[str, float]] | None:
+        """Return what measures a run's model on validation data, if there is any."""
+        if held_out is None:
+            return None
+
+        objective = self._objective.in_training
+
+        def validate() -> dict[str, float]:
+            state = run.state_until_next_chunk()
+            model = self.eval_model(state)
+            return evaluate.evaluate(objective, model, state.model_state, held_out)
+
+        self.eval_model(run.state_until_next_chunk())  # a mistake shows before anything is trained
+        return validate
 
     @short_traceback
     def evaluate(

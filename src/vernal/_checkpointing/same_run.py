@@ -1,0 +1,120 @@
+"""Whether a script resumes the run that was saved: what must be the same, and what has changed.
+
+Values written into the script, such as a constant learning rate, are not compared.
+"""
+
+import re
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from vernal._checkpointing.named_arrays import digest
+from vernal._data.array_source import ArraySource
+from vernal._data.arrays import leaf_name
+from vernal._data.files import FileArray
+from vernal._data.sources import Source
+from vernal._shapes.modules import shapes_of
+from vernal._training.checkpointer import Beginning
+from vernal._training.objective import measure
+from vernal._training.state import TrainState
+from vernal.errors import CheckpointError, shown
+
+# Of larger arrays, about so many bytes are looked at.
+_SAMPLED_BYTES = 2**24
+_PACKAGES = "vernal", "jax", "equinox", "optax"
+_VERSION, _PROGRAM = "the version of", "the program of the model and the loss"
+
+
+def settings_of(beginning: Beginning) -> dict[str, Any]:
+    """Return what must be the same in a resumed run, by names, as JSON has it."""
+    state = beginning.state
+    numbers = np.asarray(jax.random.key_data(state.key)).tolist()
+    return {
+        **beginning.settings,
+        "step": int(state.step),
+        "epoch": int(state.epoch),
+        "batch": int(state.batch),
+        "key": f"{jax.random.key_impl(state.key)} {numbers}",
+    }
+
+
+def check_settings(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """Check that a run begins as the saved run did.
+
+    Args:
+        before: The `settings_of` the saved run.
+        now: Those of this run.
+        path: The directory of the checkpoints.
+
+    Raises:
+        CheckpointError: If one of them differs; the message names the first.
+    """
+    for name, value in before.items():
+        if now[name] != value:
+            raise CheckpointError(
+                f"the run in {shown(path)} began with {name} = {value!r}; now it is "
+                f"{now[name]!r}.\n  Resume it with {name} as before, or pass another directory "
+                "for a new run."
+            )
+
+
+def fingerprint(beginning: Beginning) -> dict[str, str]:
+    """Return what tells two runs apart: versions, data, and the program of model and loss.
+
+    The metrics do not count: the history shows them. Of a loader, the first batch is looked at.
+    """
+    objective = beginning.objective._replace(metrics={})
+
+    def loss(state: TrainState, batch: PyTree) -> PyTree:
+        return measure(objective, state.model, state.model_state, batch, state.key).info
+
+    arguments = shapes_of((beginning.state, beginning.data.example))
+    jaxpr, _, _ = eqx.filter_make_jaxpr(loss)(*arguments)
+    program = re.sub("0x[0-9a-f]+", "", str(jaxpr))  # addresses differ from process to process
+    return {
+        **{f"{_VERSION} {name}": version(name) for name in _PACKAGES},
+        _PROGRAM: digest(np.frombuffer(program.encode(), np.uint8)),
+        **_of_arrays("data", beginning.data),
+        **_of_arrays("validation_data", beginning.validation_data),
+    }
+
+
+def warn_of_changes(before: dict[str, str], now: dict[str, str], path: Path) -> None:
+    """Warn of what differs between the fingerprints of a saved run and of this one."""
+    changes = [name for name, value in before.items() if now.get(name, value) != value]
+    # Another version writes the same program in other words.
+    if any(name.startswith(_VERSION) for name in changes):
+        changes = [name for name in changes if name != _PROGRAM]
+    if changes:
+        warnings.warn(
+            f"the script has changed since the run in {shown(path)} was saved: "
+            f"{', '.join(changes)}. The run goes on with what the script has now."
+            "\n  Pass another directory for a new run.",
+            RuntimeWarning,
+            stacklevel=6,  # the caller of `Trainer.fit`
+        )
+
+
+def _of_arrays(name: str, source: Source | None) -> dict[str, str]:
+    """Describe each array by its shape, its dtype and a digest of a sample, by name."""
+    arrays = source.arrays if isinstance(source, ArraySource) else source and source.example
+    leaves, _ = jax.tree_util.tree_flatten_with_path(arrays)
+    return {
+        f"{leaf_name(name, arrays, path)} of {name}": (
+            f"{leaf.shape} {leaf.dtype} {digest(_sample(leaf))}"
+        )
+        for path, leaf in leaves
+    }
+
+
+def _sample(leaf: Any) -> np.ndarray:
+    every = 1 + leaf.nbytes // _SAMPLED_BYTES
+    if isinstance(leaf, FileArray):  # from its front: a file is read in blocks
+        return leaf[: 1 + len(leaf) // every]
+    return np.asarray(leaf)[::every]
