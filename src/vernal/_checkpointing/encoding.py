@@ -11,14 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vernal._checkpointing.named_arrays import (
-    is_key,
-    is_storable,
-    named_arrays,
-    stored,
-    with_arrays,
-    within,
-)
+from vernal._checkpointing import named_arrays
 from vernal._training.state import TrainState
 from vernal.errors import CheckpointError, kind
 
@@ -58,15 +51,15 @@ def encode(value: Any, arrays: dict[str, Any], *, owner: str) -> Any:
             return {"@tuple": [part(item) for item in value]}
         case dict():
             return {"@dict": [[part(key), part(item)] for key, item in value.items()]}
-        case jax.Array() if is_key(value):
-            return {"@key": [str(jax.random.key_impl(value)), name_of(stored(value))]}
-        case np.generic() | np.ndarray() | jax.Array() if is_storable(value.dtype):
+        case jax.Array() if named_arrays.is_key(value):
+            return {"@key": [str(jax.random.key_impl(value)), name_of(named_arrays.stored(value))]}
+        case np.generic() | np.ndarray() | jax.Array() if named_arrays.is_storable(value.dtype):
             return {"@array": name_of(value)}
         case TrainState():
-            number = len(arrays)
-            for path, array in named_arrays(replace(value, data_state=None)).items():
-                arrays[f"{number}.{path}"] = stored(array)
-            return {"@state": [str(number), part(value.data_state)]}
+            number = str(len(arrays))
+            for path, array in named_arrays.of(replace(value, data_state=None)).items():
+                arrays[f"{number}.{path}"] = array
+            return {"@state": [number, part(value.data_state)]}
     if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "numpy"):
         return {"@torch": name_of(value.numpy())}
     raise CheckpointError(
@@ -108,7 +101,7 @@ def decode(encoded: Any, arrays: Mapping[str, np.ndarray], template: Any = None)
             return arrays[content][()]  # of an array without axes, the scalar
         case "@state":
             number, data_state = content
-            state = with_arrays(template, within(arrays, number))
+            state = named_arrays.with_arrays(template, named_arrays.within(arrays, number))
             return replace(state, data_state=part(data_state))
         case "@torch":
             import torch  # pyright: ignore[reportMissingImports]

@@ -1,5 +1,6 @@
 """A checkpoint on disk: arrays by name, and a JSON description with a digest of each."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -12,22 +13,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from vernal._checkpointing import named_arrays
 from vernal._checkpointing.encoding import decode, encode
-from vernal._checkpointing.named_arrays import (
-    check_alike,
-    digest,
-    named_arrays,
-    stored,
-    viewed,
-    within,
-    written_as,
-)
 from vernal._checkpointing.storage import for_orbax, orbax
 from vernal._training.checkpointer import RunState
 from vernal._training.state import TrainState
 from vernal.errors import CheckpointError, first_line, shown
 
 _FORMAT = 4
+# The name under which a checkpoint has the arrays of the run's state: the number of those before.
+_STATE = "0"
 
 
 class Damaged(Exception):
@@ -35,7 +30,7 @@ class Damaged(Exception):
 
 
 def newest_good(
-    directory: Path, read: Callable[[Path], Any], *, rename_damaged: bool
+    directory: Path, read: Callable[[Path], Any], *, rename_damaged: bool = False
 ) -> tuple[Path, Any] | None:
     """Read the newest checkpoint of a directory that is not damaged.
 
@@ -62,32 +57,27 @@ def newest_good(
             raise
         except Exception as error:
             damaged[path] = first_line(error)
-        else:
-            for bad, reason in damaged.items():
-                _report_damaged(bad, reason, path, rename=rename_damaged)
-            return path, content
-    if not damaged:
-        return None
-    newest, reason = next(iter(damaged.items()))
-    raise CheckpointError(
-        f"none of the checkpoints in {shown(directory)} is whole: {newest.name} is damaged "
-        f"({reason}).\n  Pass another directory to begin anew."
-    )
-
-
-def _report_damaged(path: Path, reason: str, good: Path, *, rename: bool) -> None:
-    now = ""
-    if rename:
-        renamed = path.with_name(f"damaged-{path.name}")
-        shutil.rmtree(renamed, ignore_errors=True)
-        path.rename(renamed)
-        now = f"; it is {renamed.name} now"
-    warnings.warn(
-        f"the checkpoint {shown(path)} is damaged ({reason}){now}. Vernal takes {good.name}, the "
-        "one before.",
-        RuntimeWarning,
-        stacklevel=5,  # the caller of `Trainer.fit` or `vernal.load`
-    )
+            continue
+        for bad, reason in damaged.items():
+            now = ""
+            if rename_damaged:
+                renamed = bad.with_name(f"damaged-{bad.name}")
+                shutil.rmtree(renamed, ignore_errors=True)
+                bad.rename(renamed)
+                now = f"; it is {renamed.name} now"
+            warnings.warn(
+                f"the checkpoint {shown(bad)} is damaged ({reason}){now}. Vernal takes "
+                f"{path.name}, the one before.",
+                RuntimeWarning,
+                stacklevel=4,  # `Trainer.fit`, or the caller of `vernal.load`
+            )
+        return path, content
+    for newest, reason in damaged.items():
+        raise CheckpointError(
+            f"none of the checkpoints in {shown(directory)} is whole: {newest.name} is damaged "
+            f"({reason}).\n  Pass another directory to begin anew."
+        )
+    return None
 
 
 def orbax_args(run: RunState) -> Any:
@@ -108,16 +98,16 @@ def orbax_args(run: RunState) -> Any:
         "format": _FORMAT,
         "versions": {name: version(name) for name in ("vernal", "jax", "equinox", "optax")},
         "arrays": {
-            name: [array.shape, str(array.dtype), digest(array)] for name, array in arrays.items()
+            name: [array.shape, str(array.dtype), named_arrays.digest(array)]
+            for name, array in arrays.items()
         },
         "run": encoded,
     }
     # Orbax takes no empty arrays. Their description says all that there is to know.
-    not_empty = {
-        name: viewed(array, *written_as(array.shape, array.dtype))
-        for name, array in arrays.items()
-        if array.size
-    }
+    not_empty = {name: array for name, array in arrays.items() if array.size}
+    for name, array in not_empty.items():
+        written = named_arrays.written_as(array.shape, array.dtype)
+        not_empty[name] = named_arrays.viewed(array, *written)
     args = orbax().args
     return args.Composite(
         arrays=args.StandardSave(not_empty),
@@ -139,9 +129,9 @@ def read_run(path: Path, start: TrainState) -> RunState:
         Exception: If the checkpoint is damaged: `Damaged`, or whatever reading raises.
     """
     content = _read_content(path)
-    check_alike(
-        _of_state(_shapes(content), content),
-        named_arrays(start),
+    named_arrays.check_alike(
+        named_arrays.within(_shapes(content), _STATE),
+        named_arrays.of(start),
         where=f"the checkpoint {shown(path)}",
         fix=(
             "Pass the model and the optimizer of that run, or another directory for this one. To "
@@ -156,7 +146,8 @@ def read_run(path: Path, start: TrainState) -> RunState:
             f"the checkpoint {shown(path)} is of a run that began with step {run.began[0]}, and "
             f"this one begins with step {began[0]}.\n  Pass another directory for another run."
         )
-    if not np.array_equal(stored(run.state.key), stored(start.key)):
+    keys = [jax.random.key_data(state.key) for state in (run.state, start)]
+    if not np.array_equal(*keys):
         raise CheckpointError(
             f"the checkpoint {shown(path)} is of a run with another key."
             "\n  Pass its key, or another directory for another run."
@@ -164,15 +155,12 @@ def read_run(path: Path, start: TrainState) -> RunState:
     return run
 
 
-def read_state(path: Path, *, with_loader: bool) -> tuple[dict[str, Any], Any]:
+def read_state(path: Path) -> tuple[dict[str, Any], Callable[[], Any]]:
     """Read the state of a run from one checkpoint.
 
-    Args:
-        path: The directory of the checkpoint.
-        with_loader: Whether to read the data loader's state.
-
     Returns:
-        The arrays of the `TrainState` by name; and the data loader's state, if it is read.
+        The arrays of the `TrainState` by name; and what returns the data loader's state, which may
+        need the package of the loader.
 
     Raises:
         CheckpointError: If another version of Vernal wrote the checkpoint.
@@ -181,19 +169,16 @@ def read_state(path: Path, *, with_loader: bool) -> tuple[dict[str, Any], Any]:
     content = _read_content(path)
     arrays = _read_arrays(path, content)
     _, data_state = content["run"]["state"]["@state"]
-    loaders = decode(data_state, arrays) if with_loader else None
-    return _of_state(arrays, content), loaders
+    return named_arrays.within(arrays, _STATE), functools.partial(decode, data_state, arrays)
 
 
 def _read_content(path: Path) -> dict[str, Any]:
     """Read the description of a checkpoint, without its digest."""
     described = _read(path, description=orbax().args.JsonRestore()).description
-    if "text" in described:  # as version 0.1.0 wrote it
-        content = json.loads(described["text"])
-    else:
-        content = described["content"]
-        if _digest_of_json(content) != described["sha256"]:
-            raise Damaged("its description is not the one that was written")
+    # Version 0.1.0 wrote a text.
+    content = json.loads(described["text"]) if "text" in described else described["content"]
+    if _digest_of_json(content) != described["sha256"]:
+        raise Damaged("its description is not the one that was written")
     if content["format"] != _FORMAT:
         raise CheckpointError(
             f"{shown(path)} was written by vernal {content['versions']['vernal']}, which this "
@@ -205,19 +190,16 @@ def _read_content(path: Path) -> dict[str, Any]:
 
 def _read_arrays(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Read all arrays of a checkpoint, as they are stored."""
-
-    def target(each: jax.ShapeDtypeStruct) -> np.ndarray:
+    arrays = {}
+    for name, each in _shapes(content).items():
         # Orbax looks at shape and dtype alone. This takes no memory, whatever its shape.
-        shape, dtype = written_as(each.shape, each.dtype)
-        return np.broadcast_to(np.zeros((), dtype), shape)
-
-    shapes = _shapes(content)
-    written = {name: target(each) for name, each in shapes.items()}
-    targets = {name: array for name, array in written.items() if array.size}
-    written |= _read(path, arrays=orbax().args.StandardRestore(targets)).arrays
-    arrays = {name: viewed(written[name], each.shape, each.dtype) for name, each in shapes.items()}
-    for name, array in arrays.items():
-        if digest(array) != content["arrays"][name][-1]:
+        shape, dtype = named_arrays.written_as(each.shape, each.dtype)
+        arrays[name] = np.broadcast_to(np.zeros((), dtype), shape)
+    targets = {name: array for name, array in arrays.items() if array.size}
+    arrays |= _read(path, arrays=orbax().args.StandardRestore(targets)).arrays
+    for name, (shape, dtype, expected) in content["arrays"].items():
+        arrays[name] = named_arrays.viewed(arrays[name], tuple(shape), np.dtype(dtype))
+        if named_arrays.digest(arrays[name]) != expected:
             raise Damaged(f"{name} is not what was written")
     return arrays
 
@@ -225,12 +207,6 @@ def _read_arrays(path: Path, content: dict[str, Any]) -> dict[str, Any]:
 def _shapes(content: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     arrays = content["arrays"].items()
     return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype, _) in arrays}
-
-
-def _of_state(arrays: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
-    """Return those arrays of a checkpoint that belong to the run's state."""
-    number, _ = content["run"]["state"]["@state"]
-    return within(arrays, number)
 
 
 def _read(path: Path, **items: Any) -> Any:

@@ -12,12 +12,9 @@ from jaxtyping import Array, PyTree
 
 from vernal.errors import CheckpointError
 
-# What counts as an array of a PyTree; a `jax.ShapeDtypeStruct` stands for one to be filled in.
-AnyArray = Array | np.ndarray | jax.ShapeDtypeStruct
 
-
-def named_arrays(tree: PyTree) -> dict[str, Any]:
-    """Return the arrays of a PyTree by their paths, such as `layers.0.weight`.
+def of(tree: PyTree) -> dict[str, Any]:
+    """Return the arrays of a PyTree by their paths, such as `layers.0.weight`, as they are stored.
 
     Raises:
         CheckpointError: If two arrays have the same path, or one holds objects.
@@ -32,12 +29,12 @@ def named_arrays(tree: PyTree) -> dict[str, Any]:
                 f"two arrays of the {type(tree).__name__} have the name {name}."
                 "\n  Give the keys of its dicts names without dots."
             )
-        if not (is_key(leaf) or is_storable(leaf.dtype)):
+        found[name] = stored(leaf)
+        if not is_storable(found[name].dtype):
             raise CheckpointError(
                 f"{name} is an array of {leaf.dtype}, which cannot be stored."
                 "\n  Make numbers of it, or keep it in a static field of the model."
             )
-        found[name] = leaf
     return found
 
 
@@ -46,7 +43,7 @@ def with_arrays(tree: PyTree, values: Mapping[str, Any]) -> PyTree:
 
     Args:
         tree: Says which kind of array each value becomes, and on which devices.
-        values: Stored values by the names that `named_arrays` gives. Arrays without a value stay
+        values: Stored values by the names that `of` gives. Arrays without a value stay
             as they are.
     """
 
@@ -66,17 +63,18 @@ def within(named: Mapping[str, Any], part: str) -> dict[str, Any]:
     }
 
 
-def stored(array: Array | np.ndarray) -> Array | np.ndarray:
-    """Return an array as it is stored: of a random key, the numbers behind it."""
-    return jax.random.key_data(array) if is_key(array) else array
+def stored(array: Any) -> Any:
+    """Return an array, or its shape, as it is stored: of a random key, the numbers behind it."""
+    if not is_key(array):
+        return array
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return jax.eval_shape(jax.random.key_data, array)
+    return jax.random.key_data(array)
 
 
 def is_storable(dtype: Any) -> bool:
     """Return whether arrays of a dtype are bytes that its name gives a meaning: no objects."""
-    try:
-        return not dtype.hasobject and np.dtype(str(dtype)) == dtype
-    except TypeError:  # a dtype with fields
-        return False
+    return not dtype.hasobject and dtype.names is None
 
 
 def written_as(shape: tuple[int, ...], dtype: np.dtype) -> tuple[tuple[int, ...], np.dtype]:
@@ -97,13 +95,7 @@ def viewed(values: Array | np.ndarray, shape: tuple[int, ...], dtype: Any) -> Ar
     return np.asarray(values, order="C").reshape(-1).view(dtype).reshape(shape)
 
 
-def spec(array: AnyArray) -> str:
-    """Write the shape and dtype that an array is stored with, such as `(4, 1) float32`."""
-    numbers = jax.eval_shape(jax.random.key_data, array) if is_key(array) else array
-    return f"{numbers.shape} {numbers.dtype}"
-
-
-def is_key(array: AnyArray) -> bool:
+def is_key(array: Any) -> bool:
     """Return whether an array holds random keys."""
     return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
 
@@ -119,7 +111,7 @@ def check_alike(saved: dict[str, Any], needed: dict[str, Any], *, where: str, fi
 
     Args:
         saved: The saved arrays, or their shapes, by name.
-        needed: The needed arrays by name.
+        needed: The needed arrays, or their shapes, by name.
         where: What holds the saved arrays, for the message.
         fix: The last sentences of the message.
 
@@ -127,13 +119,18 @@ def check_alike(saved: dict[str, Any], needed: dict[str, Any], *, where: str, fi
         CheckpointError: If they differ. The message names the first array that does.
     """
     for name in needed | saved:
-        there = spec(saved[name]) if name in saved else "missing"
-        here = spec(needed[name]) if name in needed else "missing"
+        there, here = _described(saved, name), _described(needed, name)
         if there != here:
             raise CheckpointError(f"{name} is {there} in {where}, but {here} here.\n  {fix}")
 
 
+def _described(arrays: dict[str, Any], name: str) -> str:
+    """Write the shape and dtype of an array, such as `(4, 1) float32`."""
+    return f"{arrays[name].shape} {arrays[name].dtype}" if name in arrays else "missing"
+
+
 def _is_array(leaf: Any) -> bool:
+    # A `jax.ShapeDtypeStruct` stands for an array to be filled in.
     return eqx.is_array(leaf) or isinstance(leaf, np.ndarray | jax.ShapeDtypeStruct)
 
 
@@ -141,7 +138,7 @@ def _name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def _restored(values: Any, like: AnyArray) -> Array | np.ndarray:
+def _restored(values: Any, like: Any) -> Array | np.ndarray:
     """Return stored values as the kind of array that another one is, on the same devices."""
     if isinstance(like, np.ndarray):
         return values

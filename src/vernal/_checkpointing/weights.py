@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import functools
 import json
 import os
 import uuid
@@ -18,19 +17,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vernal import errors
+from vernal._checkpointing import named_arrays
 from vernal._checkpointing.format import Damaged, newest_good, read_state
-from vernal._checkpointing.named_arrays import (
-    check_alike,
-    digest,
-    named_arrays,
-    stored,
-    viewed,
-    with_arrays,
-    within,
-    written_as,
-)
 from vernal._training.state import TrainState
-from vernal.errors import shown
 
 Model = TypeVar("Model", bound=PyTree)
 
@@ -68,18 +57,19 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
             "\n  Save the run with checkpoints=vernal.Checkpoints(...), or leave that state out: "
             "dataclasses.replace(state, data_state=None)."
         )
-    arrays = named_arrays(model)
+    arrays = named_arrays.of(model)
     if not arrays:
         raise errors.ArgumentError(f"model is {errors.kind(model)}, without an array to save.")
 
     values, dtypes = {}, {}
     for name, array in arrays.items():
         # In the order that the file has: others would be written transposed.
-        value = np.asarray(stored(array), order="C")
-        values[name] = viewed(value, *written_as(value.shape, value.dtype))
+        value = np.asarray(array, order="C")
+        written = named_arrays.written_as(value.shape, value.dtype)
+        values[name] = named_arrays.viewed(value, *written)
         if values[name].dtype != value.dtype:
             dtypes[name] = str(value.dtype)
-    digests = {name: digest(value) for name, value in values.items()}
+    digests = {name: named_arrays.digest(value) for name, value in values.items()}
     metadata = {_DIGESTS: json.dumps(digests), _DTYPES: json.dumps(dtypes)}
     temporary = path.with_name(f".vernal-{uuid.uuid4().hex}.tmp")  # where a name may be as long
     try:
@@ -90,7 +80,7 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise errors.CheckpointError(
-            f"the model could not be written to {shown(path)}: {errors.first_line(error)}."
+            f"the model could not be written to {errors.shown(path)}: {errors.first_line(error)}."
             "\n  Free some space, or pass a path that can be written to."
         ) from error
 
@@ -132,11 +122,14 @@ def load(
     """
     path = errors.checked_path("path", path)
     template: Any = replace(like, data_state=None) if isinstance(like, TrainState) else like
-    arrays = named_arrays(template)
+    arrays = named_arrays.of(template)
     parts = (keep,) if isinstance(keep, str) else tuple(keep)
-    renamed = names if isinstance(names, Mapping) else {}
+    needed = _without(arrays, parts)
+    if callable(names):
+        names = {name: names(name) for name in needed}
+    renamed = names or {}
     for argument, part in [*(("keep", part) for part in parts), *(("names", n) for n in renamed)]:
-        if len(_without(arrays, [part])) == len(arrays):
+        if not named_arrays.within(arrays, part):
             raise errors.ArgumentError(
                 f"{argument} names {part!r}, and the model has no arrays there; it has "
                 f"{', '.join(list(arrays)[:5])}."
@@ -150,31 +143,23 @@ def load(
     except errors.VernalError:
         raise
     except FileNotFoundError as error:
-        raise errors.CheckpointError(f"there is no file {shown(path)}.") from error
+        raise errors.CheckpointError(f"there is no file {errors.shown(path)}.") from error
     except Exception as error:
         raise errors.CheckpointError(
-            f"{shown(path)} is damaged, or no file of arrays: {errors.first_line(error)}."
+            f"{errors.shown(path)} is damaged, or no file of arrays: {errors.first_line(error)}."
         ) from error
 
-    def name_in_file(name: str) -> str:
-        return names(name) if callable(names) else renamed.get(name, name)
-
-    needed = _without(arrays, parts)
-    in_file = {name: name_in_file(name) for name in needed}
-    values = _without(read, parts) if names is None else {}
-    values |= {name: read[there] for name, there in in_file.items() if there in read}
-    if cast:
-        values |= {
-            name: _cast(name, values[name], needed[name]) for name in needed if name in values
-        }
-
     fix = 'Pass what was saved; or keep parts of it: keep="..."; or convert floats: cast=True.'
-    missing = [there for there in in_file.values() if there not in read]
-    if missing:
-        close = difflib.get_close_matches(missing[0], read, n=5, cutoff=0.4) or list(read)[:5]
-        fix = f"There is no {missing[0]}; there is {', '.join(close)}.\n  {fix}"
-    check_alike(values, needed, where=shown(path), fix=fix)
-    return with_arrays(template, values)
+    values = _without(read, parts) if names is None else {}
+    for name, array in needed.items():
+        there = renamed.get(name, name)
+        if there in read:
+            values[name] = _cast(name, read[there], array.dtype) if cast else read[there]
+        elif "There is no" not in fix:
+            close = difflib.get_close_matches(there, read, n=5, cutoff=0)
+            fix = f"There is no {there}; there is {', '.join(close)}.\n  {fix}"
+    named_arrays.check_alike(values, needed, where=errors.shown(path), fix=fix)
+    return named_arrays.with_arrays(template, values)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -187,15 +172,15 @@ def _read_file(path: Path) -> dict[str, Any]:
     if len(values) < len(kinds):
         for name, each in safetensors.deserialize(path.read_bytes()):
             if name not in values:
-                values[name] = np.array(memoryview(each["data"])).view(_FLOAT8[kinds[name]])
-                values[name] = values[name].reshape(each["shape"])
+                array = np.frombuffer(each["data"], _FLOAT8[kinds[name]])
+                values[name] = array.reshape(each["shape"])
 
     # A file that another program wrote has no digests.
     for name, expected in json.loads(metadata.get(_DIGESTS, "{}")).items():
-        if digest(values[name]) != expected:
+        if named_arrays.digest(values[name]) != expected:
             raise Damaged(f"{name} is not what was written")
     for name, dtype in json.loads(metadata.get(_DTYPES, "{}")).items():
-        values[name] = viewed(values[name], values[name].shape[:-1], dtype)
+        values[name] = named_arrays.viewed(values[name], values[name].shape[:-1], dtype)
     return values
 
 
@@ -205,42 +190,40 @@ def _read_run(path: Path, like: Any) -> tuple[dict[str, Any], Any]:
     Returns:
         The arrays; and `like`, of a `TrainState` with the data loader's state.
     """
-    read = functools.partial(read_state, with_loader=isinstance(like, TrainState))
     is_checkpoint = (path / "description").is_dir()
-    found = (path, read(path)) if is_checkpoint else newest_good(path, read, rename_damaged=False)
+    found = (path, read_state(path)) if is_checkpoint else newest_good(path, read_state)
     if found is None:
-        raise errors.CheckpointError(f"there is no checkpoint in {shown(path)}.")
+        raise errors.CheckpointError(f"there is no checkpoint in {errors.shown(path)}.")
 
     _, (state, data_state) = found
     if isinstance(like, TrainState):
-        return state, replace(like, data_state=data_state)
-    model, model_state = within(state, "model"), within(state, "model_state")
+        return state, replace(like, data_state=data_state())
+    model = named_arrays.within(state, "model")
+    model_state = named_arrays.within(state, "model_state")
     if isinstance(like, eqx.nn.State):
         return model_state, like
     if model_state and isinstance(like, tuple) and len(like) == 2:
-        parts = enumerate((model, model_state))
-        named = {f"{i}.{name}": array for i, part in parts for name, array in part.items()}
-        return named, like
+        return named_arrays.of((model, model_state)), like
     if model_state:
         warnings.warn(
-            f"{shown(path)} holds a model_state, too, such as what BatchNorm has learned; it is "
-            "left out.\n  Pass the pair (model, model_state) as like.",
+            f"{errors.shown(path)} holds a model_state, too, such as what BatchNorm has learned; "
+            "it is left out.\n  Pass the pair (model, model_state) as like.",
             RuntimeWarning,
             stacklevel=3,
         )
     return model, like
 
 
-def _cast(name: str, values: Any, like: Any) -> Any:
-    """Return stored floats in the dtype of an array of floats; anything else as it is."""
-    if not all(jnp.issubdtype(each.dtype, jnp.floating) for each in (values, like)):
+def _cast(name: str, values: Any, dtype: Any) -> Any:
+    """Return stored floats in another dtype of floats; anything else as it is."""
+    if not all(jnp.issubdtype(each, jnp.floating) for each in (values.dtype, dtype)):
         return values
     with np.errstate(over="ignore"):
-        made = values.astype(like.dtype)
+        made = values.astype(dtype)
     lost = np.isfinite(values) & ~np.isfinite(made)
     if lost.any():
         raise errors.CheckpointError(
-            f"{name} has {values[lost][0]}, which is too large for {like.dtype}."
+            f"{name} has {values[lost][0]}, which is too large for {dtype}."
             f"\n  Pass a model of {values.dtype}."
         )
     return made
