@@ -12,13 +12,13 @@ from jaxtyping import PyTree
 from vernal import _arguments
 from vernal._training import hooks
 from vernal._training.checkpointer import Checkpointer, RunState, check_same_run
-from vernal._training.checks import CheckedData
 from vernal._training.chunks import TrainingRun
 from vernal._training.evaluate import evaluate
 from vernal._training.fingerprint import warn_of_changes
 from vernal._training.history import Epoch, Recorder, counted
 from vernal._training.interrupt import Interrupt
 from vernal._training.objective import Objective
+from vernal._training.preflight.data import CheckedData
 from vernal._training.progress import Progress
 from vernal._training.state import TrainState
 from vernal.errors import NonFiniteError, shown
