@@ -22,7 +22,7 @@ import optax
 import vernal
 from vernal import losses
 from vernal._training.objective import Objective
-from vernal._training.preflight import preflight
+from vernal._training.preflight.trace import Preflight
 
 
 class Attention(eqx.Module):
@@ -80,7 +80,7 @@ def measure(name: str) -> tuple[float, float]:
     # The check is timed on another number of examples, so that `fit` finds nothing done for it;
     # what JAX itself does once in a process, such as starting its backend, `make` has done.
     started = time.perf_counter()
-    preflight(Objective(trainer.loss, {}, None), model, None, (x[1:], y[1:]))
+    Preflight(Objective(trainer.loss, {}, None), model, None).check((x[1:], y[1:]))
     check = time.perf_counter() - started
     jax.clear_caches()
     started = time.perf_counter()

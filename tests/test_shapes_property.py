@@ -22,8 +22,9 @@ from hypothesis import assume, example, given, settings
 
 import vernal
 from vernal import ShapeError, Trainer, losses, nn
-from vernal._training import preflight as checks
 from vernal._training.objective import Objective
+from vernal._training.preflight import trace
+from vernal._training.preflight.trace import Preflight
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
@@ -168,7 +169,7 @@ def test_it_trains_or_says_why_not(promotion, compiled):
             assert max(map(len, str(error).splitlines())) <= 100
             data = fixed(str(error), x, y)
             if data is not None:
-                checks.preflight(Objective(trainer.loss, {}, None), model, None, data)
+                Preflight(Objective(trainer.loss, {}, None), model, None).check(data)
             seen.append("fixed" if data else "explained")
         else:
             assert made_of_x is not None
@@ -305,7 +306,7 @@ def test_what_is_right_passes(first):
     for seed in range(first, first + 25):
         trainer, model, data = right_program(seed)
         objective = Objective(trainer.loss, {}, None)
-        info, weight, *_ = checks.preflight(objective, model, None, data).shapes
+        info, weight, *_ = Preflight(objective, model, None).check(data).shapes
         assert info["loss"].shape == ()
         assert (weight is None) == (len(data) == 2)
 
@@ -331,14 +332,14 @@ def two_layers():
 
 
 def traces() -> int:
-    return checks._cached_trace.cache_info().misses
+    return trace._cached_trace.cache_info().misses
 
 
 def test_a_check_that_goes_well_is_one_trace_and_no_watching(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("watched, with nothing to explain")
 
-    monkeypatch.setattr(checks, "explained", fail)
+    monkeypatch.setattr(Preflight, "explained", fail)
     model, data = two_layers()
     calls = []
 
@@ -347,7 +348,7 @@ def test_a_check_that_goes_well_is_one_trace_and_no_watching(monkeypatch):
         return MSE(model, batch, key)
 
     before = traces()
-    checks.preflight(Objective(loss, {}, None), model, None, data)
+    Preflight(Objective(loss, {}, None), model, None).check(data)
     assert len(calls) == 1
     assert traces() == before + 1
 

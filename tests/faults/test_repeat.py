@@ -69,21 +69,25 @@ def sharded(leaf):
 
 state = jax.tree.map(sharded, trainer.init(nn.MLP(2, 1, 4, 1, key=jax.random.key(0))))
 checkpoints = vernal.Checkpoints(directory / "sharded")
+beginning = vernal._training.checkpointer.Beginning(
+    state,
+    settings={},
+    objective=trainer._objective,
+    data=vernal._data.array_source.ArraySource((np.ones((4, 2)), np.ones((4, 1))), None),
+    validation_data=None,
+)
 with contextlib.closing(checkpoints.open()) as checkpointer:
+    assert checkpointer.restore(beginning) is None
     checkpointer.save(vernal._training.checkpointer.RunState(
         state=state,
-        began=(0, 0, 0),
-        first_epoch=0,
         last_epoch=1,
-        batching={},
-        made_of={},
         record={},
         callbacks=[("Kept", state)],
         pending=False,
         stopped=False,
     ))
 with contextlib.closing(checkpoints.open()) as checkpointer:
-    run = checkpointer.restore(state)
+    run = checkpointer.restore(beginning)
 for restored in (run.state, run.callbacks[0][1]):
     for a, b in zip(arrays(state), arrays(restored), strict=True):
         assert a.dtype == b.dtype and a.sharding == b.sharding and a.committed == b.committed

@@ -20,7 +20,7 @@ from vernal._training.checkpointer import RunState
 from vernal._training.state import TrainState
 from vernal.errors import CheckpointError, first_line, shown
 
-_FORMAT = 4
+_FORMAT = 5
 # The name under which a checkpoint has the arrays of the run's state: the number of those before.
 _STATE = "0"
 
@@ -80,10 +80,14 @@ def newest_good(
     return None
 
 
-def orbax_args(run: RunState) -> Any:
+def orbax_args(run: RunState, described: dict[str, Any]) -> Any:
     """Return what Orbax is to write of a run.
 
     The state's arrays must not be donated, nor changed, before they are written.
+
+    Args:
+        run: The run as it is now.
+        described: What it began with, as `same_run.described` returned it.
 
     Raises:
         CheckpointError: If a callback or a data loader holds something that cannot be stored.
@@ -101,6 +105,7 @@ def orbax_args(run: RunState) -> Any:
             name: [array.shape, str(array.dtype), named_arrays.digest(array)]
             for name, array in arrays.items()
         },
+        "began_with": described,
         "run": encoded,
     }
     # Orbax takes no empty arrays. Their description says all that there is to know.
@@ -115,7 +120,7 @@ def orbax_args(run: RunState) -> Any:
     )
 
 
-def read_run(path: Path, start: TrainState) -> RunState:
+def read_run(path: Path, start: TrainState) -> tuple[RunState, dict[str, Any]]:
     """Read a run from one checkpoint.
 
     Args:
@@ -123,9 +128,11 @@ def read_run(path: Path, start: TrainState) -> RunState:
         start: The state that this run begins with. The saved state has its structure, its kinds of
             arrays and their devices.
 
+    Returns:
+        The run; and what it began with, as `same_run.described` returned it.
+
     Raises:
-        CheckpointError: If the checkpoint is of another run: with other arrays, another key, or
-            another place in the data to begin with; or if another version of Vernal wrote it.
+        CheckpointError: If the checkpoint has other arrays, or another version of Vernal wrote it.
         Exception: If the checkpoint is damaged: `Damaged`, or whatever reading raises.
     """
     content = _read_content(path)
@@ -140,19 +147,7 @@ def read_run(path: Path, start: TrainState) -> RunState:
     )
     arrays = _read_arrays(path, content)
     run = RunState(**{name: decode(part, arrays, start) for name, part in content["run"].items()})
-    began = (int(start.step), int(start.epoch), int(start.batch))
-    if run.began != began:
-        raise CheckpointError(
-            f"the checkpoint {shown(path)} is of a run that began with step {run.began[0]}, and "
-            f"this one begins with step {began[0]}.\n  Pass another directory for another run."
-        )
-    keys = [jax.random.key_data(state.key) for state in (run.state, start)]
-    if not np.array_equal(*keys):
-        raise CheckpointError(
-            f"the checkpoint {shown(path)} is of a run with another key."
-            "\n  Pass its key, or another directory for another run."
-        )
-    return run
+    return run, content["began_with"]
 
 
 def read_state(path: Path) -> tuple[dict[str, Any], Callable[[], Any]]:

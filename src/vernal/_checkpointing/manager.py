@@ -6,13 +6,13 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vernal._checkpointing.config import Checkpoints
 from vernal._checkpointing.format import newest_good, orbax_args, read_run
+from vernal._checkpointing.same_run import check_same_run, described
 from vernal._checkpointing.storage import for_orbax, orbax
-from vernal._training.checkpointer import RunState
-from vernal._training.state import TrainState
+from vernal._training.checkpointer import Beginning, RunState
 from vernal.errors import CheckpointError, first_line, shown
 
 
@@ -43,6 +43,7 @@ class Manager:
         # The last checkpoint, and when it was begun. Before the first one, a checkpoint is due.
         self._last = _Progress(step=-1, epoch=-1, pending=False, stopped=False)
         self._time = time.monotonic()
+        self._described: dict[str, Any] = {}  # what the run began with
         self._exits = contextlib.ExitStack()
         ocp = orbax()
         options = ocp.CheckpointManagerOptions(
@@ -62,12 +63,12 @@ class Manager:
                 "\n  Pass a directory that you may write to."
             ) from error
 
-    def restore(self, start: TrainState) -> RunState | None:
+    def restore(self, beginning: Beginning) -> RunState | None:
         """Read the newest good checkpoint, and rename newer ones, which are damaged.
 
         Args:
-            start: The state that the run begins with if there is no checkpoint. A restored state
-                has its structure, its kinds of arrays and their devices.
+            beginning: What the run begins with if there is no checkpoint. A restored state has the
+                structure of its state, its kinds of arrays and their devices.
 
         Returns:
             The run as it was saved; `None` if there is no checkpoint.
@@ -76,11 +77,13 @@ class Manager:
             CheckpointError: If the checkpoint belongs to another run, if all checkpoints are
                 damaged, or if there is no room for another one.
         """
-        template = replace(start, data_state=None)
+        self._described = described(beginning)
+        template = replace(beginning.state, data_state=None)
         found = newest_good(self.path, lambda path: read_run(path, template), rename_damaged=True)
         if found is None:
             return None
-        newest, run = found
+        newest, (run, before) = found
+        check_same_run(before, self._described, self.path)
         self._orbax.reload()  # damaged ones have other names now
         self._check_room(newest)
         self._last, self._time = _progress(run), time.monotonic()
@@ -113,7 +116,7 @@ class Manager:
             return
         self.wait()  # an error names the step of the checkpoint before
         self._last, self._time = _progress(run), time.monotonic()
-        args = orbax_args(run)
+        args = orbax_args(run, self._described)
         try:
             number = max(self._orbax.all_steps(), default=0) + 1
             self._orbax.save(number, args=args, force=True)

@@ -31,8 +31,50 @@ _PACKAGES = "vernal", "jax", "equinox", "optax"
 _VERSION, _PROGRAM = "the version of", "the program of the model and the loss"
 
 
-def settings_of(beginning: Beginning) -> dict[str, Any]:
-    """Return what must be the same in a resumed run, by names, as JSON has it."""
+def described(beginning: Beginning) -> dict[str, Any]:
+    """Describe what a run begins with, in a few bytes, as JSON has it."""
+    return {"settings": _settings(beginning), "fingerprint": _fingerprint(beginning)}
+
+
+def check_same_run(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """Check that a run begins as the saved one did, and warn of what the script has changed.
+
+    Args:
+        before: What `described` returned for the saved run.
+        now: What it returns for this one.
+        path: The directory of the checkpoints.
+
+    Raises:
+        CheckpointError: If a setting differs; the message names the first.
+    """
+    for name, value in before["settings"].items():
+        setting = now["settings"].get(name)
+        if setting != value:
+            raise CheckpointError(
+                f"the run in {shown(path)} began with {name} = {value!r}; now it is {setting!r}."
+                f"\n  Resume it with {name} as before, or pass another directory for a new run."
+            )
+
+    changes = [
+        name
+        for name, value in before["fingerprint"].items()
+        if now["fingerprint"].get(name, value) != value
+    ]
+    # Another version writes the same program in other words.
+    if any(name.startswith(_VERSION) for name in changes):
+        changes = [name for name in changes if name != _PROGRAM]
+    if changes:
+        warnings.warn(
+            f"the script has changed since the run in {shown(path)} was saved: "
+            f"{', '.join(changes)}. The run goes on with what the script has now."
+            "\n  Pass another directory for a new run.",
+            RuntimeWarning,
+            stacklevel=5,  # the caller of `Trainer.fit`
+        )
+
+
+def _settings(beginning: Beginning) -> dict[str, Any]:
+    """Return what must be the same in a resumed run, by names."""
     state = beginning.state
     numbers = np.asarray(jax.random.key_data(state.key)).tolist()
     return {
@@ -44,27 +86,7 @@ def settings_of(beginning: Beginning) -> dict[str, Any]:
     }
 
 
-def check_settings(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    """Check that a run begins as the saved run did.
-
-    Args:
-        before: The `settings_of` the saved run.
-        now: Those of this run.
-        path: The directory of the checkpoints.
-
-    Raises:
-        CheckpointError: If one of them differs; the message names the first.
-    """
-    for name, value in before.items():
-        if now[name] != value:
-            raise CheckpointError(
-                f"the run in {shown(path)} began with {name} = {value!r}; now it is "
-                f"{now[name]!r}.\n  Resume it with {name} as before, or pass another directory "
-                "for a new run."
-            )
-
-
-def fingerprint(beginning: Beginning) -> dict[str, str]:
+def _fingerprint(beginning: Beginning) -> dict[str, str]:
     """Return what tells two runs apart: versions, data, and the program of model and loss.
 
     The metrics do not count: the history shows them. Of a loader, the first batch is looked at.
@@ -83,22 +105,6 @@ def fingerprint(beginning: Beginning) -> dict[str, str]:
         **_of_arrays("data", beginning.data),
         **_of_arrays("validation_data", beginning.validation_data),
     }
-
-
-def warn_of_changes(before: dict[str, str], now: dict[str, str], path: Path) -> None:
-    """Warn of what differs between the fingerprints of a saved run and of this one."""
-    changes = [name for name, value in before.items() if now.get(name, value) != value]
-    # Another version writes the same program in other words.
-    if any(name.startswith(_VERSION) for name in changes):
-        changes = [name for name in changes if name != _PROGRAM]
-    if changes:
-        warnings.warn(
-            f"the script has changed since the run in {shown(path)} was saved: "
-            f"{', '.join(changes)}. The run goes on with what the script has now."
-            "\n  Pass another directory for a new run.",
-            RuntimeWarning,
-            stacklevel=6,  # the caller of `Trainer.fit`
-        )
 
 
 def _of_arrays(name: str, source: Source | None) -> dict[str, str]:

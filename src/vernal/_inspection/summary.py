@@ -15,7 +15,7 @@ from vernal._data.arrays import as_arrays
 from vernal._inspection.flops import OUTSIDE, counted_calls
 from vernal._inspection.rows import Row, counting_path, held_rows
 from vernal._inspection.table import as_html, as_text, number, shapes
-from vernal._training.preflight import preflight
+from vernal._training.preflight.trace import Preflight
 from vernal._training.state import model_of
 from vernal.errors import short_traceback
 from vernal.losses import needs_key
@@ -121,7 +121,7 @@ def summary(model: PyTree, x: PyTree, *, trainable: PyTree = eqx.is_inexact_arra
     check_stateful(None, model, model_state)
     x = as_arrays(jax.tree.map(_stand_in, x), name="x")
     inferring = eqx.nn.inference_mode(model)
-    preflight(None, inferring, model_state, x, name="x")
+    Preflight(None, inferring, model_state, name="x").check(x)
 
     example = jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], x), x)
     inputs = (example,) if model_state is None else (example, model_state)

@@ -12,9 +12,9 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from vernal._data.arrays import row_of
-from vernal._training.checks import CheckedData
 from vernal._training.compilation import compiles
 from vernal._training.objective import Measured, Objective, measure, outputs
+from vernal._training.preflight.data import CheckedData
 from vernal.metrics import combine_batches, mean_over_batches
 
 

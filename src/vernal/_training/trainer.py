@@ -1,11 +1,10 @@
 """The trainer: the choices of a training, and what can be done with them."""
 
 import contextlib
-import functools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Literal
 
 import equinox as eqx
@@ -20,17 +19,20 @@ from vernal import _arguments, errors
 from vernal._data.arrays import as_batch
 from vernal._data.sources import is_loader
 from vernal._shapes.jaxprs import in_outer_trace
-from vernal._training import checks, evaluate, fit, hooks, preflight
+from vernal._training import evaluate, fit, hooks
 from vernal._training.checkpointer import Beginning, Checkpointing, NoCheckpoints
 from vernal._training.chunks import TrainingRun
 from vernal._training.compiled_loop import step_by_loop
 from vernal._training.epochs import Epoch
 from vernal._training.interrupt import Interrupt
 from vernal._training.objective import Objective
+from vernal._training.preflight.data import CheckedData, checked_data
+from vernal._training.preflight.opt_state import with_checked_opt_state
+from vernal._training.preflight.trace import Preflight
 from vernal._training.progress import Progress
 from vernal._training.recorder import Recorder
 from vernal._training.state import Model, TrainState, model_of
-from vernal._training.update import Choices, new_arrays, update
+from vernal._training.update import Choices, choices_for, new_arrays, update
 from vernal.errors import ArgumentError, short_traceback, whole_number
 from vernal.history import History
 from vernal.losses import Loss
@@ -156,11 +158,11 @@ class Trainer:
                 "\n  Try trainer.step(trainer.init(model), batch)."
             )
         model, model_state = model_of(state)
-        objective = self._objective.in_training
+        preflight = Preflight(self._objective.in_training, model, model_state)
         try:
-            arrays = as_batch(batch, aligned=checks.takes_examples(objective))
+            arrays = as_batch(batch, aligned=preflight.takes_examples)
         except errors.ExamplesError as error:
-            raise preflight.explained(error, objective, model, model_state, given=batch) from None
+            raise preflight.explained(error, given=batch) from None
 
         choices = self._choices(model, model_state)
         try:
@@ -170,8 +172,8 @@ class Trainer:
             return step_by_loop(choices, state, arrays)
         except Exception:
             # Only tracing can have failed: it is explained, or else was not about shapes.
-            preflight.preflight(objective, model, model_state, arrays, given=batch)
-            checks.with_checked_opt_state(choices, state)
+            preflight.check(arrays, given=batch)
+            with_checked_opt_state(choices, state)
             raise
 
     @short_traceback
@@ -304,12 +306,12 @@ class Trainer:
         )
         objective = self._objective.in_training
         start = self._state_of(model_or_state, key)
-        measured = checks.recorded_names(checked.measured, start, validates=False)
-        names = checks.recorded_names(checked.measured, start, validates=held_out is not None)
+        measured = checked.recorded_names(start)
+        names = checked.recorded_names(start, validates=held_out is not None)
         callbacks = _arguments.checked_callbacks(callbacks, names, objective.metrics)
         settings = {
-            "batch_size": batch_size,
-            "shuffle": shuffle,
+            "batch_size": None if batch_size is None else int(batch_size),
+            "shuffle": bool(shuffle),
             "steps_per_epoch": steps_per_epoch,
             "batches in a pass": checked.source.pass_length,
             "callbacks": [type(each).__name__ for each in callbacks if hooks.saves(each)],
@@ -357,7 +359,7 @@ class Trainer:
         return hooks.finished(run.state_until_next_chunk(), history, callbacks), history
 
     def _validator(
-        self, run: TrainingRun, held_out: checks.CheckedData | None
+        self, run: TrainingRun, held_out: CheckedData | None
     ) -> Callable[[], dict[str, float]] | None:
         """Return what measures a run's model on validation data, if there is any."""
         if held_out is None:
@@ -398,9 +400,8 @@ class Trainer:
         """
         model, model_state = self._evaluated(model_or_state)
         _arguments.check_stateful(self.loss, model, model_state)
-        checked = checks.checked_data(
-            self._objective, model, model_state, data, batch_size=batch_size
-        )
+        preflight = Preflight(self._objective, model, model_state)
+        checked = checked_data(preflight, data, batch_size=batch_size)
         return evaluate.evaluate(self._objective, model, model_state, checked)
 
     @short_traceback
@@ -426,10 +427,8 @@ class Trainer:
         """
         model, model_state = self._evaluated(model_or_state)
         _arguments.check_stateful(None, model, model_state)
-        inferring = eqx.nn.inference_mode(model)
-        checked = checks.checked_data(
-            None, inferring, model_state, x, batch_size=batch_size, name="x"
-        )
+        preflight = Preflight(None, eqx.nn.inference_mode(model), model_state, name="x")
+        checked = checked_data(preflight, x, batch_size=batch_size)
         return evaluate.predict(model, model_state, checked, self._objective.compute_dtype)
 
     @short_traceback
@@ -466,24 +465,22 @@ class Trainer:
 
     def _choices(self, model: PyTree, model_state: PyTree) -> Choices:
         _arguments.check_stateful(self.loss, model, model_state)
-        return checks.choices_for(
-            self.optimizer, self._objective.in_training, self.trainable, model
-        )
+        return choices_for(self.optimizer, self._objective.in_training, self.trainable, model)
 
     def _checked(
         self, model_or_state: Any, data: Any, held_out: Any, *, batch_size: Any, shuffle: bool
-    ) -> tuple[checks.CheckedData, checks.CheckedData | None]:
+    ) -> tuple[CheckedData, CheckedData | None]:
         """Check everything that a run is given, before anything is made of it."""
         model, model_state = model_of(model_or_state)
         self._choices(model, model_state)
-        objective = self._objective.in_training
-        check = functools.partial(checks.checked_data, objective, model, model_state)
-        checked = check(data, batch_size=batch_size, shuffle=shuffle, trains=True)
+        preflight = Preflight(self._objective.in_training, model, model_state)
+        checked = checked_data(preflight, data, batch_size=batch_size, shuffle=shuffle, trains=True)
         if held_out is None:
             return checked, None
 
+        preflight = replace(preflight, name="validation_data")
         size = None if is_loader(held_out) else batch_size
-        return checked, check(held_out, batch_size=size, name="validation_data")
+        return checked, checked_data(preflight, held_out, batch_size=size)
 
     def _state_of(self, model_or_state: PyTree | TrainState, key: Any = None) -> TrainState:
         """Return a given state, checked; or the one that training a model starts from."""
@@ -496,12 +493,12 @@ class Trainer:
                 "key is given with a TrainState, which has a key already."
                 "\n  Pass the key to trainer.init(model, key=key), where the state begins."
             )
-        return checks.with_checked_opt_state(self._choices(model, model_state), model_or_state)
+        return with_checked_opt_state(self._choices(model, model_state), model_or_state)
 
     def _run(
         self,
         state: TrainState,
-        checked: checks.CheckedData,
+        checked: CheckedData,
         *,
         epochs: int = sys.maxsize,
         steps_per_epoch: int | None = None,

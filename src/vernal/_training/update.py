@@ -19,6 +19,7 @@ from vernal._optimizers import (
 )
 from vernal._training.objective import Measured, Objective, measure
 from vernal._training.state import TrainState
+from vernal.errors import ArgumentError, kind
 
 
 class Choices(NamedTuple):
@@ -47,7 +48,7 @@ def trained_leaves(model: PyTree, trainable: PyTree) -> tuple[bool, ...]:
         trainable: A function of a leaf, a bool, or a PyTree of these that is a prefix of `model`.
 
     Raises:
-        ValueError: If `trainable` is none of these.
+        ArgumentError: If `trainable` is none of these.
     """
 
     def picks(choice: Any, part: PyTree) -> list[bool]:
@@ -59,7 +60,31 @@ def trained_leaves(model: PyTree, trainable: PyTree) -> tuple[bool, ...]:
 
         return [eqx.is_inexact_array(leaf) and picked(leaf) for leaf in jax.tree.leaves(part)]
 
-    return tuple(jax.tree.leaves(jax.tree.map(picks, trainable, model)))
+    try:
+        return tuple(jax.tree.leaves(jax.tree.map(picks, trainable, model)))
+    except ValueError as error:
+        raise ArgumentError(
+            f"trainable is {kind(trainable)}; a function of an array is needed, or a PyTree of "
+            f"True and False with the structure of the model, {kind(model)}."
+            "\n  Make one from the model: jax.tree.map(lambda _: False, model), then eqx.tree_at."
+        ) from error
+
+
+def choices_for(
+    optimizer: Optimizer, objective: Objective, trainable: PyTree, model: PyTree
+) -> Choices:
+    """Make out a trainer's choices for a model.
+
+    Raises:
+        ArgumentError: If the model has nothing to train.
+    """
+    trained = trained_leaves(model, trainable)
+    if not any(trained):
+        raise ArgumentError(
+            f"model is {kind(model)}, without a float array to train."
+            "\n  Pass an instance of an eqx.Module, and see what `trainable` picks of it."
+        )
+    return Choices(optimizer, objective, trained)
 
 
 def update(

@@ -1,0 +1,146 @@
+"""Data is made a source of batches, and checked against model and loss."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import PyTree
+
+from vernal import _limits, errors
+from vernal._data.array_source import ArraySource
+from vernal._data.arrays import as_arrays
+from vernal._data.loader_source import LoaderSource
+from vernal._data.sources import Source, as_source
+from vernal._optimizers import learning_rate
+from vernal._training.objective import Measured
+from vernal._training.preflight.trace import Preflight, Traced
+from vernal._training.state import TrainState
+from vernal.losses import AbstractSupervised, BinaryCrossEntropy, CrossEntropy, Supervised
+
+
+@dataclass(frozen=True)
+class CheckedData:
+    """Data that fits a model and a loss.
+
+    Attributes:
+        source: The batches.
+        loops: Whether many batches may be used in one compiled loop.
+        measured: What is measured of a batch, as shapes; the outputs of a model alone.
+    """
+
+    source: Source
+    loops: bool
+    measured: Measured | PyTree
+
+    def recorded_names(self, state: TrainState, *, validates: bool = False) -> list[str]:
+        """Return the names of what a run that begins with a state records of an epoch."""
+        names = list(self.measured.info)
+        validated = [f"val_{name}" for name in names if validates]
+        shown = [] if learning_rate(state.opt_state) is None else ["learning_rate"]
+        return [*names, *shown, *validated]
+
+
+def checked_data(
+    preflight: Preflight,
+    data: PyTree | Iterable,
+    *,
+    batch_size: int | None,
+    shuffle: bool = False,
+    trains: bool = False,
+) -> CheckedData:
+    """Make data a source of batches, and check it against the model and the loss.
+
+    Args:
+        preflight: The model and the loss.
+        data: Arrays, or a loader of ready batches.
+        batch_size: Examples in a batch; `None` is all of them.
+        shuffle: Whether an epoch takes the examples in an order of its own.
+        trains: Whether the batches are trained on.
+
+    Raises:
+        ArgumentError: If `batch_size` cannot be used.
+        DataError: If the data cannot be used.
+        ShapeError: If model, loss and data do not fit.
+    """
+    loss, name = preflight.loss, preflight.name
+    try:
+        # A list of batches is a loader. But a list that a model is applied to is an array.
+        is_array = name == "x" and isinstance(data, list)
+        source = as_source(
+            as_arrays(data, name=name) if is_array else data,
+            batch_size,
+            shuffle=shuffle,
+            trains=trains,
+            # NaN may mean something to any other loss, or to a model.
+            finite=_is_built_in(loss) and not isinstance(loss, Supervised),
+            aligned=preflight.takes_examples,
+            name=name,
+        )
+    except errors.ExamplesError as error:
+        raise preflight.explained(error, given=data) from None
+    except errors.DataError as error:
+        raise errors.DataError(errors.about(name, error.args[0])) from None
+
+    if isinstance(source, LoaderSource):
+        # A list that a loss of one's own cannot take may be x and y.
+        given = None if preflight.takes_examples else data
+        traced = preflight.check(source.example, given=given)
+        labels = _label_check(preflight, source.example)
+        source.check_each_batch(shapes=preflight.check, labels=labels)
+    else:
+        traced = _trace_batches(preflight, source, given=data)
+        _label_check(preflight, source.example)(source.arrays)
+    loops = _limits.current().loops_convolutions or not traced.convolves
+    return CheckedData(source, loops, traced.shapes)
+
+
+def _is_built_in(loss: Any) -> bool:
+    return type(loss).__module__ == AbstractSupervised.__module__
+
+
+def _trace_batches(preflight: Preflight, source: ArraySource, *, given: PyTree) -> Traced:
+    """Trace a full batch of arrays, and the smaller last one; return the trace of the full one.
+
+    Raises:
+        ShapeError: With the shapes of all the data, for a loss of single examples.
+        VernalError: As `Preflight.check` does.
+    """
+    traces = []
+    for size in source.sizes:
+        try:
+            traces.append(preflight.trace(source.shapes(size)))
+        except Exception:
+            if size == source.examples or preflight.takes_examples:
+                preflight.check(source.arrays, given=given)
+            try:
+                preflight.check(source.first(size), given=given)
+            except errors.ShapeError as error:
+                about = f"A batch has {size} of the {source.examples} examples."
+                if size < source.batch_size:
+                    rest = source.examples - size
+                    about = f"The last batch of an epoch has {size} of the {source.examples}"
+                    about += f" examples. Leave them out, as in x[:{rest}]."
+                raise errors.ShapeError(f"{error.args[0]}\n  {about}") from error.__cause__
+    return traces[0]
+
+
+def _label_check(preflight: Preflight, batch: PyTree) -> Callable[[PyTree], None]:
+    """Make the check that raises `ExamplesError` for a batch with labels out of a loss's range.
+
+    Args:
+        preflight: The model and the loss; only classification losses have such a range.
+        batch: A batch that fits them, or its shapes.
+    """
+    loss = preflight.loss
+    if not isinstance(loss, CrossEntropy | BinaryCrossEntropy) or not _is_built_in(loss):
+        return lambda batch: None
+    _, *example = preflight.trace_predictions(batch[0]).shape
+
+    def check(batch: PyTree) -> None:
+        y = batch[1]
+        try:
+            loss.check_labels(y, (len(y), *example))
+        except errors.ExamplesError as error:
+            raise errors.ExamplesError(errors.about(preflight.name, error.args[0])) from None
+
+    return check

@@ -1,0 +1,49 @@
+"""The optimizer's state that a run goes on from is checked against the optimizer."""
+
+import functools
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vernal._data.arrays import signature
+from vernal._optimizers import Optimizer, initial_opt_state
+from vernal._training.state import TrainState
+from vernal._training.update import Choices
+from vernal.errors import ArgumentError
+
+
+def with_checked_opt_state(choices: Choices, state: TrainState) -> TrainState:
+    """Return the state, with arrays for numbers that were put into the optimizer's state by hand.
+
+    Raises:
+        ArgumentError: If the optimizer's state was made by another optimizer, or for other
+            parameters.
+    """
+    arrays, rest = eqx.partition(state.opt_state, eqx.is_array_like)
+    if not all(map(eqx.is_array, jax.tree.leaves(arrays))):
+        arrays = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.result_type(leaf)), arrays)
+        state = replace(state, opt_state=eqx.combine(arrays, rest))
+
+    params = eqx.filter(state.model, choices.trained_mask(state.model))
+    if _opt_state_signature(choices.optimizer, signature(params)) != signature(arrays):
+        arguments = "state.model"
+        if state.model_state is not None:
+            arguments += ", model_state=state.model_state"
+        raise ArgumentError(
+            "state.opt_state was made by another optimizer, or for other trainable parameters."
+            f"\n  Begin anew with the model: trainer.init({arguments})."
+        )
+    return state
+
+
+@functools.lru_cache(maxsize=256)
+def _opt_state_signature(optimizer: Optimizer, params: Any) -> Hashable:
+    treedef, leaves = params
+    shapes = treedef.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+    made = eqx.filter_eval_shape(initial_opt_state, optimizer, shapes)
+    return signature(eqx.filter(made, lambda leaf: hasattr(leaf, "dtype")))
