@@ -98,6 +98,10 @@ class Recorder:
         columns = _joined([*self._under_way, part]) if before else part
         bounds = np.concatenate([[0], before + ends])
         means = self._means(columns, bounds, measured.averages)
+        for name in self._names:
+            now = _layout(part, name)
+            if any(_layout(earlier, name) != now for earlier in self._under_way):
+                means[name][0] = np.nan  # a part of the epoch did not measure it, or otherwise
         left = {name: column[bounds[-1] :] for name, column in columns.items()}
         return [left] if len(left[_WEIGHT]) else [], [means]
 
@@ -173,6 +177,12 @@ class Recorder:
                 column = epochs.setdefault(name, np.full(self.epochs, np.nan))
                 column[completed - 1] = value
         return History(_joined(self._step_values), epochs, self._seconds + seconds)
+
+
+def _layout(columns: Columns, name: str) -> dict[Any, tuple[int, ...]]:
+    """Return the shapes of the columns of one metric."""
+    keys = [key for key in columns if key == name or (isinstance(key, tuple) and key[0] == name)]
+    return {key: columns[key].shape[1:] for key in keys}
 
 
 def _joined(parts: list[Columns]) -> Columns:
