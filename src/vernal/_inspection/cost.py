@@ -15,7 +15,8 @@ from vernal._inspection.flops import Counts
 from vernal._inspection.table import number
 from vernal._shapes.jaxprs import LOOPS, holds
 from vernal._shapes.modules import shapes_of
-from vernal._training.state import TrainState, model_of
+from vernal._training.preflight.model import model_of
+from vernal._training.state import TrainState
 from vernal._training.trainer import Trainer
 from vernal._training.update import update
 from vernal.errors import short_traceback

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import PyTree
 
 from vernal._shapes.modules import walk
-from vernal._training.update import trained_leaves
+from vernal._training.preflight.model import trained_leaves
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from vernal._data.arrays import as_arrays
 from vernal._inspection.flops import OUTSIDE, counted_calls
 from vernal._inspection.rows import Row, counting_path, held_rows
 from vernal._inspection.table import as_html, as_text, number, shapes
+from vernal._training.preflight.model import model_of
 from vernal._training.preflight.trace import Preflight
-from vernal._training.state import model_of
 from vernal.errors import short_traceback
 from vernal.losses import needs_key
 

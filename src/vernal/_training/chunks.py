@@ -18,13 +18,13 @@ from jaxtyping import PyTree
 
 from vernal import _limits
 from vernal._data.arrays import nbytes, signature
-from vernal._data.sources import Source
 from vernal._data.superbatch import Start, Superbatch
 from vernal._training import nonfinite
 from vernal._training.compiled_loop import Inputs, run_steps
 from vernal._training.epochs import Epochs
 from vernal._training.measurements import Measurements, steps_of
 from vernal._training.objective import Measured
+from vernal._training.preflight.data import CheckedData
 from vernal._training.state import TrainState
 from vernal._training.update import Choices, changing_part
 
@@ -49,8 +49,7 @@ class TrainingRun:
     Args:
         choices: The optimizer, the objective, and what is trained.
         state: The state to begin with.
-        source: The data.
-        loops: Whether steps may be made in a compiled loop.
+        data: The data.
         rewinds: Whether to go back, and raise, when numbers stop being finite.
         epochs: Most epochs that the run trains: the data of no more is gathered.
         steps_per_epoch: Steps in an epoch. By default an epoch is a pass over the data.
@@ -67,26 +66,25 @@ class TrainingRun:
         self,
         choices: Choices,
         state: TrainState,
-        source: Source,
+        data: CheckedData,
         *,
-        loops: bool,
         rewinds: bool,
         epochs: int = sys.maxsize,
         steps_per_epoch: int | None = None,
         every_steps: int | None = None,
     ):
         self._choices = choices
-        length = source.pass_length
+        length = data.source.pass_length
         self.pass_length = length if length < sys.maxsize else None
         self._epochs = Epochs.from_state(state, steps_per_epoch)
-        self._loops = loops
+        self._loops = data.loops
         self._rewinds = rewinds
         self._every_steps = every_steps or sys.maxsize
         self.step = int(state.step)
         data_pass, batch = int(state.data_pass), int(state.batch)
         last_pass = self._epochs.last_pass(epochs, batch, length)
         start = Start(data_pass, batch, state.key, state.data_state, last_pass)
-        self._superbatches = source.superbatches(start)
+        self._superbatches = data.source.superbatches(start)
         self._superbatch = next(self._superbatches)
         self._following: Superbatch | None = None
         self._cursor = self._superbatch.start

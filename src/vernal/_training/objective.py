@@ -7,15 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from vernal._results import checked_scalar, parts_of_result, with_dtypes_of
 from vernal.errors import ShapeError, VernalError, call_error, kind
 from vernal.losses import AbstractSupervised, Weighted, forward
 from vernal.metrics import AbstractMetric, Mean
-
-# Names of what is recorded beside the metrics.
-RESERVED_NAMES = frozenset({"loss", "learning_rate"})
 
 
 class Objective(NamedTuple):
@@ -73,10 +70,10 @@ def measure(
     else:
         measured, new_state = _measure_custom(objective, model, model_state, batch, key)
 
-    info = {name: _checked_scalar(name, value) for name, value in measured.info.items()}
+    info = {name: checked_scalar(name, value) for name, value in measured.info.items()}
     if not jnp.issubdtype(info["loss"].dtype, jnp.floating):
         raise ShapeError(f"a loss needs to return a real number; it is {info['loss'].dtype}.")
-    new_state = _with_dtypes_of(model_state, new_state)
+    new_state = with_dtypes_of(model_state, new_state)
     return measured._replace(info=info, model_state=new_state)
 
 
@@ -116,14 +113,14 @@ def _measure_custom(
     # A copy: an `eqx.nn.State` serves once.
     with_state = (jax.tree.map(lambda leaf: leaf, model_state),) if stateful else ()
     result = loss(model, cast(batch, dtype), key, *with_state)
-    value, metrics, new_state = _parts_of_result(result, stateful=stateful)
+    value, metrics, new_state = parts_of_result(result, stateful=stateful)
     if isinstance(value, Weighted):
         if objective.metrics:
             raise ShapeError(
                 f"{kind(loss)} returns losses.Weighted, beside metrics=..., which have weights of "
                 'their own.\n  Return the metrics from the loss: (Weighted(...), {"name": value}).'
             )
-        value, weight = value.value, _checked_scalar("the weight", value.weight)
+        value, weight = value.value, checked_scalar("the weight", value.weight)
     else:
         weight = _weight_of(loss, batch)
 
@@ -144,76 +141,6 @@ def _weight_of(loss: Any, batch: PyTree) -> Array | None:
         return None
     weights: Any = loss.weights_of(batch[1], batch[2] if len(batch) == 3 else None)
     return jnp.sum(weights) if eqx.is_array(weights) else None
-
-
-def _parts_of_result(result: Any, *, stateful: bool) -> tuple[Any, dict[str, Any], PyTree]:
-    """Return the value, the metrics and the model state that a custom loss returned."""
-    parts: Any = result if isinstance(result, tuple) else (result,)
-    if stateful:
-        needed = "(scalar, dict of metrics, model_state)"
-        fits = len(parts) == 3
-    else:
-        needed = "a scalar, or (scalar, dict of metrics)"
-        fits = len(parts) in (1, 2)
-    metrics = parts[1] if len(parts) > 1 else {}
-    if fits and isinstance(metrics, dict) and RESERVED_NAMES.isdisjoint(metrics):
-        return parts[0], metrics, parts[2] if stateful else None
-
-    given = kind(result)
-    if isinstance(result, tuple):
-        kinds = ["array" if eqx.is_array(part) else type(part).__name__ for part in parts]
-        given = f"a tuple ({', '.join(kinds)})"
-    raise ShapeError(
-        f"a loss needs to return {needed}; it returns {given}."
-        '\n  No metric may be called "loss" or "learning_rate".'
-    )
-
-
-def _checked_scalar(name: str, value: Any) -> Array:
-    if not eqx.is_array_like(value):
-        raise ShapeError(f"a loss needs to return one number; {name} is a {type(value).__name__}.")
-    if jnp.shape(value) != ():
-        raise ShapeError(
-            f"a loss needs to return one number; {name} has shape {jnp.shape(value)}."
-            "\n  Average it, as with jnp.mean(...)."
-        )
-    if jnp.iscomplexobj(value):
-        raise ShapeError(
-            f"a loss and its metrics need to be real numbers; {name} is {value.dtype}."
-            "\n  Take its absolute value, or its real part: jnp.abs(...), jnp.real(...)."
-        )
-    return jnp.asarray(value)
-
-
-def _with_dtypes_of(old: PyTree, new: PyTree) -> PyTree:
-    """Return a model's new state in the dtypes of the old one.
-
-    Raises:
-        ShapeError: If the structure or a shape has changed.
-    """
-    if jax.tree.structure(old) != jax.tree.structure(new):
-        raise ShapeError(
-            f"the model_state that comes back is another PyTree: {jax.tree.structure(new)},"
-            f"\n  and was {jax.tree.structure(old)}."
-        )
-
-    def converted(path: tuple, old: Any, new: Any) -> Any:
-        if not eqx.is_array(old):
-            if new is not old and new != old:
-                raise ShapeError(
-                    f"model_state{jax.tree_util.keystr(path)} is {kind(old)}, no array: it cannot "
-                    f"change in training, and comes back as {kind(new)}."
-                )
-            return old
-        if jnp.shape(old) != jnp.shape(new):
-            raise ShapeError(
-                f"model_state{jax.tree_util.keystr(path)} comes back with shape {jnp.shape(new)}, "
-                f"and had {jnp.shape(old)}."
-            )
-        is_key = jnp.issubdtype(old.dtype, jax.dtypes.prng_key)
-        return new if is_key else lax.convert_element_type(new, old.dtype)
-
-    return jax.tree_util.tree_map_with_path(converted, old, new)
 
 
 def cast(tree: PyTree, dtype: np.dtype | None) -> PyTree:

@@ -33,8 +33,7 @@ class Recorder:
         self._seconds = 0.0  # that the run took before it was resumed
         self._step_values: list[Columns] = []
         self._epoch_values: list[Columns] = []
-        self._validations: list[dict[str, float]] = []
-        self._validated: list[int] = []  # how many epochs were completed at each validation
+        self._added: dict[int, dict[str, float]] = {}  # by how many epochs were completed
         self.steps = 0
         self.epochs = 0
         self._under_way: list[Columns] = []  # of the steps of the epoch under way
@@ -46,9 +45,7 @@ class Recorder:
         """The averages of the last completed epoch, with its validation's results."""
         averages = self._epoch_values[-1]
         latest = {name: float(averages.get(name, [np.nan])[-1]) for name in self._names}
-        if self._validated and self._validated[-1] == self.epochs:
-            latest |= self._validations[-1]
-        return latest
+        return latest | self._added.get(self.epochs, {})
 
     @property
     def so_far(self) -> dict[str, float]:
@@ -133,13 +130,7 @@ class Recorder:
         """Add the numbers that are new among what was measured of the last completed epoch."""
         known = self.latest
         new = {name: float(value) for name, value in metrics.items() if name not in known}
-        if not new:
-            return
-        if self._validated[-1:] == [self.epochs]:
-            self._validated.pop()
-            new = {**self._validations.pop(), **new}
-        self._validations.append(new)
-        self._validated.append(self.epochs)
+        self._added[self.epochs] = self._added.get(self.epochs, {}) | new
 
     def kept(self, seconds: float) -> dict[str, Any]:
         """Return all of it, for a checkpoint that is written after so many seconds."""
@@ -147,8 +138,7 @@ class Recorder:
             "steps": _joined(self._step_values),
             "epochs": _joined(self._epoch_values),
             "completed": self.epochs,
-            "validations": self._validations,
-            "validated": self._validated,
+            "added": self._added,
             "under_way": self._under_way,
             "seconds": self._seconds + seconds,
         }
@@ -165,15 +155,15 @@ class Recorder:
         self._epoch_values = [kept["epochs"]] if kept["epochs"] else []
         self.steps = len(kept["steps"].get("loss", ()))
         self.epochs = kept["completed"]
-        self._validations, self._validated = kept["validations"], kept["validated"]
+        self._added = kept["added"]
         self._under_way = kept["under_way"]
         self._seconds = kept["seconds"]
 
     def history(self, seconds: float) -> History:
         """Return the record so far, after so many seconds."""
         epochs = _joined(self._epoch_values)
-        for results, completed in zip(self._validations, self._validated, strict=True):
-            for name, value in results.items():
+        for completed, added in self._added.items():
+            for name, value in added.items():
                 column = epochs.setdefault(name, np.full(self.epochs, np.nan))
                 column[completed - 1] = value
         return History(_joined(self._step_values), epochs, self._seconds + seconds)

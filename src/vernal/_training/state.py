@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from vernal.errors import ArgumentError, kind
-
 Model = TypeVar("Model")
 
 
@@ -65,36 +63,3 @@ class TrainState(eqx.Module, Generic[Model]):
 
 def _short(thing: Any) -> str:
     return textwrap.shorten(str(thing), 60, placeholder=" ...")
-
-
-def model_of(model_or_state: Any) -> tuple[PyTree, PyTree]:
-    """Return a model and its state: itself, or a `TrainState`'s.
-
-    Raises:
-        ArgumentError: If it is a class, a pair of a model and its state, or what has a state in it.
-    """
-    if isinstance(model_or_state, TrainState):
-        return model_or_state.model, model_or_state.model_state
-
-    if isinstance(model_or_state, type):
-        raise ArgumentError(
-            f"model is {kind(model_or_state)}; an instance of an eqx.Module is needed, or a "
-            "TrainState."
-        )
-    is_pair = isinstance(model_or_state, tuple) and model_or_state
-    if is_pair and isinstance(model_or_state[0], TrainState):
-        raise ArgumentError(
-            "model is a tuple, with a TrainState: what fit and step return."
-            "\n  Unpack it: state, history = trainer.fit(...), or state, info = trainer.step(...)."
-        )
-    if isinstance(getattr(model_or_state, "state", None), TrainState):
-        name = type(model_or_state).__name__.lower()
-        raise ArgumentError(
-            f"model is {kind(model_or_state)}, which has a TrainState.\n  Pass {name}.state."
-        )
-    if is_pair and isinstance(model_or_state[-1], eqx.nn.State):
-        raise ArgumentError(
-            "model is a tuple, with an eqx.nn.State; a model is needed, or a TrainState."
-            "\n  Try trainer.init(model, model_state=model_state)."
-        )
-    return model_or_state, None

@@ -1,7 +1,6 @@
 """The trainer: the choices of a training, and what can be done with them."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -27,12 +26,13 @@ from vernal._training.epochs import Epoch
 from vernal._training.interrupt import Interrupt
 from vernal._training.objective import Objective
 from vernal._training.preflight.data import CheckedData, checked_data
+from vernal._training.preflight.model import choices_for, model_of
 from vernal._training.preflight.opt_state import with_checked_opt_state
 from vernal._training.preflight.trace import Preflight
 from vernal._training.progress import Progress
 from vernal._training.recorder import Recorder
-from vernal._training.state import Model, TrainState, model_of
-from vernal._training.update import Choices, choices_for, new_arrays, update
+from vernal._training.state import Model, TrainState
+from vernal._training.update import Choices, new_arrays, update
 from vernal.errors import ArgumentError, short_traceback, whole_number
 from vernal.history import History
 from vernal.losses import Loss
@@ -207,7 +207,14 @@ class Trainer:
             model_or_state, data, validation_data, batch_size=batch_size, shuffle=shuffle
         )
         steps_per_epoch = _arguments.checked_steps_per_epoch(steps_per_epoch)
-        run = self._run(self._state_of(model_or_state), checked, steps_per_epoch=steps_per_epoch)
+        state = self._state_of(model_or_state)
+        run = TrainingRun(
+            self._choices(state.model, state.model_state),
+            state,
+            checked,
+            rewinds=self.on_nonfinite == "raise",
+            steps_per_epoch=steps_per_epoch,
+        )
         return self._train_epochs(run, self._validator(run, held_out))
 
     def _train_epochs(self, run: TrainingRun, validate: Callable | None) -> Iterator[Epoch]:
@@ -322,9 +329,11 @@ class Trainer:
         checkpointer = NoCheckpoints() if checkpoints is None else checkpoints.open()
         with contextlib.closing(checkpointer):
             saved = checkpointer.restore(beginning)
-            run = self._run(
+            run = TrainingRun(
+                self._choices(start.model, start.model_state),
                 start if saved is None else saved.state,
                 checked,
+                rewinds=self.on_nonfinite == "raise",
                 epochs=epochs,
                 steps_per_epoch=steps_per_epoch,
                 every_steps=checkpointer.every_steps,
@@ -494,26 +503,6 @@ class Trainer:
                 "\n  Pass the key to trainer.init(model, key=key), where the state begins."
             )
         return with_checked_opt_state(self._choices(model, model_state), model_or_state)
-
-    def _run(
-        self,
-        state: TrainState,
-        checked: CheckedData,
-        *,
-        epochs: int = sys.maxsize,
-        steps_per_epoch: int | None = None,
-        every_steps: int | None = None,
-    ) -> TrainingRun:
-        return TrainingRun(
-            self._choices(state.model, state.model_state),
-            state,
-            checked.source,
-            loops=checked.loops,
-            rewinds=self.on_nonfinite == "raise",
-            epochs=epochs,
-            steps_per_epoch=steps_per_epoch,
-            every_steps=every_steps,
-        )
 
 
 @eqx.filter_jit

@@ -1,11 +1,10 @@
 """Loss to gradients to new state: one step of training, pure."""
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
-import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
@@ -19,7 +18,6 @@ from vernal._optimizers import (
 )
 from vernal._training.objective import Measured, Objective, measure
 from vernal._training.state import TrainState
-from vernal.errors import ArgumentError, kind
 
 
 class Choices(NamedTuple):
@@ -38,53 +36,6 @@ class Choices(NamedTuple):
     def trained_mask(self, model: PyTree) -> PyTree[bool]:
         """Return which leaves of a model are trained, in the model's structure."""
         return jax.tree.structure(model).unflatten(self.trained)
-
-
-def trained_leaves(model: PyTree, trainable: PyTree) -> tuple[bool, ...]:
-    """Return which leaves of a model are trained: those that `trainable` picks of its float arrays.
-
-    Args:
-        model: Any PyTree.
-        trainable: A function of a leaf, a bool, or a PyTree of these that is a prefix of `model`.
-
-    Raises:
-        ArgumentError: If `trainable` is none of these.
-    """
-
-    def picks(choice: Any, part: PyTree) -> list[bool]:
-        if not callable(choice) and not isinstance(choice, bool | np.bool_):
-            raise ValueError(f"{choice!r} is neither True, False nor a function of an array")
-
-        def picked(leaf: Any) -> bool:
-            return bool(choice(leaf) if callable(choice) else choice)
-
-        return [eqx.is_inexact_array(leaf) and picked(leaf) for leaf in jax.tree.leaves(part)]
-
-    try:
-        return tuple(jax.tree.leaves(jax.tree.map(picks, trainable, model)))
-    except ValueError as error:
-        raise ArgumentError(
-            f"trainable is {kind(trainable)}; a function of an array is needed, or a PyTree of "
-            f"True and False with the structure of the model, {kind(model)}."
-            "\n  Make one from the model: jax.tree.map(lambda _: False, model), then eqx.tree_at."
-        ) from error
-
-
-def choices_for(
-    optimizer: Optimizer, objective: Objective, trainable: PyTree, model: PyTree
-) -> Choices:
-    """Make out a trainer's choices for a model.
-
-    Raises:
-        ArgumentError: If the model has nothing to train.
-    """
-    trained = trained_leaves(model, trainable)
-    if not any(trained):
-        raise ArgumentError(
-            f"model is {kind(model)}, without a float array to train."
-            "\n  Pass an instance of an eqx.Module, and see what `trainable` picks of it."
-        )
-    return Choices(optimizer, objective, trained)
 
 
 def update(

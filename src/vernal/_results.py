@@ -1,0 +1,80 @@
+"""What a loss returns is checked, while it is traced."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, PyTree
+
+from vernal.errors import ShapeError, kind
+
+
+def parts_of_result(result: Any, *, stateful: bool) -> tuple[Any, dict[str, Any], PyTree]:
+    """Return the value, the metrics and the model state that a custom loss returned."""
+    parts: Any = result if isinstance(result, tuple) else (result,)
+    if stateful:
+        needed = "(scalar, dict of metrics, model_state)"
+        fits = len(parts) == 3
+    else:
+        needed = "a scalar, or (scalar, dict of metrics)"
+        fits = len(parts) in (1, 2)
+    metrics = parts[1] if len(parts) > 1 else {}
+    if fits and isinstance(metrics, dict) and {"loss", "learning_rate"}.isdisjoint(metrics):
+        return parts[0], metrics, parts[2] if stateful else None
+
+    given = kind(result)
+    if isinstance(result, tuple):
+        kinds = ["array" if eqx.is_array(part) else type(part).__name__ for part in parts]
+        given = f"a tuple ({', '.join(kinds)})"
+    raise ShapeError(
+        f"a loss needs to return {needed}; it returns {given}."
+        '\n  No metric may be called "loss" or "learning_rate".'
+    )
+
+
+def checked_scalar(name: str, value: Any) -> Array:
+    """Return a loss or a metric as an array; `ShapeError` if it is not one real number."""
+    if not eqx.is_array_like(value) or jnp.shape(value) != ():
+        raise ShapeError(
+            f"a loss needs to return one number; {name} is {kind(value)}."
+            "\n  Average it, as with jnp.mean(...)."
+        )
+    if jnp.iscomplexobj(value):
+        raise ShapeError(
+            f"a loss and its metrics need to be real numbers; {name} is {value.dtype}."
+            "\n  Take its absolute value, or its real part: jnp.abs(...), jnp.real(...)."
+        )
+    return jnp.asarray(value)
+
+
+def with_dtypes_of(old: PyTree, new: PyTree) -> PyTree:
+    """Return a model's new state in the dtypes of the old one.
+
+    Raises:
+        ShapeError: If the structure or a shape has changed.
+    """
+    if jax.tree.structure(old) != jax.tree.structure(new):
+        raise ShapeError(
+            f"the model_state that comes back is another PyTree: {jax.tree.structure(new)},"
+            f"\n  and was {jax.tree.structure(old)}."
+        )
+
+    def converted(path: tuple, old: Any, new: Any) -> Any:
+        if not eqx.is_array(old):
+            if new is not old and new != old:
+                raise ShapeError(
+                    f"model_state{jax.tree_util.keystr(path)} is {kind(old)}, no array: it cannot "
+                    f"change in training, and comes back as {kind(new)}."
+                )
+            return old
+        if jnp.shape(old) != jnp.shape(new):
+            raise ShapeError(
+                f"model_state{jax.tree_util.keystr(path)} comes back with shape {jnp.shape(new)}, "
+                f"and had {jnp.shape(old)}."
+            )
+        is_key = jnp.issubdtype(old.dtype, jax.dtypes.prng_key)
+        return new if is_key else lax.convert_element_type(new, old.dtype)
+
+    return jax.tree_util.tree_map_with_path(converted, old, new)
