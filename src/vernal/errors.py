@@ -1,5 +1,6 @@
 """The errors that Vernal raises: what was given, what was needed, and the line that fixes it."""
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -9,7 +10,7 @@ import os
 import re
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from pathlib import Path
@@ -263,6 +264,17 @@ def call_error(what: str, on: str, error: Exception) -> CallError:
     # What JAX calls a tracer is an array to the user.
     reason = re.sub(r"^Tracer\w*: |\w*Tracer\b", "", first_line(error))
     return CallError(f"{what} fails{on}{place}: {reason}{hint}")
+
+
+@contextlib.contextmanager
+def calling(what: str) -> Iterator[None]:
+    """Turn what a function of the user's own raises into `CallError`; Vernal's errors pass."""
+    try:
+        yield
+    except VernalError:
+        raise
+    except Exception as error:
+        raise call_error(what, "", error) from error
 
 
 # By the names of the exceptions, as importing them would import JAX; and by words in them.

@@ -75,7 +75,15 @@ class ArraySource:
     def superbatches(self, start: Start) -> Iterator[Superbatch]:
         """Yield the batches of a run, without end."""
         if self.pass_length == 1:
-            yield self._full_batch(start.data_pass)
+            yield Superbatch(
+                batches=on_device(in_memory(self.arrays)),
+                data_pass=start.data_pass,
+                start=0,
+                stop=sys.maxsize,
+                batch_size=self.examples,
+                pass_length=1,
+                repeats=True,
+            )
             return
 
         order = _order(self.examples, start.key, shuffle=self._shuffle)
@@ -105,17 +113,6 @@ class ArraySource:
             batch_rows = rows[start : start + self.batch_size]
             yield jax.tree.map(lambda leaf, rows=batch_rows: leaf[rows], self.arrays)
 
-    def _full_batch(self, data_pass: int) -> Superbatch:
-        return Superbatch(
-            batches=on_device(in_memory(self.arrays)),
-            data_pass=data_pass,
-            start=0,
-            stop=sys.maxsize,
-            batch_size=self.examples,
-            pass_length=1,
-            repeats=True,
-        )
-
     def _gathered(self, order: Order, data_pass: int, start: int, stop: int) -> Superbatch:
         """Gather the batches between two cursors: of whole passes, or of a part of one."""
         passes = -(-stop // self.pass_length)
@@ -124,8 +121,7 @@ class ArraySource:
         full, last = np.split(rows, [in_full_batches], axis=1)
 
         # A part of a pass may end within the full batches, or include the last one.
-        first_row = start * self.batch_size
-        part = full if passes > 1 else full[:, first_row : stop * self.batch_size]
+        part = full[:, start * self.batch_size : stop * self.batch_size]
         last_batches = None
         if self._last_size:
             has_last = stop % self.pass_length == 0

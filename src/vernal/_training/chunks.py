@@ -57,7 +57,7 @@ class TrainingRun:
 
     Attributes:
         step: Number of steps made.
-        pass_length: Batches in a pass over the data; `None` if it is not known.
+        pass_length: Batches in a pass over the data; `sys.maxsize` if it is not known.
         is_between_steps: Whether state, step and place in the data belong together: an interrupt
             may have come between.
     """
@@ -74,15 +74,14 @@ class TrainingRun:
         every_steps: int | None = None,
     ):
         self._choices = choices
-        length = data.source.pass_length
-        self.pass_length = length if length < sys.maxsize else None
-        self._epochs = Epochs.from_state(state, steps_per_epoch)
+        self.pass_length = data.source.pass_length
+        self._epochs = Epochs(state, steps_per_epoch)
         self._loops = data.loops
         self._rewinds = rewinds
         self._every_steps = every_steps or sys.maxsize
         self.step = int(state.step)
         data_pass, batch = int(state.data_pass), int(state.batch)
-        last_pass = self._epochs.last_pass(epochs, batch, length)
+        last_pass = self._epochs.last_pass(epochs, batch, self.pass_length)
         start = Start(data_pass, batch, state.key, state.data_state, last_pass)
         self._superbatches = data.source.superbatches(start)
         self._superbatch = next(self._superbatches)
@@ -113,7 +112,7 @@ class TrainingRun:
 
     def steps_until(self, epoch: int) -> int | None:
         """Return how many steps there are to the start of an epoch; `None` if it is not known."""
-        if self.pass_length is None and self._epochs.steps_per_epoch is None:
+        if self.pass_length == sys.maxsize and self._epochs.steps_per_epoch is None:
             return None
         return self._epochs.steps_until(epoch, self.step, self._superbatch, self._cursor)
 

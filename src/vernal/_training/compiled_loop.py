@@ -5,7 +5,6 @@ on that number: so a step gives the same bits whether it is made alone, in a chu
 run. See docs/architecture.md, "The same bits".
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -110,8 +109,15 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
         carry = start, *carry
         if not loops:
             return turn(carry)[1:]
-        if limits.steps_per_turn > 1:
-            carry = _in_turns(turn, limits.steps_per_turn, stop, carry)
+        # Before each turn of a loop an accelerator asks the host whether the loop is over. So most
+        # steps are made several a turn, within which it need not ask.
+        several = limits.steps_per_turn
+        if several > 1:
+            carry = lax.while_loop(
+                lambda carry: carry[0] + several <= stop,
+                lambda carry: lax.fori_loop(0, several, lambda _, carry: turn(carry), carry),
+                carry,
+            )
         return lax.while_loop(lambda carry: carry[0] < stop, turn, carry)[1:]
 
     def one_pass(carry: tuple) -> tuple:
@@ -168,24 +174,10 @@ def _run_one_step(
     )
     changing, measured = _steps(inputs, jax.tree.map(strongly_typed, changing))
 
-    after = eqx.combine(changing, fixed)
     after = replace(
-        after,
+        eqx.combine(changing, fixed),
         step=state.step + 1,
         epoch_step=state.epoch_step + 1,
         batch=state.batch + 1,
     )
     return after, {name: values[0] for name, values in measured.info.items()}
-
-
-def _in_turns(turn: Callable[[tuple], tuple], times: int, stop: Array, carry: tuple) -> tuple:
-    """Make most of the steps of a loop in turns of several steps.
-
-    Before each turn of a loop an accelerator asks the host whether the loop is over. It need not
-    ask within a turn, whose number of steps is known.
-    """
-
-    def several(carry: tuple) -> tuple:
-        return lax.fori_loop(0, times, lambda _, carry: turn(carry), carry)
-
-    return lax.while_loop(lambda carry: carry[0] + times <= stop, several, carry)

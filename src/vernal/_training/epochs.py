@@ -26,62 +26,50 @@ class Epoch:
     seconds: float
 
 
-@dataclass(frozen=True)
 class Epochs:
     """How a run counts epochs, from the place on where it begins.
 
-    Attributes:
+    Args:
+        state: The state that the run begins with.
         steps_per_epoch: Steps in an epoch; `None` if an epoch is one pass over the data.
-        step: Number of the run's first step.
-        epoch: Number of epochs completed before.
-        epoch_step: Number of steps made before, in the epoch under way.
-        data_pass: Number of passes over the data completed before.
     """
 
-    steps_per_epoch: int | None
-    step: int
-    epoch: int
-    epoch_step: int
-    data_pass: int
-
-    @classmethod
-    def from_state(cls, state: TrainState, steps_per_epoch: int | None) -> "Epochs":
-        """Begin to count at a state."""
-        counts = (state.step, state.epoch, state.epoch_step, state.data_pass)
-        step, epoch, epoch_step, data_pass = map(int, counts)
-        return cls(steps_per_epoch, step, epoch, epoch_step, data_pass)
+    def __init__(self, state: TrainState, steps_per_epoch: int | None):
+        self.steps_per_epoch = steps_per_epoch
+        self._step, self._epoch = int(state.step), int(state.epoch)
+        self._epoch_step, self._data_pass = int(state.epoch_step), int(state.data_pass)
 
     def at(self, step: int, data_pass: int, batch: int) -> tuple[int, int]:
         """Return how many epochs are completed at a step, and the steps made since."""
-        made = self.epoch_step + step - self.step
+        made = self._epoch_step + step - self._step
         if self.steps_per_epoch is not None:
             epochs, made = divmod(made, self.steps_per_epoch)
-            return self.epoch + epochs, made
+            return self._epoch + epochs, made
 
-        passes = data_pass - self.data_pass
-        return self.epoch + passes, batch if passes else made
+        passes = data_pass - self._data_pass
+        return self._epoch + passes, batch if passes else made
 
     def steps_until(self, epoch: int, step: int, superbatch: Superbatch, cursor: int) -> int:
         """Return how many steps there are from a place in the data to the start of an epoch.
 
         The result is huge while the length of a pass is not known.
         """
-        epochs = epoch - self.epoch
+        epochs = epoch - self._epoch
         if self.steps_per_epoch is not None:
-            return epochs * self.steps_per_epoch - (self.epoch_step + step - self.step)
+            return epochs * self.steps_per_epoch - (self._epoch_step + step - self._step)
 
-        passes = self.data_pass + epochs - superbatch.data_pass
+        passes = self._data_pass + epochs - superbatch.data_pass
         return passes * superbatch.pass_length - cursor
 
     def ends(self, step: int, superbatch: Superbatch, cursor: int, steps: int) -> np.ndarray:
         """Return after how many of the next steps an epoch ends."""
         length, made = superbatch.pass_length, cursor
         if self.steps_per_epoch is not None:
-            length, made = self.steps_per_epoch, self.epoch_step + step - self.step
+            length, made = self.steps_per_epoch, self._epoch_step + step - self._step
         return np.arange(length - made % length, steps + 1, length)
 
     def last_pass(self, epochs: int, batch: int, pass_length: int) -> int:
         """Return the number of the pass that a run of so many epochs ends before."""
         if self.steps_per_epoch is not None:
-            return self.data_pass - (-(batch + epochs * self.steps_per_epoch) // pass_length)
-        return self.data_pass + batch // pass_length + epochs
+            return self._data_pass - (-(batch + epochs * self.steps_per_epoch) // pass_length)
+        return self._data_pass + batch // pass_length + epochs

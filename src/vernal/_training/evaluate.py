@@ -1,7 +1,6 @@
 """One pass over data without training: averages, and predictions."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -127,10 +126,8 @@ def _of_batches(function: Callable, batches: PyTree, count: Any) -> PyTree:
         put = lax.dynamic_update_index_in_dim
         return jax.tree.map(lambda buffer, value: put(buffer, value, i, 0), results, made)
 
-    @partial(jax.jit, inline=True)  # traced once: for the shapes, and in the loop
-    def once(batch: PyTree) -> PyTree:
-        return function(batch)
-
+    # Traced once: for the shapes, and in the loop.
+    once = jax.jit(lambda batch: function(batch), inline=True)
     _compiles(function, row_of(batches, 0))
     capacity = len(jax.tree.leaves(batches)[0])
     shapes = jax.eval_shape(once, row_of(batches, 0))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal._results import checked_scalar, parts_of_result, with_dtypes_of
-from vernal.errors import ShapeError, VernalError, call_error, kind
+from vernal.errors import ShapeError, calling, kind
 from vernal.losses import AbstractSupervised, Weighted, forward
 from vernal.metrics import AbstractMetric, Mean
 
@@ -88,12 +88,8 @@ def _with_metrics(
     weight = None if weights is None else jnp.sum(weights)
     averages = {}
     for name, metric in objective.metrics.items():
-        try:
+        with calling(f"metrics[{name!r}]"):
             average = metric.of_batch(prediction, y, weights)
-        except VernalError:
-            raise
-        except Exception as error:
-            raise call_error(f"metrics[{name!r}]", "", error) from error
         if metric.recorded:
             no_spread = jax.tree.map(jnp.zeros_like, average)
             info[name] = metric.value(average, no_spread, 1 if weight is None else weight)

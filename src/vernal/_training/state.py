@@ -46,11 +46,9 @@ class TrainState(eqx.Module, Generic[Model]):
     data_state: PyTree = None
 
     def __repr__(self) -> str:
-        leaves = jax.tree.leaves(self.model)
-        arrays = [leaf for leaf in leaves if hasattr(leaf, "size") and hasattr(leaf, "dtype")]
-        floats = [array for array in arrays if jnp.issubdtype(array.dtype, jnp.inexact)]
-        parameters = sum(array.size for array in floats)
-        nbytes = sum(array.size * array.dtype.itemsize for array in arrays)
+        arrays = [leaf for leaf in jax.tree.leaves(self.model) if hasattr(leaf, "dtype")]
+        parameters = sum(leaf.size for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.inexact))
+        nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
         # Optax's states are named tuples, in tuples and dicts.
         parts = jax.tree.leaves(self.opt_state, is_leaf=lambda node: hasattr(node, "_fields"))
         optimizer = ", ".join(type(part).__name__ for part in parts if hasattr(part, "_fields"))

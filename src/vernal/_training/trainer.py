@@ -111,10 +111,8 @@ class Trainer:
         model_state = jax.tree.map(
             lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf, model_state
         )
-        try:
+        with errors.calling("the optimizer"):
             model, model_state, opt_state, key = new_arrays(choices, model, model_state, key)
-        except Exception as error:
-            raise errors.call_error("the optimizer", "", error) from error
         # On the host, where reading the counts does not wait for the device.
         zero = np.zeros((), np.int32)
         return TrainState(
@@ -456,12 +454,8 @@ class Trainer:
 
         choices = self._choices(state.model, state.model_state)
         params, frozen = eqx.partition(state.model, choices.trained_mask(state.model))
-        try:
+        with errors.calling("eval_params"):
             evaluated = _eval_params(self.eval_params, state.opt_state, params)
-        except errors.VernalError:
-            raise
-        except Exception as error:
-            raise errors.call_error("eval_params", "", error) from error
         _arguments.check_same_params(evaluated, params)
         return eqx.combine(evaluated, frozen)
 
