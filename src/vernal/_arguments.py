@@ -65,6 +65,15 @@ def check_key(key: Any) -> None:
         )
 
 
+def check_no_key(key: Any) -> None:
+    """Raise `ArgumentError` if a key is given where a `TrainState` is."""
+    if key is not None:
+        raise ArgumentError(
+            "key is given with a TrainState, which has a key already."
+            "\n  Pass the key to trainer.init(model, key=key), where the state begins."
+        )
+
+
 def checked_steps_per_epoch(steps: Any) -> int | None:
     """Return a number of steps, or `None`; `ArgumentError` if it is neither."""
     return None if steps is None else whole_number("steps_per_epoch", steps, at_least=1)

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from vernal.errors import ShapeError, kind
+from vernal.losses import Weighted
 
 
 def parts_of_result(result: Any, *, stateful: bool) -> tuple[Any, dict[str, Any], PyTree]:
@@ -36,9 +37,11 @@ def parts_of_result(result: Any, *, stateful: bool) -> tuple[Any, dict[str, Any]
 
 def checked_scalar(name: str, value: Any) -> Array:
     """Return a loss or a metric as an array; `ShapeError` if it is not one real number."""
-    if not eqx.is_array_like(value) or jnp.shape(value) != ():
+    if not eqx.is_array_like(value):
+        raise ShapeError(f"a loss needs to return one number; {name} is a {type(value).__name__}.")
+    if jnp.shape(value) != ():
         raise ShapeError(
-            f"a loss needs to return one number; {name} is {kind(value)}."
+            f"a loss needs to return one number; {name} has shape {jnp.shape(value)}."
             "\n  Average it, as with jnp.mean(...)."
         )
     if jnp.iscomplexobj(value):
@@ -46,7 +49,20 @@ def checked_scalar(name: str, value: Any) -> Array:
             f"a loss and its metrics need to be real numbers; {name} is {value.dtype}."
             "\n  Take its absolute value, or its real part: jnp.abs(...), jnp.real(...)."
         )
-    return jnp.asarray(value)
+    array = jnp.asarray(value)
+    if name == "loss" and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ShapeError(f"a loss needs to return a real number; it is {array.dtype}.")
+    return array
+
+
+def parts_of_weighted(weighted: Weighted, *, has_metrics: bool) -> tuple[Array, Array]:
+    """Return a loss, and its batch's weight in averages over batches."""
+    if has_metrics:
+        raise ShapeError(
+            "the loss returns losses.Weighted, beside metrics=..., which have weights of their "
+            'own.\n  Return the metrics from the loss: (Weighted(...), {"name": value}).'
+        )
+    return weighted.value, checked_scalar("the weight", weighted.weight)
 
 
 def with_dtypes_of(old: PyTree, new: PyTree) -> PyTree:

@@ -95,10 +95,8 @@ class TrainingRun:
         limits = _limits.current()
         state_bytes = nbytes(changing)
         self._copies = rewinds and state_bytes <= limits.rewound_bytes
-        self._chunk_seconds = limits.chunk_seconds
-        if self._copies:
-            wanted = min(state_bytes / _STATE_BYTES_PER_SECOND, _MOST_SECONDS)
-            self._chunk_seconds = max(self._chunk_seconds, wanted)
+        wanted = min(state_bytes / _STATE_BYTES_PER_SECOND, _MOST_SECONDS)
+        self._chunk_seconds = max(limits.chunk_seconds, wanted)
         self._next_steps = _FIRST_STEPS  # in the next chunk
         self.is_between_steps = True
         # Arrays that are not finite from the start, such as masks, are meant so.
@@ -161,7 +159,7 @@ class TrainingRun:
                 failure = self._start_chunk(until_epoch, calls)
                 chunk = [call.first(call.steps) for call in calls]
             except jax.errors.JaxRuntimeError as error:
-                yield from self._until_failed_step(calls, before, error)
+                yield from self._until_bad_step(calls, before, error)
             seconds = time.perf_counter() - began
 
             steps = steps_of(chunk)
@@ -219,66 +217,59 @@ class TrainingRun:
         return None
 
     def _until_bad_step(
-        self, chunk: list[Measurements], before: TrainState | None
+        self, calls: list[Measurements], before: TrainState | None, failure: Exception | None = None
     ) -> Iterator[list[Measurements]]:
-        """Yield what a broken chunk measured before its first bad step, go back there, and raise.
+        """Yield what a chunk measured before its first bad step, go back there, and raise.
+
+        Args:
+            calls: The calls of the chunk.
+            before: The state before it; `None` if it was not copied.
+            failure: What JAX raised if a step failed; otherwise its numbers are not finite.
 
         Raises:
-            NonFiniteError: Always.
+            NonFiniteError: If a step's numbers are not finite.
+            CallError: If a step failed.
         """
         from vernal._explain import bad_steps  # only where something failed
 
-        finite_losses = nonfinite.steps_with_finite_losses(chunk)
+        most = steps_of(calls)
+        if failure is None:
+            most = min(nonfinite.steps_with_finite_losses(calls) + 1, most)
+        if before is None and failure is not None:
+            raise bad_steps.failed_step(failure, step=None) from failure
         if before is None:
-            yield chunk
-            call, offset = nonfinite.step_of(chunk, min(finite_losses, steps_of(chunk) - 1))
+            yield calls
+            call, offset = nonfinite.step_of(calls, most - 1)
             epoch = call.epoch + int(np.sum(call.epoch_ends <= offset))
             loss = call.measured.info["loss"][offset]
             raise bad_steps.nonfinite_chunk(call.first_step + offset, epoch, loss)
 
         def is_good(steps: int) -> bool:
-            changing, _ = self._replay(chunk, before, steps)
-            return nonfinite.stays_finite(self._finite, changing)
+            try:
+                changing, _ = self._replay(calls, before, steps)
+                is_finite = nonfinite.stays_finite(self._finite, changing)
+            except jax.errors.JaxRuntimeError:
+                return False
+            return is_finite or failure is not None
 
         def look() -> tuple[TrainState, PyTree, Any]:
             state, batch = self.state(), self._superbatch.batch(self._cursor)
             return state, batch, jax.device_get(nonfinite.look(self._choices, state, batch))
 
-        good = nonfinite.good_steps(min(finite_losses + 1, steps_of(chunk)), is_good)
+        with bad_steps.silent_callbacks():
+            good = nonfinite.good_steps(most, is_good)
+        if failure is not None:
+            yield self._rewind(calls, before, good)
+            raise bad_steps.failed_step(failure, step=self.step) from failure
         last_norm = None
         if good:
-            self._rewind(chunk, before, good - 1)
+            self._rewind(calls, before, good - 1)
             _, _, (_, norm, _) = look()
             last_norm = float(norm)
-        made = self._rewind(chunk, before, good)
+        made = self._rewind(calls, before, good)
         error = bad_steps.nonfinite_step(*look(), last_norm=last_norm)
-        yield made or [chunk[0].first(0)]
+        yield made or [calls[0].first(0)]
         raise error
-
-    def _until_failed_step(
-        self, calls: list[Measurements], before: TrainState | None, error: Exception
-    ) -> Iterator[list[Measurements]]:
-        """Yield what the steps before one that failed measured, go back there, and raise.
-
-        Raises:
-            CallError: Always.
-        """
-        from vernal._explain import bad_steps  # only where something failed
-
-        if before is None:
-            raise bad_steps.failed_step(error, step=None) from error
-
-        def is_good(steps: int) -> bool:
-            try:
-                jax.block_until_ready(self._replay(calls, before, steps)[0])
-            except jax.errors.JaxRuntimeError:
-                return False
-            return True
-
-        with bad_steps.silent_callbacks():
-            good = nonfinite.good_steps(steps_of(calls), is_good)
-        yield self._rewind(calls, before, good)
-        raise bad_steps.failed_step(error, step=self.step) from error
 
     def _rewind(
         self, calls: list[Measurements], before: TrainState, steps: int

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from vernal._data.arrays import row_of
 from vernal._training.compilation import compiles
-from vernal._training.objective import Measured, Objective, measure, outputs
+from vernal._training.objective import Measured, Objective, cast, measure, predicted
 from vernal._training.preflight.data import CheckedData
 from vernal.metrics import combine_batches, mean_over_batches
 
@@ -39,8 +39,9 @@ class _Predict(eqx.Module):
     compute_dtype: np.dtype | None
 
     def __call__(self, x: PyTree) -> PyTree:
-        model = eqx.nn.inference_mode(self.model)
-        return outputs(model, self.model_state, x, self.compute_dtype)
+        model = cast(eqx.nn.inference_mode(self.model), self.compute_dtype)
+        prediction, _ = predicted(model, self.model_state, x, None, self.compute_dtype)
+        return prediction
 
 
 def evaluate(

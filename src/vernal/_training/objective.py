@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from vernal._results import checked_scalar, parts_of_result, with_dtypes_of
-from vernal.errors import ShapeError, calling, kind
+from vernal import _results
+from vernal.errors import calling
 from vernal.losses import AbstractSupervised, Weighted, forward
 from vernal.metrics import AbstractMetric, Mean
 
@@ -63,17 +63,14 @@ def measure(
     model = cast(model, dtype)
     if isinstance(loss, AbstractSupervised) and not loss.has_own_call:
         x, y, weights = loss.parts_of(batch)
-        prediction, new_state = forward(model, cast(x, dtype), key, model_state)
-        prediction = _in_full_precision(prediction, dtype)
+        prediction, new_state = predicted(model, model_state, x, key, dtype)
         info = {"loss": loss.average(prediction, y, weights)}
         measured = _with_metrics(objective, info, prediction, y, loss.weights_of(y, weights))
     else:
         measured, new_state = _measure_custom(objective, model, model_state, batch, key)
 
-    info = {name: checked_scalar(name, value) for name, value in measured.info.items()}
-    if not jnp.issubdtype(info["loss"].dtype, jnp.floating):
-        raise ShapeError(f"a loss needs to return a real number; it is {info['loss'].dtype}.")
-    new_state = with_dtypes_of(model_state, new_state)
+    info = {name: _results.checked_scalar(name, value) for name, value in measured.info.items()}
+    new_state = _results.with_dtypes_of(model_state, new_state)
     return measured._replace(info=info, model_state=new_state)
 
 
@@ -109,23 +106,16 @@ def _measure_custom(
     # A copy: an `eqx.nn.State` serves once.
     with_state = (jax.tree.map(lambda leaf: leaf, model_state),) if stateful else ()
     result = loss(model, cast(batch, dtype), key, *with_state)
-    value, metrics, new_state = parts_of_result(result, stateful=stateful)
+    value, metrics, new_state = _results.parts_of_result(result, stateful=stateful)
+    weight = _weight_of(loss, batch)
     if isinstance(value, Weighted):
-        if objective.metrics:
-            raise ShapeError(
-                f"{kind(loss)} returns losses.Weighted, beside metrics=..., which have weights of "
-                'their own.\n  Return the metrics from the loss: (Weighted(...), {"name": value}).'
-            )
-        value, weight = value.value, checked_scalar("the weight", value.weight)
-    else:
-        weight = _weight_of(loss, batch)
+        value, weight = _results.parts_of_weighted(value, has_metrics=bool(objective.metrics))
 
     info = _in_full_precision({"loss": value, **metrics}, dtype)
     measured = Measured(info, weight, {}, None)
     if objective.metrics:  # a built-in loss with a call of its own
         x, y, weights = loss.parts_of(batch)
-        prediction, _ = forward(model, cast(x, dtype), key, model_state)
-        prediction = _in_full_precision(prediction, dtype)
+        prediction, _ = predicted(model, model_state, x, key, dtype)
         measured = _with_metrics(objective, info, prediction, y, loss.weights_of(y, weights))
     return measured, new_state
 
@@ -166,8 +156,9 @@ def _converted(tree: PyTree, kind: type, new_dtype: Callable) -> PyTree:
     return jax.tree.map(converted, tree)
 
 
-def outputs(model: PyTree, model_state: PyTree, x: PyTree, dtype: np.dtype | None) -> PyTree:
-    """Return a model's predictions for a batch, as `measure` makes them."""
-    model = cast(model, dtype)
-    prediction, _ = forward(model, cast(x, dtype), None, model_state)
-    return _in_full_precision(prediction, dtype)
+def predicted(
+    model: PyTree, model_state: PyTree, x: PyTree, key: PRNGKeyArray | None, dtype: np.dtype | None
+) -> tuple[PyTree, PyTree]:
+    """Apply a model, already cast to a dtype, to a batch; return its new state, too."""
+    prediction, new_state = forward(model, cast(x, dtype), key, model_state)
+    return _in_full_precision(prediction, dtype), new_state

@@ -26,14 +26,14 @@ from vernal._training.epochs import Epoch
 from vernal._training.interrupt import Interrupt
 from vernal._training.objective import Objective
 from vernal._training.preflight.data import CheckedData, checked_data
-from vernal._training.preflight.model import choices_for, model_of
+from vernal._training.preflight.model import check_state, choices_for, model_of
 from vernal._training.preflight.opt_state import with_checked_opt_state
 from vernal._training.preflight.trace import Preflight
 from vernal._training.progress import Progress
 from vernal._training.recorder import Recorder
 from vernal._training.state import Model, TrainState
 from vernal._training.update import Choices, new_arrays, update
-from vernal.errors import ArgumentError, short_traceback, whole_number
+from vernal.errors import short_traceback, whole_number
 from vernal.history import History
 from vernal.losses import Loss
 from vernal.metrics import AbstractMetric
@@ -150,12 +150,8 @@ class Trainer:
                 not fit in JAX's dtypes. Nothing else is looked for, which would take longer than
                 the step: NaN, and labels out of range, are for `fit` to find.
         """
-        if not isinstance(state, TrainState):
-            raise ArgumentError(
-                f"step needs a TrainState; it is given {errors.kind(state)}."
-                "\n  Try trainer.step(trainer.init(model), batch)."
-            )
-        model, model_state = model_of(state)
+        check_state(state)
+        model, model_state = state.model, state.model_state
         preflight = Preflight(self._objective.in_training, model, model_state)
         try:
             arrays = as_batch(batch, aligned=preflight.takes_examples)
@@ -491,11 +487,7 @@ class Trainer:
         if not isinstance(model_or_state, TrainState):
             return self.init(model, key=key)
 
-        if key is not None:
-            raise ArgumentError(
-                "key is given with a TrainState, which has a key already."
-                "\n  Pass the key to trainer.init(model, key=key), where the state begins."
-            )
+        _arguments.check_no_key(key)
         return with_checked_opt_state(self._choices(model, model_state), model_or_state)
 
 

@@ -47,6 +47,15 @@ def model_of(model_or_state: Any) -> tuple[PyTree, PyTree]:
     return model_or_state, None
 
 
+def check_state(state: Any) -> None:
+    """Raise `ArgumentError` if this is not a `TrainState`, which a step needs."""
+    if not isinstance(state, TrainState):
+        raise ArgumentError(
+            f"step needs a TrainState; it is given {kind(state)}."
+            "\n  Try trainer.step(trainer.init(model), batch)."
+        )
+
+
 def trained_leaves(model: PyTree, trainable: PyTree) -> tuple[bool, ...]:
     """Return which leaves of a model are trained: those that `trainable` picks of its float arrays.
 
