@@ -69,11 +69,13 @@ def sharded(leaf):
 
 state = jax.tree.map(sharded, trainer.init(nn.MLP(2, 1, 4, 1, key=jax.random.key(0))))
 checkpoints = vernal.Checkpoints(directory / "sharded")
+data = np.ones((4, 2)), np.ones((4, 1))
+checked, _ = trainer._checked(state, data, None, batch_size=None, shuffle=False)
 beginning = vernal._training.checkpointer.Beginning(
     state,
     settings={},
     objective=trainer._objective,
-    data=vernal._data.array_source.ArraySource((np.ones((4, 2)), np.ones((4, 1))), None),
+    data=checked,
     validation_data=None,
 )
 with contextlib.closing(checkpoints.open()) as checkpointer:

@@ -18,10 +18,10 @@ from vernal._checkpointing.named_arrays import digest
 from vernal._data.array_source import ArraySource
 from vernal._data.arrays import leaf_name
 from vernal._data.files import FileArray
-from vernal._data.sources import Source
 from vernal._shapes.modules import shapes_of
 from vernal._training.checkpointer import Beginning
 from vernal._training.objective import measure
+from vernal._training.preflight.data import CheckedData
 from vernal._training.state import TrainState
 from vernal.errors import CheckpointError, shown
 
@@ -79,6 +79,7 @@ def _settings(beginning: Beginning) -> dict[str, Any]:
     numbers = np.asarray(jax.random.key_data(state.key)).tolist()
     return {
         **beginning.settings,
+        "batches in a pass": beginning.data.source.pass_length,
         "step": int(state.step),
         "epoch": int(state.epoch),
         "batch": int(state.batch),
@@ -96,7 +97,7 @@ def _fingerprint(beginning: Beginning) -> dict[str, str]:
     def loss(state: TrainState, batch: PyTree) -> PyTree:
         return measure(objective, state.model, state.model_state, batch, state.key).info
 
-    arguments = shapes_of((beginning.state, beginning.data.example))
+    arguments = shapes_of((beginning.state, beginning.data.source.example))
     jaxpr, _, _ = eqx.filter_make_jaxpr(loss)(*arguments)
     program = re.sub("0x[0-9a-f]+", "", str(jaxpr))  # addresses differ from process to process
     return {
@@ -107,9 +108,12 @@ def _fingerprint(beginning: Beginning) -> dict[str, str]:
     }
 
 
-def _of_arrays(name: str, source: Source | None) -> dict[str, str]:
+def _of_arrays(name: str, data: CheckedData | None) -> dict[str, str]:
     """Describe each array by its shape, its dtype and a digest of a sample, by name."""
-    arrays = source.arrays if isinstance(source, ArraySource) else source and source.example
+    if data is None:
+        return {}
+    source = data.source
+    arrays = source.arrays if isinstance(source, ArraySource) else source.example
     leaves, _ = jax.tree_util.tree_flatten_with_path(arrays)
     return {
         f"{leaf_name(name, arrays, path)} of {name}": (

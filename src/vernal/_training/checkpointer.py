@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vernal._data.sources import Source
 from vernal._training.objective import Objective
+from vernal._training.preflight.data import CheckedData
 from vernal._training.state import TrainState
 
 
@@ -24,8 +24,8 @@ class Beginning:
     state: TrainState
     settings: dict[str, Any]
     objective: Objective
-    data: Source
-    validation_data: Source | None
+    data: CheckedData
+    validation_data: CheckedData | None
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,7 @@ class TrainingRun:
                 chunk = [call.first(call.steps) for call in calls]
             except jax.errors.JaxRuntimeError as error:
                 yield from self._until_bad_step(calls, before, error)
+                return
             seconds = time.perf_counter() - began
 
             steps = steps_of(chunk)

@@ -6,7 +6,6 @@ from typing import Any
 
 from vernal._training.state import TrainState
 from vernal.errors import ArgumentError, kind
-from vernal.history import History
 
 
 def hook(callback: Any, name: str) -> Callable | None:
@@ -42,12 +41,12 @@ def reason(callback: Any) -> str:
     return own if isinstance(own, str) else f"{kind(callback)} ended the run"
 
 
-def finished(state: TrainState, history: History, callbacks: list[Callable]) -> TrainState:
+def finished(state: TrainState, callbacks: list[Callable]) -> TrainState:
     """Return the state that a run ends with, as the callbacks want it.
 
     Raises:
         ArgumentError: If one returns something else than a state or `None`.
-        Exception: What a callback raises. Each error has the state, and the history.
+        Exception: What a callback raises. Each error has the state.
     """
     for finish in filter(None, [hook(callback, "finish") for callback in callbacks]):
         try:
@@ -58,8 +57,7 @@ def finished(state: TrainState, history: History, callbacks: list[Callable]) -> 
                     "None to keep the state as it is."
                 )
         except Exception as error:
-            vars(error).update(state=state, history=history)
-            error.add_note("The run was over: the error has its `state`, and its `history`.")
+            vars(error).setdefault("state", state)
             raise
         if returned is not None:
             state = returned

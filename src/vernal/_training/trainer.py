@@ -7,8 +7,6 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Literal
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import DTypeLike
@@ -108,9 +106,6 @@ class Trainer:
         """
         choices = self._choices(model, model_state)
         _arguments.check_key(key)
-        model_state = jax.tree.map(
-            lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf, model_state
-        )
         with errors.calling("the optimizer"):
             model, model_state, opt_state, key = new_arrays(choices, model, model_state, key)
         # On the host, where reading the counts does not wait for the device.
@@ -314,11 +309,9 @@ class Trainer:
             "batch_size": None if batch_size is None else int(batch_size),
             "shuffle": bool(shuffle),
             "steps_per_epoch": steps_per_epoch,
-            "batches in a pass": checked.source.pass_length,
             "callbacks": [type(each).__name__ for each in callbacks if hooks.saves(each)],
         }
-        validation = None if held_out is None else held_out.source
-        beginning = Beginning(start, settings, objective, checked.source, validation)
+        beginning = Beginning(start, settings, objective, checked, held_out)
 
         checkpointer = NoCheckpoints() if checkpoints is None else checkpoints.open()
         with contextlib.closing(checkpointer):
@@ -359,7 +352,8 @@ class Trainer:
         interrupt.report(recorder.steps, saving.saved_steps, checkpointer.path)
         interrupt.end_process()
         history = recorder.history(time.perf_counter() - began)
-        return hooks.finished(run.state_until_next_chunk(), history, callbacks), history
+        with fit.keeping_progress_in_errors(run, recorder, began):
+            return hooks.finished(run.state_until_next_chunk(), callbacks), history
 
     def _validator(
         self, run: TrainingRun, held_out: CheckedData | None
@@ -451,7 +445,7 @@ class Trainer:
         choices = self._choices(state.model, state.model_state)
         params, frozen = eqx.partition(state.model, choices.trained_mask(state.model))
         with errors.calling("eval_params"):
-            evaluated = _eval_params(self.eval_params, state.opt_state, params)
+            evaluated = eqx.filter_jit(self.eval_params)(state.opt_state, params)
         _arguments.check_same_params(evaluated, params)
         return eqx.combine(evaluated, frozen)
 
@@ -489,8 +483,3 @@ class Trainer:
 
         _arguments.check_no_key(key)
         return with_checked_opt_state(self._choices(model, model_state), model_or_state)
-
-
-@eqx.filter_jit
-def _eval_params(eval_params: Callable, opt_state: PyTree, params: PyTree) -> PyTree:
-    return eval_params(opt_state, params)

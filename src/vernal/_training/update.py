@@ -1,10 +1,11 @@
 """Loss to gradients to new state: one step of training, pure."""
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
@@ -93,7 +94,11 @@ def new_arrays(
     params = eqx.filter(model, choices.trained_mask(model))
     opt_state = initial_opt_state(choices.optimizer, params)
     key = jax.random.key(0) if key is None else key
-    return model, jax.tree.map(strongly_typed, model_state), opt_state, key
+
+    def as_array(leaf: Any) -> Any:
+        return strongly_typed(jnp.asarray(leaf)) if eqx.is_array_like(leaf) else leaf
+
+    return model, jax.tree.map(as_array, model_state), opt_state, key
 
 
 def changing_part(choices: Choices, state: TrainState) -> tuple[TrainState, TrainState]:
