@@ -95,8 +95,7 @@ def _each(function: Callable, data: CheckedData) -> Iterator[tuple[PyTree, int, 
     """
     for superbatch in data.source.one_pass():
         if superbatch.repeats or not data.loops:
-            cursors = range(superbatch.start, min(superbatch.stop, superbatch.pass_length))
-            for cursor in cursors:
+            for cursor in range(superbatch.start, min(superbatch.stop, superbatch.pass_length)):
                 made = _of_one_batch(function, superbatch.batch(cursor))
                 yield made, 1, int(superbatch.sizes(cursor, cursor + 1)[0])
             continue

@@ -1,7 +1,6 @@
 """The loop behind `fit`: train, validate, call back, save."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,10 +11,9 @@ from vernal._training.checkpointer import Checkpointer, RunState
 from vernal._training.chunks import TrainingRun
 from vernal._training.epochs import Epoch
 from vernal._training.interrupt import Interrupt
-from vernal._training.progress import Progress
+from vernal._training.progress import Progress, report_finished
 from vernal._training.recorder import Recorder
-from vernal.errors import NonFiniteError, shown
-from vernal.history import counted
+from vernal.errors import NonFiniteError
 
 Callback = Callable[[Epoch], bool | None]
 
@@ -68,31 +66,22 @@ class Saving:
         Args:
             saved: The run as it was saved; `None` if it is new.
         """
-        resumed = {}
         if saved is not None:
             self.pending = saved.pending
             self.stopped = saved.stopped and self.last_epoch <= saved.last_epoch
-            saving = [callback for callback in self._callbacks if hooks.saves(callback)]
-            resumed = dict(zip(map(id, saving), saved.callbacks, strict=True))
+        callback_states = iter(() if saved is None else saved.callbacks)
         for callback in self._callbacks:
             start = hooks.hook(callback, "start")
-            if id(callback) in resumed:
-                _, state = resumed[id(callback)]
+            if saved is not None and hooks.saves(callback):
+                _, state = next(callback_states)
                 self.stopped &= callback.load_state_dict(state) is not True
             elif start is not None:
                 start()
 
         is_over = self.stopped or self._run.epoch >= self.last_epoch
         if saved is not None and is_over and not self.pending:
-            self._report_finished()
-
-    def _report_finished(self) -> None:
-        trained, epochs = self._recorder.epochs, self.last_epoch - self._first_epoch
-        run = "run that a callback ended after" if self.stopped else "finished run of"
-        wanted = f" ({epochs} were asked for)" if epochs < trained else ""
-        held = f"{run} {counted(trained, 'epoch')}{wanted}"
-        path: Any = self._checkpointer.path
-        print(f"{shown(path)} holds a {held}; nothing was trained.", file=sys.stderr)
+            trained, epochs = self._recorder.epochs, self.last_epoch - self._first_epoch
+            report_finished(self._checkpointer.path, trained, epochs, stopped=self.stopped)
 
     def save(self) -> None:
         """Save the run as it is now."""
@@ -183,7 +172,7 @@ def train(
 
         # 2. Validate.
         if validate is not None and run.epoch % validate_every == 0:
-            recorder.add_validation(validate())
+            recorder.add_to_epoch(validate())
 
         # 3. Let every callback see the epoch. Each of them may end the run.
         if callbacks:

@@ -11,6 +11,8 @@ from typing import Any
 from vernal._training.chunks import TrainingRun
 from vernal._training.measurements import Measurements
 from vernal._training.recorder import Recorder
+from vernal.errors import shown
+from vernal.history import counted
 
 # How often a bar moves, and how often an epoch has a line, in seconds.
 _SECONDS = {"bar": 0.1, "lines": 3.0}
@@ -159,3 +161,18 @@ class Progress:
 def _print(line: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
         print(line, file=sys.stderr)
+
+
+def report_finished(path: Any, trained: int, epochs: int, *, stopped: bool) -> None:
+    """Print that a directory holds a run with nothing left to train.
+
+    Args:
+        path: The directory of the checkpoints.
+        trained: How many epochs the run has trained.
+        epochs: How many are asked for.
+        stopped: Whether a callback ended the run.
+    """
+    run = "run that a callback ended after" if stopped else "finished run of"
+    wanted = f" ({epochs} were asked for)" if epochs < trained else ""
+    held = f"{run} {counted(trained, 'epoch')}{wanted}"
+    _print(f"{shown(path)} holds a {held}; nothing was trained.")

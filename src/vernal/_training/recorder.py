@@ -122,10 +122,6 @@ class Recorder:
             means[name] = np.array(of_epochs, float)
         return means
 
-    def add_validation(self, results: dict[str, float]) -> None:
-        """Add what validation measured at the end of the last completed epoch."""
-        self.add_to_epoch({f"val_{name}": value for name, value in results.items()})
-
     def add_to_epoch(self, metrics: dict[str, Any]) -> None:
         """Add the numbers that are new among what was measured of the last completed epoch."""
         known = self.latest

@@ -218,7 +218,7 @@ class Trainer:
                 for chunk in run.chunks(index + 1):
                     recorder.add(chunk)
             if validate is not None:
-                recorder.add_validation(validate())
+                recorder.add_to_epoch(validate())
             return Epoch(index, run.state(), recorder.latest, time.perf_counter() - began)
 
         while True:
@@ -367,7 +367,8 @@ class Trainer:
         def validate() -> dict[str, float]:
             state = run.state_until_next_chunk()
             model = self.eval_model(state)
-            return evaluate.evaluate(objective, model, state.model_state, held_out)
+            results = evaluate.evaluate(objective, model, state.model_state, held_out)
+            return {f"val_{name}": value for name, value in results.items()}
 
         self.eval_model(run.state_until_next_chunk())  # a mistake shows before anything is trained
         return validate

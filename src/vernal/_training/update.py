@@ -62,11 +62,7 @@ def update(
         return measured.info["loss"], measured
 
     (loss, measured), grads = eqx.filter_value_and_grad(objective, has_aux=True)(params)
-
-    def loss_of(params: PyTree) -> Array:
-        return objective(params)[0]
-
-    extra = extra_arguments(choices.optimizer, loss, grads, loss_of)
+    extra = extra_arguments(choices.optimizer, loss, grads, lambda params: objective(params)[0])
     updates, opt_state = choices.optimizer.update(grads, state.opt_state, params, **extra)
     params = optax.apply_updates(params, updates)
 
