@@ -120,7 +120,7 @@ WRONG = {
     ),
     "a callback's class": (
         lambda: trainer().fit(MLP, DATA, epochs=1, callbacks=wrong([callbacks.EarlyStopping])),
-        "callbacks holds the class EarlyStopping",
+        "callbacks[0] is the class EarlyStopping",
     ),
     "what is not measured is watched": (
         lambda: trainer().fit(MLP, DATA, epochs=1, callbacks=[callbacks.EarlyStopping()]),
