@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from vernal._data.conversion import place
 from vernal._data.files import blocks
 from vernal.errors import ArgumentError, DataError, ExamplesError, ShapeError, kind, whole_number
 
@@ -193,11 +194,10 @@ class AbstractSupervised(eqx.Module):
         self._check(prediction, y)
         terms = jax.vmap(self.of_example)(prediction, y)
         if weight is not None and weight.shape not in (terms.shape[:1], terms.shape):
-            needed = dict.fromkeys([terms.shape[:1], terms.shape])
+            of_terms = f", or {terms.shape}: one a term" if terms.ndim > 1 else ""
             raise ShapeError(
                 f"sample_weight has shape {weight.shape}, but {type(self).__name__} needs "
-                f"{' or '.join(map(str, needed))}: one weight an example"
-                f"{', or one a term' if len(needed) > 1 else ''}."
+                f"{terms.shape[:1]}: one weight an example{of_terms}."
             )
         return weighted_mean(terms, self.weights_of(y, weight))
 
@@ -214,17 +214,15 @@ class AbstractSupervised(eqx.Module):
         """Split a batch in x, y and sample weights, or `None`; `DataError` if it has not these."""
         name = type(self).__name__
         if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-            hint = "For other batches write a function loss(model, batch, key)."
-            if hasattr(batch, "shape"):
-                hint = "Pass a tuple, (x, y): a list holds ready batches."
             raise DataError(
                 f"{name} needs batches (x, y) or (x, y, sample_weight); it is given {kind(batch)}."
-                f"\n  {hint}"
+                "\n  Pass a tuple, (x, y): a list holds ready batches."
+                "\n  For other batches write a function loss(model, batch, key)."
             )
-        x, y = batch[:2]
+        x, y, weight = (*batch, None)[:3]
         if y is None:
             raise DataError(f"{name} needs targets; y is None.")
-        return x, y, batch[2] if len(batch) == 3 else None
+        return x, y, weight
 
     def _check(self, prediction, y):
         # Never a broadcast: (N,) against (N, 1) would train on N x N differences, in silence.
@@ -369,30 +367,24 @@ def _check_range(
     y: Array, most: int, needed: str, *, for_signs: str, ignored: int | None = None
 ) -> None:
     """Raise `ExamplesError` if labels are not from 0 to `most`; `for_signs` fixes -1 and 1."""
-    wrong = _first_out_of_range(y, most, ignored)
-    if wrong is None:
-        return
-    values = np.unique(np.concatenate([np.unique(part) for _, part in blocks(y)]))
-    low, high = values[0], values[-1]
-    hint = ""
-    if most == 0:
-        hint = "\n  Two classes and one logit are for losses.BinaryCrossEntropy()."
-    elif low == 1 and high <= most + 1:
-        hint = "\n  Try y - 1."
-    elif values.tolist() == [-1, 1]:
-        hint = f"\n  Try {for_signs}."
-    elif low == -1 and high <= most - 1:
-        hint = "\n  Try y + 1."
-    raise ExamplesError(f"{wrong}, but {needed}.{hint}")
-
-
-def _first_out_of_range(y: Array, most: int, ignored: int | None) -> str | None:
-    """Say where the first label out of range is: `y[3] is 4`."""
     for start, labels in blocks(y):
-        is_wrong = (labels < 0) | (labels > most)
-        wrong = np.argwhere(is_wrong if ignored is None else is_wrong & (labels != ignored))
-        if len(wrong):
-            row, *rest = wrong[0]
-            place = ", ".join(map(str, [start + row, *rest]))
-            return f"y[{place}] is {labels[tuple(wrong[0])]}"
-    return None
+        wrong = (labels < 0) | (labels > most)
+        if ignored is not None:
+            wrong &= labels != ignored
+        if wrong.any():
+            hint = _line_that_shifts(y, most, ("y - 1", for_signs, "y + 1"))
+            raise ExamplesError(
+                f"y{place(wrong, start)} is {labels[wrong][0]}, but {needed}.{hint}"
+            )
+
+
+def _line_that_shifts(y: Array, most: int, lines: tuple[str, ...]) -> str:
+    """Suggest the first line that maps labels to as many from 0 to `most`; nothing if none does."""
+    if most == 0:
+        return "\n  Two classes and one logit are for losses.BinaryCrossEntropy()."
+    values = np.unique(np.concatenate([np.unique(part) for _, part in blocks(y)]))
+    for line in lines:
+        shifted = np.unique(eval(line, {"y": values}))
+        if len(shifted) == len(values) and shifted[0] == 0 and shifted[-1] <= most:
+            return f"\n  Try {line}."
+    return ""
