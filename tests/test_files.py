@@ -263,7 +263,7 @@ def test_what_is_wrong_with_a_file_is_said_as_of_memory(kind, case, tmp_path):
         # Lines that mend an array are for one in memory, which also has lines that make numbers.
         message = re.sub(r"np\.asarray\(([xy])\)", r"\1", caught.value.args[0])
         return re.sub(
-            r"Try np\.unique.*", "Encode them as numbers, or drop those examples.", message
+            r"Try np\.unique.*", "Encode them as numbers first, or drop those examples.", message
         )
 
     expected = said(*data)

@@ -44,15 +44,12 @@ def check_loss(loss) -> None:
 
 def check_key(key: Any) -> None:
     """Raise `ArgumentError` if this is neither a random key nor `None`."""
-    is_array = isinstance(key, jax.Array | np.ndarray)
-    # Keys as `jax.random.PRNGKey` makes them are two plain numbers.
-    is_key = is_array and (
-        (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ())
-        or (key.dtype == np.uint32 and key.ndim == 1)
-    )
-    if key is not None and not is_key:
-        seed = key if isinstance(key, int) else 0
-        raise wrong_argument("key", key, "a random key", f"Try jax.random.key({seed}).")
+    try:
+        if key is not None:
+            jax.eval_shape(jax.random.fold_in, key, 0)
+    except (TypeError, ValueError):
+        hint = f"Try jax.random.key({key if isinstance(key, int) else 0})."
+        raise wrong_argument("key", key, "a random key", hint) from None
 
 
 def checked_steps_per_epoch(steps: Any) -> int | None:
@@ -60,10 +57,11 @@ def checked_steps_per_epoch(steps: Any) -> int | None:
     return None if steps is None else whole_number("steps_per_epoch", steps, at_least=1)
 
 
-def check_on_nonfinite(choice) -> None:
-    """Raise `ArgumentError` if this is neither "raise" nor "ignore"."""
-    if choice not in ("raise", "ignore"):
-        raise wrong_argument("on_nonfinite", choice, '"raise" or "ignore"')
+def check_choice(name: str, value: Any, choices: tuple) -> None:
+    """Raise `ArgumentError` if an argument is not one of some choices."""
+    if value not in choices:
+        listed = [f'"{each}"' if isinstance(each, str) else str(each) for each in choices]
+        raise wrong_argument(name, value, " or ".join(listed))
 
 
 def check_eval_params(eval_params: Any) -> None:
@@ -76,10 +74,8 @@ def check_eval_params(eval_params: Any) -> None:
 def check_same_params(evaluated: PyTree, params: PyTree) -> None:
     """Raise `ArgumentError` if these parameters differ in structure, shape or dtype."""
     if signature(evaluated) != signature(params):
-        raise ArgumentError(
-            "eval_params returns other parameters: a structure, shape or dtype differs."
-            "\n  Return jax.tree.map(..., params)."
-        )
+        hint = "Return jax.tree.map(..., params)."
+        raise ArgumentError(f"eval_params returns other parameters than it is given.\n  {hint}")
 
 
 def check_stateful(loss: Callable | None, model: PyTree, model_state: PyTree) -> None:
@@ -95,14 +91,12 @@ def check_stateful(loss: Callable | None, model: PyTree, model_state: PyTree) ->
     arguments = 3 if model_state is None else 4
     if loss is None or isinstance(loss, AbstractSupervised) or _accepts(loss, arguments):
         return
-    if model_state is None:
-        raise ArgumentError(
-            f"{_name_of(loss)} takes a model_state, and there is none."
-            "\n  Pass trainer.init(model, model_state=...) in place of the model."
-        )
+    called = "model, batch, key" if model_state is None else "model, batch, key, model_state"
     raise ArgumentError(
-        "with a model_state the loss is called as loss(model, batch, key, model_state), and returns"
-        f" (scalar, dict of metrics, model_state); {_name_of(loss)} is not made for that."
+        f"with {'no' if model_state is None else 'a'} model_state the loss is called as "
+        f"loss({called}), which {_name_of(loss)} is not made for."
+        "\n  For a loss that returns (scalar, dict of metrics, model_state), pass "
+        "trainer.init(model, model_state=...) in place of the model."
     )
 
 
@@ -121,8 +115,7 @@ def checked_metrics(metrics: Any, loss: Callable) -> dict[str, AbstractMetric]:
     Raises:
         ArgumentError: If they cannot be measured.
     """
-    if metrics is None:
-        return {}
+    metrics = {} if metrics is None else metrics
     if not isinstance(metrics, Mapping):
         hint = 'Try metrics={"accuracy": metrics.accuracy}.'
         raise wrong_argument("metrics", metrics, "a dict of functions by name", hint)
@@ -131,6 +124,7 @@ def checked_metrics(metrics: Any, loss: Callable) -> dict[str, AbstractMetric]:
             "metrics are for the losses of vernal.losses; a loss of your own measures both."
             '\n  Return the metrics from the loss: (scalar, {"name": value}).'
         )
+    checked = {}
     for name, metric in metrics.items():
         is_taken = name in ("loss", "learning_rate")
         if not isinstance(name, str) or is_taken or name.startswith("val_"):
@@ -142,10 +136,8 @@ def checked_metrics(metrics: Any, loss: Callable) -> dict[str, AbstractMetric]:
             need = "a function fn(prediction, target) of one example, or an AbstractMetric,"
             hint = "Try metrics.top_k(5)." if metric is top_k else ""
             raise wrong_argument(f"metrics[{name!r}]", metric, need, hint)
-    return {
-        name: metric if isinstance(metric, AbstractMetric) else Mean(metric)
-        for name, metric in metrics.items()
-    }
+        checked[name] = metric if isinstance(metric, AbstractMetric) else Mean(metric)
+    return checked
 
 
 def checked_dtype(dtype) -> np.dtype | None:
@@ -158,9 +150,7 @@ def checked_dtype(dtype) -> np.dtype | None:
     raise wrong_argument("compute_dtype", dtype, "a floating-point dtype", "Try jnp.bfloat16.")
 
 
-def checked_callbacks(
-    callbacks, names: list[str], metrics: Mapping[str, AbstractMetric]
-) -> list[Callable]:
+def checked_callbacks(callbacks, names: list[str], metrics: Mapping) -> list[Callable]:
     """Return callbacks as a list.
 
     Args:
@@ -206,12 +196,6 @@ def check_monitored(callback: Any, names: Collection[str]) -> None:
         f"{type(callback).__name__} monitors {monitor!r}, which is not measured; there are "
         f"{', '.join(names)}.{hint}"
     )
-
-
-def check_progress(progress: Any) -> None:
-    """Raise `ArgumentError` if this is no choice of what shows the progress."""
-    if not isinstance(progress, bool) and progress not in ("auto", "bar", "lines"):
-        raise wrong_argument("progress", progress, 'True, False, "auto", "bar" or "lines"')
 
 
 def check_checkpoints(checkpoints: Any) -> None:

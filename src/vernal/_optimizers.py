@@ -111,7 +111,6 @@ def initial_opt_state(optimizer: Optimizer, params: PyTree) -> PyTree:
 
     opt_state = jax.tree.map(strongly_typed, optimizer.init(params))
     for _ in range(_MOST_PROMOTIONS):
-        opt_state = jax.tree.map(
-            promoted, opt_state, eqx.filter_eval_shape(after_a_step, opt_state)
-        )
+        after = eqx.filter_eval_shape(after_a_step, opt_state)
+        opt_state = jax.tree.map(promoted, opt_state, after)
     return opt_state

@@ -196,10 +196,8 @@ def checked_path(name: str, value: Any) -> Path:
         raise wrong_argument(name, value, "a path", "Pass a str or a Path.")
     given = os.fsdecode(value)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", given):  # of its two slashes, a Path keeps one
-        raise ArgumentError(
-            f"{name} is the URL {given}; a path of the file system is needed."
-            "\n  Pass a path without a scheme, or copy the directory after the run."
-        )
+        hint = "Pass a path without a scheme, such as that of a mounted bucket."
+        raise ArgumentError(f"{name} is the URL {given}; a path is needed.\n  {hint}")
     return Path(os.path.expanduser(given)).absolute()
 
 
@@ -212,10 +210,8 @@ def shown(path: Path) -> str:
 
 def unwritable(path: Path, error: OSError) -> ArgumentError:
     """Make the error for a path that cannot be written."""
-    return ArgumentError(
-        f"{shown(path)} cannot be written: {error.strerror or error}."
-        "\n  Pass a path in a directory that you may write to."
-    )
+    hint = "Pass a path in a directory that you may write to."
+    return ArgumentError(f"{shown(path)} cannot be written: {error.strerror or error}.\n  {hint}")
 
 
 def optional_import(module: str, *, user: str, extra: str) -> Any:
@@ -269,14 +265,10 @@ def call_error(what: str, on: str, error: Exception) -> CallError:
 
 # By the name of an exception, as importing it would import JAX; and by words in it.
 _HINTS = {
-    "TracerBoolConversionError": "`if`, `and` and `while` need values, which are not known while "
-    "the program is compiled. Try jnp.where(condition, a, b).",
-    "TracerArrayConversionError": "NumPy needs values, which are not known while the program is "
-    "compiled. Try jnp in place of np, as in jnp.maximum(...).",
-    "ConcretizationTypeError|TracerIntegerConversionError": "float(...), int(...) and indices need "
-    "values, which are not known while the program is compiled. Try jnp.asarray(...).",
-    "RuntimeError: .*requires a key": "Take a key and hand it on: "
-    "def __call__(self, x, *, key=None), self.dropout(x, key=key).",
+    "TracerBool": "`if` cannot depend on the values of arrays. Try jnp.where(condition, a, b).",
+    "TracerArray": "NumPy cannot take such arrays. Try jnp in place of np, as in jnp.maximum(...).",
+    "Concretization|TracerInteger": "Python needs the value of an array. Try jnp.asarray(...).",
+    "RuntimeError: .*requires a key": "Take a key, and hand it on: self.dropout(x, key=key).",
     "NameError: .*axis name": 'The axis of the examples is called "batch": give it that name.',
 }
 
@@ -290,10 +282,8 @@ def first_line(error: Exception) -> str:
 
 def kind(thing: Any) -> str:
     """Say what a thing is, for a message: `the function adam`, `a tuple of 3`."""
-    if isinstance(thing, type):
-        return f"the class {thing.__name__}"
-    if inspect.isroutine(thing):
-        return f"the function {thing.__name__}"
+    if isinstance(thing, type) or inspect.isroutine(thing):
+        return f"the {'class' if isinstance(thing, type) else 'function'} {thing.__name__}"
     if isinstance(thing, str | int | float | None):
         return repr(thing)
     if hasattr(thing, "shape"):

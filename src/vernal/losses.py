@@ -20,7 +20,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal._data.conversion import place
 from vernal._data.files import blocks
-from vernal.errors import ArgumentError, DataError, ExamplesError, ShapeError, kind, whole_number
+from vernal.errors import DataError, ExamplesError, ShapeError, kind, whole_number, wrong_argument
 
 # A loss is the extension point of a `Trainer`: `loss(model, batch, key)` returns a scalar, or
 # `(scalar, dict of scalar metrics)`. For a model with a state, `loss(model, batch, key,
@@ -49,12 +49,11 @@ def forward(
         ShapeError: If the new state is not the same for all examples, or not returned.
     """
     parameters = inspect.signature(model).parameters
-    parameter = parameters.get("key")
     if key is None and needs_key(model):
         key = jax.random.key(0)
     has_kwargs = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     keys = None
-    if key is not None and (parameter is not None or has_kwargs):
+    if key is not None and ("key" in parameters or has_kwargs):
         keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
     is_stateful = model_state is not None and _takes_state(parameters)
 
@@ -75,7 +74,7 @@ def forward(
         outputs, new = jax.vmap(of_example, out_axes=(0, None), axis_name="batch")(x, keys)
     except TypeError as error:
         # What takes `**kwargs` may hand them to a layer that takes no key.
-        if parameter is not None or keys is None or "argument 'key'" not in str(error):
+        if "key" in parameters or keys is None or "argument 'key'" not in str(error):
             raise
         return forward(model, x, None, model_state)
     except ValueError as error:
@@ -163,11 +162,7 @@ class AbstractSupervised(eqx.Module):
         return prediction_shape
 
     def __call__(
-        self,
-        model: Callable,
-        batch: tuple[PyTree, ...],
-        key: PRNGKeyArray | None,
-        model_state: PyTree = None,
+        self, model: Callable, batch: PyTree, key: PRNGKeyArray | None, model_state: PyTree = None
     ) -> Any:
         """Average the loss over a batch.
 
@@ -292,7 +287,7 @@ class BinaryCrossEntropy(AbstractSupervised):
 
     def check_labels(self, y: Array, prediction_shape: tuple[int, ...]) -> None:
         """Raise `ExamplesError` if not all labels are from 0 to 1."""
-        _check_range(y, 1, "BinaryCrossEntropy needs 0 to 1", for_signs="(y + 1) / 2")
+        _check_range(y, 1, "BinaryCrossEntropy needs 0 to 1", for_signs="(y + 1) / 2", ignored=None)
 
     def of_example(self, prediction, target):
         label = jnp.asarray(target, prediction.dtype)
@@ -317,9 +312,7 @@ class CrossEntropy(AbstractSupervised):
 
     def __check_init__(self):
         if not 0 <= self.label_smoothing <= 1:
-            raise ArgumentError(
-                f"label_smoothing is {self.label_smoothing!r}; a number from 0 to 1 is needed."
-            )
+            raise wrong_argument("label_smoothing", self.label_smoothing, "a number from 0 to 1")
         if self.ignore_index is not None:
             whole_number("ignore_index", self.ignore_index, at_least=-sys.maxsize)
 
@@ -339,10 +332,8 @@ class CrossEntropy(AbstractSupervised):
 
     def target_shape(self, prediction_shape):
         if len(prediction_shape) < 2:
-            raise ShapeError(
-                f"predictions have shape {prediction_shape}, "
-                "but CrossEntropy needs a logit for each class, last."
-            )
+            given = f"predictions have shape {prediction_shape}"
+            raise ShapeError(f"{given}, but CrossEntropy needs a logit for each class, last.")
         return prediction_shape[:-1]
 
     def check_labels(self, y: Array, prediction_shape: tuple[int, ...]) -> None:
@@ -363,9 +354,7 @@ class CrossEntropy(AbstractSupervised):
         return loss
 
 
-def _check_range(
-    y: Array, most: int, needed: str, *, for_signs: str, ignored: int | None = None
-) -> None:
+def _check_range(y: Array, most: int, needed: str, *, for_signs: str, ignored: int | None) -> None:
     """Raise `ExamplesError` if labels are not from 0 to `most`; `for_signs` fixes -1 and 1."""
     for start, labels in blocks(y):
         wrong = (labels < 0) | (labels > most)
@@ -373,9 +362,8 @@ def _check_range(
             wrong &= labels != ignored
         if wrong.any():
             hint = _line_that_shifts(y, most, ("y - 1", for_signs, "y + 1"))
-            raise ExamplesError(
-                f"y{place(wrong, start)} is {labels[wrong][0]}, but {needed}.{hint}"
-            )
+            first = f"y{place(wrong, start)} is {labels[wrong][0]}"
+            raise ExamplesError(f"{first}, but {needed}.{hint}")
 
 
 def _line_that_shifts(y: Array, most: int, lines: tuple[str, ...]) -> str:

@@ -21,14 +21,7 @@ PARTS = ("x", "y", "sample_weight")  # what users call the parts of a batch
 _ALIGNMENT = 64
 
 
-def as_arrays(
-    data: PyTree,
-    *,
-    name: str = "data",
-    finite: bool = False,
-    files: bool = False,
-    aligned: bool = True,
-) -> PyTree:
+def as_arrays(data: PyTree, *, name="data", finite=False, files=False, aligned=True) -> PyTree:
     """Turn everything in `data` that counts as an array into one, with the numbers it has.
 
     Args:
@@ -76,9 +69,7 @@ def number_of_examples(arrays: PyTree) -> int | None:
 def _check_lengths(name: str, arrays: dict[str, Any], tree: PyTree) -> None:
     for each, array in arrays.items():
         if array.ndim == 0:
-            raise ExamplesError(
-                f"{each} is a single number; it needs a leading axis, the examples.", tree
-            )
+            raise ExamplesError(f"{each} is a single number; a leading axis is needed.", tree)
         if len(array) == 0:
             raise ExamplesError(f"{each} has no examples: its shape is {array.shape}.", tree)
     if len({len(array) for array in arrays.values()}) > 1:
@@ -93,15 +84,13 @@ def _as_array(name: str, leaf: Any, files: bool) -> np.ndarray | Array | FileArr
         try:
             if files and is_in_file(leaf):
                 array = FileArray(leaf)
-            elif isinstance(leaf, list) and any(
-                isinstance(part, np.ma.MaskedArray) for part in leaf
-            ):
-                array = np.ma.stack(leaf)  # with its mask
+            elif isinstance(leaf, list) and np.ma.MaskedArray in map(type, leaf):
+                array = np.ma.stack(leaf)
             else:
                 array = np.asanyarray(leaf)
         except Exception as error:
-            hint = line_that_works(name, leaf) or ""
-            raise DataError(f"{name} cannot be made an array: {error}\n  {hint}") from error
+            hint = line_that_works(name, leaf)
+            raise DataError(f"{name} cannot be made an array: {error}{hint}") from error
     if not is_number(array.dtype):
         raise not_numbers(name, leaf, array)
     return in_memory(name, leaf, array) if isinstance(array, np.ndarray) else array

@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from vernal._data.files import FileArray, held_as, is_number, narrows, parts
+from vernal._data.files import FileArray, blocks, held_as, is_number, narrows
 from vernal.errors import DataError
 
 # Lines that make numbers of what holds none, with braces for the array; the first that works is
@@ -28,25 +27,25 @@ _LINES = (
     "{0}.astype(np.float32)",
     "np.unique({0}, return_inverse=True)[1]",
 )
+_ENCODE = "\n  Encode them as numbers first, or drop those examples."
 
 
-def line_that_works(name: str, given: Any) -> str | None:
-    """Return the first of the lines that makes numbers of an array; or `None`.
+def line_that_works(name: str, given: Any) -> str:
+    """Suggest the first of the lines that makes numbers of an array; nothing if none does.
 
     Args:
         name: What the user calls the array.
         given: What the user passed.
     """
-    array = "np.asarray({0})" if isinstance(given, list) else "{0}"
     for line in _LINES:
-        code = line.format(array)
+        code = line.format("np.asarray({0})" if isinstance(given, list) else "{0}")
         with contextlib.suppress(Exception), np.errstate(all="raise", under="ignore"):
             # The very line that will be shown.
             made = np.asarray(eval(code.format("a"), {"np": np, "jax": jax, "a": given}))
             has_codes = "codes" not in line or made.min() >= 0  # -1 is pandas' missing value
             if is_number(made.dtype) and has_codes and np.isfinite(made).any():
-                return f"Try {code.format(name)}."
-    return None
+                return f"\n  Try {code.format(name)}."
+    return ""
 
 
 def not_numbers(name: str, given: Any, array: Any) -> DataError:
@@ -57,7 +56,7 @@ def not_numbers(name: str, given: Any, array: Any) -> DataError:
         given: What the user passed.
         array: What NumPy makes of it.
     """
-    hint = None if isinstance(array, FileArray) else line_that_works(name, given)
+    hint = "" if isinstance(array, FileArray) else line_that_works(name, given)
     found = f"{name} needs numbers; it holds {array.dtype.name} values"
     if not isinstance(array, jax.Array):  # random keys
         array = array[:1] if isinstance(array, FileArray) else array  # of a file, little is read
@@ -66,7 +65,7 @@ def not_numbers(name: str, given: Any, array: Any) -> DataError:
                 text = repr(str(value)) if isinstance(value, str) else str(value)
                 found += f": {name}{list(index) or ''} is {textwrap.shorten(text, 60)}"
                 break
-    return DataError(f"{found}.\n  {hint or 'Encode them as numbers, or drop those examples.'}")
+    return DataError(f"{found}.{hint or _ENCODE}")
 
 
 def in_memory(name: str, given: Any, values: np.ndarray, start: int = 0) -> np.ndarray:
@@ -106,30 +105,22 @@ def in_memory(name: str, given: Any, values: np.ndarray, start: int = 0) -> np.n
     return held
 
 
-def check_values(
-    name: str, given: Any, array: np.ndarray | Array | FileArray, *, finite: bool
-) -> None:
+def check_values(name: str, given: Any, array: Any, *, finite: bool) -> None:
     """Raise `DataError` if a value does not fit in memory or, with `finite`, is not finite."""
     finite = finite and jnp.issubdtype(array.dtype, jnp.inexact)
-    if isinstance(array, jax.Array) and (not finite or _all_finite(array)):
-        return  # as looked at on its device
+    if isinstance(array, jax.Array) and (not finite or jnp.isfinite(array).all()):
+        return  # looked at on its device
     number, first = 0, ""
-    for start, part in parts(array):
+    for start, part in blocks(array):
         values = in_memory(name, given, part, start)
         bad = ~np.isfinite(values) if finite else np.array(False)
         if bad.any() and not number:
-            is_good = f"np.isfinite({_as_numpy(name, given)})"
-            hint = _line_that_drops(bad, is_good, name, given)
+            hint = _line_that_drops(bad, f"np.isfinite({_as_numpy(name, given)})", name, given)
             first = f"{name}{place(bad, start)}, {values[bad][0]}.{hint}"
         number += np.count_nonzero(bad)
     if number:
         many = "1 value that is" if number == 1 else f"{number} values that are"
         raise DataError(f"{name} has {many} not finite, of {array.size}: the first is {first}")
-
-
-@jax.jit
-def _all_finite(array):
-    return jnp.isfinite(array).all()
 
 
 def _line_that_drops(bad: np.ndarray, condition: str, name: str, given: Any) -> str:

@@ -11,15 +11,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from vernal import _limits
 from vernal._data.arrays import as_batch, empty, nbytes, number_of_examples, signature
 from vernal._data.superbatch import Start, Superbatch
-from vernal.errors import ArgumentError, DataError, kind
+from vernal.errors import DataError, kind
 
 # What loaders call the methods by which they return their state, and take it back.
 _STATE_METHODS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
+_AFRESH = "\n  Pass a list, or an object whose __iter__ starts afresh."
 
 
 class LoaderSource:
@@ -27,20 +28,13 @@ class LoaderSource:
 
     Args:
         loader: A list, a data loader, or a function that returns batches to iterate over.
-        batch_size: To be refused: the batches have a size already.
         aligned: Whether the parts of a batch need the same number of examples.
         name: The argument that `loader` is, for messages.
     """
 
-    def __init__(
-        self, loader: Any, batch_size: int | None, *, aligned: bool = True, name: str = "data"
-    ):
-        check_no_batch_size(batch_size)
+    def __init__(self, loader: Any, *, aligned: bool, name: str):
         if isinstance(loader, Iterator):
-            raise DataError(
-                f"{name} is {kind(loader)}, which can be read only once."
-                "\n  Pass what it was made from: a list, or an object whose __iter__ starts afresh."
-            )
+            raise DataError(f"{name} is {kind(loader)}, which can be read only once.{_AFRESH}")
         self._name = name
         self._aligned = aligned
         self._loader = loader
@@ -85,17 +79,14 @@ class LoaderSource:
 
     def _pass(self, mark: Any = None) -> "_Pass":
         """Begin to read the loader, from a `_Pass.mark` on if there is one."""
-        batches = _Pass(self._opened(), self._as_batch, mark)
-        if batches.is_empty and mark is not None:
-            # The state that the loader had at the end of a pass leads there again.
-            batches = _Pass(self._opened(), self._as_batch)
-        if batches.is_empty:
-            when = "" if self.example is None else " when it was read again"
-            raise DataError(
-                f"{self._name} is a {type(self._loader).__name__} without a single batch{when}."
-                "\n  Pass a list, or an object whose __iter__ starts afresh."
-            )
-        return batches
+        # The state that a loader had at the end of a pass may lead there again.
+        for begin in (mark, None):
+            batches = _Pass(self._opened(), self._as_batch, begin)
+            if batches.cursor or batches.following is not None or batches.failure is not None:
+                return batches
+        when = "" if self.example is None else " when it was read again"
+        given = f"{self._name} is {kind(self._loader)}"
+        raise DataError(f"{given} without a single batch{when}.{_AFRESH}")
 
     def batches(self, data_pass: int, key: PRNGKeyArray | None) -> Iterator[PyTree]:
         """Yield the batches of one pass one by one, in the loader's own order."""
@@ -191,11 +182,6 @@ class _Pass:
         self.mark = self._marked(self.cursor)
         self.following = self._read()
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether the pass is over before its first batch."""
-        return self.cursor == 0 and self.following is None and self.failure is None
-
     def advance(self, *, marks: bool) -> None:
         """Go on to the next batch, and mark it if that is wanted: a state takes time to copy."""
         self.cursor += 1
@@ -226,22 +212,10 @@ def _state_of(owner: Any, mark: Any) -> Callable | None:
     return None
 
 
-def check_no_batch_size(batch_size: Any) -> None:
-    """Raise `ArgumentError` for a batch size: ready batches have a size already."""
-    if batch_size is not None:
-        raise ArgumentError(
-            f"batch_size={batch_size} was given with a loader, whose batches have a size "
-            "already.\n  Leave batch_size out, or pass arrays."
-        )
-
-
-def _stacked(*leaves: np.ndarray | Array, capacity: int) -> np.ndarray:
+def _stacked(*leaves: np.ndarray, capacity: int) -> np.ndarray:
     """Return arrays of one shape, one behind the other, with space for `capacity` of them."""
-    first = leaves[0]
-    stacked = empty((capacity, *first.shape), np.dtype(first.dtype))
-    for row, leaf in enumerate(leaves):
-        stacked[row] = leaf
-
+    stacked = empty((capacity, *leaves[0].shape), leaves[0].dtype)
+    np.stack(leaves, out=stacked[: len(leaves)])
     return stacked
 
 

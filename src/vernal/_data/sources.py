@@ -3,13 +3,14 @@
 import operator
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from vernal._data.array_source import ArraySource
-from vernal._data.loader_source import LoaderSource, check_no_batch_size, is_function
-from vernal.errors import DataError, kind, whole_number
+from vernal._data.loader_source import LoaderSource, is_function
+from vernal.errors import ArgumentError, DataError, kind, whole_number
 
 Source = ArraySource | LoaderSource
 
@@ -51,9 +52,17 @@ def as_source(
         ArgumentError: If `batch_size` cannot be used.
     """
     if is_loader(data):
-        return LoaderSource(data, batch_size, aligned=aligned, name=name)
+        _check_no_batch_size(batch_size)
+        return LoaderSource(data, aligned=aligned, name=name)
 
     return ArraySource(data, batch_size, shuffle=shuffle, trains=trains, finite=finite, name=name)
+
+
+def _check_no_batch_size(batch_size: Any) -> None:
+    """Raise `ArgumentError` for a batch size: ready batches have a size already."""
+    if batch_size is not None:
+        given = f"batch_size={batch_size} was given with a loader, whose batches have a size."
+        raise ArgumentError(f"{given}\n  Leave batch_size out, or pass arrays.")
 
 
 def steps(data: PyTree, batch_size: int | None = None, epochs: int = 1) -> int:
@@ -74,13 +83,11 @@ def steps(data: PyTree, batch_size: int | None = None, epochs: int = 1) -> int:
     if not is_loader(data):
         return ArraySource(data, batch_size).pass_length * epochs
 
-    check_no_batch_size(batch_size)
+    _check_no_batch_size(batch_size)
     length = operator.length_hint(data, sys.maxsize)
     if length == sys.maxsize:
-        raise DataError(
-            f"data is {kind(data)}, whose batches cannot be counted: it has no `len`."
-            "\n  Pass the number of steps to the schedule."
-        )
+        hint = "Pass the number of steps to the schedule."
+        raise DataError(f"data is {kind(data)}, which has no `len` to count by.\n  {hint}")
     return length * epochs
 
 
