@@ -173,11 +173,10 @@ def whole_number(name: str, value: Any, *, at_least: int, hint: str = "") -> int
     Raises:
         ArgumentError: If the value is not a whole number, or is below `at_least`.
     """
-    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_whole or value < at_least:
-        need = f"needs to be a whole number from {at_least}"
-        raise ArgumentError(f"{name} {need}; it is {value!r}.{hint}")
-    return int(value)
+    if isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= at_least:
+        return int(value)
+    need = f"a whole number from {at_least}"
+    raise ArgumentError(f"{name} needs to be {need}; it is {value!r}.{hint}")
 
 
 def check_finite(name: str, value: Any, hint: str) -> None:

@@ -27,7 +27,6 @@ _LINES = (
     "{0}.astype(np.float32)",
     "np.unique({0}, return_inverse=True)[1]",
 )
-_ENCODE = "\n  Encode them as numbers first, or drop those examples."
 
 
 def line_that_works(name: str, given: Any) -> str:
@@ -65,7 +64,8 @@ def not_numbers(name: str, given: Any, array: Any) -> DataError:
                 text = repr(str(value)) if isinstance(value, str) else str(value)
                 found += f": {name}{list(index) or ''} is {textwrap.shorten(text, 60)}"
                 break
-    return DataError(f"{found}.{hint or _ENCODE}")
+    hint = hint or "\n  Encode them as numbers first, or drop those examples."
+    return DataError(f"{found}.{hint}")
 
 
 def in_memory(name: str, given: Any, values: np.ndarray, start: int = 0) -> np.ndarray:

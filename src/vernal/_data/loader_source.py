@@ -97,10 +97,8 @@ class LoaderSource:
         """Return what to iterate over: the loader, or what a function returns at each call."""
         made = self._loader() if is_function(self._loader) else self._loader
         if not isinstance(made, Iterable):
-            raise DataError(
-                f"{self._name} is a function that returns {kind(made)}; it needs to return batches "
-                "to iterate over, anew at each call.\n  Try a function that yields them."
-            )
+            given = f"{self._name} is a function that returns {kind(made)}"
+            raise DataError(f"{given}, no iterable of batches.\n  Try a function that yields them.")
         return made
 
     def _rest_of_pass(self, batches: "_Pass", data_pass: int) -> Iterator[Superbatch]:
