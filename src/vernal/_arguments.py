@@ -57,11 +57,10 @@ def checked_steps_per_epoch(steps: Any) -> int | None:
     return None if steps is None else whole_number("steps_per_epoch", steps, at_least=1)
 
 
-def check_choice(name: str, value: Any, choices: tuple) -> None:
-    """Raise `ArgumentError` if an argument is not one of some choices."""
-    if value not in choices:
-        listed = [f'"{each}"' if isinstance(each, str) else str(each) for each in choices]
-        raise wrong_argument(name, value, " or ".join(listed))
+def check_on_nonfinite(choice) -> None:
+    """Raise `ArgumentError` if this is neither "raise" nor "ignore"."""
+    if choice not in ("raise", "ignore"):
+        raise wrong_argument("on_nonfinite", choice, '"raise" or "ignore"')
 
 
 def check_eval_params(eval_params: Any) -> None:
@@ -196,6 +195,12 @@ def check_monitored(callback: Any, names: Collection[str]) -> None:
         f"{type(callback).__name__} monitors {monitor!r}, which is not measured; there are "
         f"{', '.join(names)}.{hint}"
     )
+
+
+def check_progress(progress: Any) -> None:
+    """Raise `ArgumentError` if this is no choice of what shows the progress."""
+    if not isinstance(progress, bool) and progress not in ("auto", "bar", "lines"):
+        raise wrong_argument("progress", progress, 'True, False, "auto", "bar" or "lines"')
 
 
 def check_checkpoints(checkpoints: Any) -> None:

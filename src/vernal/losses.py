@@ -340,8 +340,7 @@ class CrossEntropy(AbstractSupervised):
         """Raise `ExamplesError` if there is a label without a logit."""
         most = prediction_shape[-1] - 1
         needed = f"CrossEntropy needs 0 to {most} for predictions of shape {prediction_shape}"
-        signs = "(y + 1) // 2"
-        _check_range(y, most, needed, for_signs=signs, ignored=self.ignore_index)
+        _check_range(y, most, needed, for_signs="(y + 1) // 2", ignored=self.ignore_index)
 
     def of_example(self, prediction, target):
         if not jnp.issubdtype(target.dtype, jnp.integer):

@@ -20,7 +20,7 @@ from vernal.errors import DataError, kind
 
 # What loaders call the methods by which they return their state, and take it back.
 _STATE_METHODS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
-_AFRESH = "\n  Pass a list, or an object whose __iter__ starts afresh."
+_AFRESH = "\n  Pass what it was made from: a list, or an object whose __iter__ starts afresh."
 
 
 class LoaderSource:
@@ -34,7 +34,8 @@ class LoaderSource:
 
     def __init__(self, loader: Any, *, aligned: bool, name: str):
         if isinstance(loader, Iterator):
-            raise DataError(f"{name} is {kind(loader)}, which can be read only once.{_AFRESH}")
+            once = "which can be read only once; every epoch reads it again"
+            raise DataError(f"{name} is {kind(loader)}, {once}.{_AFRESH}")
         self._name = name
         self._aligned = aligned
         self._loader = loader

@@ -85,7 +85,7 @@ class Trainer:
     def __post_init__(self):
         _arguments.check_optimizer(self.optimizer)
         _arguments.check_loss(self.loss)
-        _arguments.check_choice("on_nonfinite", self.on_nonfinite, ("raise", "ignore"))
+        _arguments.check_on_nonfinite(self.on_nonfinite)
         _arguments.check_eval_params(self.eval_params)
         objective = Objective(
             loss=self.loss,
@@ -297,7 +297,7 @@ class Trainer:
         validate_every = whole_number("validate_every", validate_every, at_least=1)
         steps_per_epoch = _arguments.checked_steps_per_epoch(steps_per_epoch)
         _arguments.check_checkpoints(checkpoints)
-        _arguments.check_choice("progress", progress, (True, False, "auto", "bar", "lines"))
+        _arguments.check_progress(progress)
         checked, held_out = self._checked(
             model_or_state, data, validation_data, batch_size=batch_size, shuffle=shuffle
         )
