@@ -112,7 +112,7 @@ WRONG = {
     ),
     "a loss that needs a state": (
         lambda: trainer(four).fit(MLP, DATA, epochs=1),
-        "four takes a model_state, and there is none.",
+        "with no model_state the loss is called as loss(model, batch, key), which four is not made",
     ),
     "one callback and no list": (
         lambda: trainer().fit(MLP, DATA, epochs=1, callbacks=wrong(callbacks.EarlyStopping())),
@@ -120,7 +120,7 @@ WRONG = {
     ),
     "a callback's class": (
         lambda: trainer().fit(MLP, DATA, epochs=1, callbacks=wrong([callbacks.EarlyStopping])),
-        "callbacks holds the class EarlyStopping",
+        "callbacks[0] is the class EarlyStopping",
     ),
     "what is not measured is watched": (
         lambda: trainer().fit(MLP, DATA, epochs=1, callbacks=[callbacks.EarlyStopping()]),

@@ -1,5 +1,6 @@
 """Arguments of `Trainer` and its methods are checked before anything is made of them."""
 
+import contextlib
 import inspect
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vernal._data.arrays import signature
-from vernal.errors import ArgumentError, did_you_mean, kind, whole_number
+from vernal.errors import ArgumentError, did_you_mean, whole_number, wrong_argument
 from vernal.losses import AbstractSupervised
 from vernal.metrics import AbstractMetric, Mean, top_k
 
@@ -21,29 +22,20 @@ def check_optimizer(optimizer) -> None:
     """Raise `ArgumentError` if this is not an Optax optimizer."""
     is_one = all(callable(getattr(optimizer, name, None)) for name in ("init", "update"))
     if isinstance(optimizer, type) or not is_one:
-        name = getattr(optimizer, "__name__", None)
-        call = f"{name}(...)" if callable(optimizer) and name else "optax.adam(1e-3)"
-        raise ArgumentError(
-            f"optimizer is {kind(optimizer)}; an Optax optimizer is needed."
-            f"\n  Try Trainer({call}, ...), as in optax.adam(1e-3)."
-        )
+        call = f"{optimizer.__name__}(...)" if inspect.isroutine(optimizer) else "one of Optax's"
+        hint = f"Try {call}, as in optax.adam(1e-3)."
+        raise wrong_argument("optimizer", optimizer, "an Optax optimizer", hint)
 
 
 def check_loss(loss) -> None:
     """Raise `ArgumentError` if this cannot be called as `loss(model, batch, key)`."""
-    if isinstance(loss, type) and issubclass(loss, AbstractSupervised):
-        raise ArgumentError(
-            f"loss is the class {loss.__name__}; an instance is needed."
-            f"\n  Try losses.{loss.__name__}()."
-        )
     if isinstance(loss, type) or not callable(loss):
-        raise ArgumentError(
-            f"loss is {kind(loss)}; a callable loss(model, batch, key) is needed."
-            "\n  Try losses.MeanSquaredError(), or another of vernal.losses."
-        )
+        is_class = isinstance(loss, type) and issubclass(loss, AbstractSupervised)
+        hint = f"Try losses.{loss.__name__ if is_class else 'MeanSquaredError'}()."
+        raise wrong_argument("loss", loss, "a callable loss(model, batch, key)", hint)
     is_loss = _accepts(loss, 3) or _accepts(loss, 4)
     if not is_loss or (getattr(loss, "__module__", "") or "").startswith("optax"):
-        name = getattr(loss, "__name__", type(loss).__name__)
+        name = _name_of(loss)
         raise ArgumentError(
             f"loss is called as loss(model, batch, key), which {name} is not made for."
             f"\n  Try losses.Supervised({name}) if it takes one example's prediction and target."
@@ -52,17 +44,12 @@ def check_loss(loss) -> None:
 
 def check_key(key: Any) -> None:
     """Raise `ArgumentError` if this is neither a random key nor `None`."""
-    is_array = isinstance(key, jax.Array | np.ndarray)
-    # Keys as `jax.random.PRNGKey` makes them are two plain numbers.
-    is_key = is_array and (
-        (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ())
-        or (key.dtype == np.uint32 and key.ndim == 1)
-    )
-    if key is not None and not is_key:
-        seed = key if isinstance(key, int) else 0
-        raise ArgumentError(
-            f"key is {kind(key)}; a random key is needed.\n  Try jax.random.key({seed})."
-        )
+    try:
+        if key is not None:
+            jax.eval_shape(jax.random.fold_in, key, 0)
+    except (TypeError, ValueError):
+        hint = f"Try jax.random.key({key if isinstance(key, int) else 0})."
+        raise wrong_argument("key", key, "a random key", hint) from None
 
 
 def check_no_key(key: Any) -> None:
@@ -82,57 +69,52 @@ def checked_steps_per_epoch(steps: Any) -> int | None:
 def check_on_nonfinite(choice) -> None:
     """Raise `ArgumentError` if this is neither "raise" nor "ignore"."""
     if choice not in ("raise", "ignore"):
-        raise ArgumentError(f'on_nonfinite is {choice!r}; "raise" or "ignore" is needed.')
+        raise wrong_argument("on_nonfinite", choice, '"raise" or "ignore"')
 
 
 def check_eval_params(eval_params: Any) -> None:
     """Raise `ArgumentError` if this is no function of an optimizer's state and parameters."""
     if eval_params is not None and not _accepts(eval_params, 2):
-        raise ArgumentError(
-            f"eval_params is {kind(eval_params)}; a function eval_params(opt_state, params) is "
-            "needed.\n  Try eval_params=vernal.averaged."
-        )
+        need = "a function eval_params(opt_state, params)"
+        raise wrong_argument("eval_params", eval_params, need, "Try eval_params=vernal.averaged.")
 
 
 def check_same_params(evaluated: PyTree, params: PyTree) -> None:
     """Raise `ArgumentError` if these parameters differ in structure, shape or dtype."""
     if signature(evaluated) != signature(params):
-        raise ArgumentError(
-            "eval_params returns other parameters than it is given: their structure, a shape or a "
-            "dtype differs.\n  Return jax.tree.map(..., params)."
-        )
+        hint = "Return jax.tree.map(..., params)."
+        raise ArgumentError(f"eval_params returns other parameters than it is given.\n  {hint}")
 
 
 def check_stateful(loss: Callable | None, model: PyTree, model_state: PyTree) -> None:
     """Raise `ArgumentError` if loss, model and model state do not go together."""
-    name = type(model).__name__
-    if model_state is None and _needs_state(model):
+    indices = jax.tree.leaves(model, is_leaf=_is_state_index)
+    if model_state is None and any(map(_is_state_index, indices)):
+        name = type(model).__name__
         raise ArgumentError(
             f"{name} has layers with a state, such as BatchNorm, and is given without it."
             f"\n  Make both: model, model_state = eqx.nn.make_with_state({name})(...),"
             "\n  and pass trainer.init(model, model_state=model_state) in place of the model."
         )
-    if loss is None or isinstance(loss, AbstractSupervised):
+    arguments = 3 if model_state is None else 4
+    if loss is None or isinstance(loss, AbstractSupervised) or _accepts(loss, arguments):
         return
-    if _accepts(loss, 3 if model_state is None else 4):
-        return
-    loss_name = getattr(loss, "__name__", type(loss).__name__)
-    if model_state is None:
-        raise ArgumentError(
-            f"{loss_name} takes a model_state, and there is none."
-            "\n  Pass trainer.init(model, model_state=...) in place of the model."
-        )
+    called = "model, batch, key" if model_state is None else "model, batch, key, model_state"
     raise ArgumentError(
-        f"with a model_state the loss is called as loss(model, batch, key, model_state), which "
-        f"{loss_name} is not made for."
-        "\n  It needs to return (scalar, dict of metrics, model_state)."
+        f"with {'no' if model_state is None else 'a'} model_state the loss is called as "
+        f"loss({called}), which {_name_of(loss)} is not made for."
+        "\n  For a loss that returns (scalar, dict of metrics, model_state), pass "
+        "trainer.init(model, model_state=...) in place of the model."
     )
 
 
-def _needs_state(model: PyTree) -> bool:
-    """Say whether a model has layers with a state: these hold an index into it."""
-    found = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, eqx.nn.StateIndex))
-    return any(isinstance(leaf, eqx.nn.StateIndex) for leaf in found)
+def _is_state_index(node: Any) -> bool:
+    """Say whether this is an index into a model's state, which layers with a state hold."""
+    return isinstance(node, eqx.nn.StateIndex)
+
+
+def _name_of(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def checked_metrics(metrics: Any, loss: Callable) -> dict[str, AbstractMetric]:
@@ -141,19 +123,16 @@ def checked_metrics(metrics: Any, loss: Callable) -> dict[str, AbstractMetric]:
     Raises:
         ArgumentError: If they cannot be measured.
     """
-    if metrics is None:
-        return {}
+    metrics = {} if metrics is None else metrics
     if not isinstance(metrics, Mapping):
-        raise ArgumentError(
-            f"metrics is {kind(metrics)}; a dict of functions by name is needed."
-            '\n  Try metrics={"accuracy": metrics.accuracy}.'
-        )
+        hint = 'Try metrics={"accuracy": metrics.accuracy}.'
+        raise wrong_argument("metrics", metrics, "a dict of functions by name", hint)
     if metrics and not isinstance(loss, AbstractSupervised):
         raise ArgumentError(
-            "metrics are functions of predictions and targets, but a loss of your own measures "
-            'both.\n  Return the metrics from the loss: (scalar, {"name": value}).'
+            "metrics are for the losses of vernal.losses; a loss of your own measures both."
+            '\n  Return the metrics from the loss: (scalar, {"name": value}).'
         )
-    checked: dict[str, AbstractMetric] = {}
+    checked = {}
     for name, metric in metrics.items():
         is_taken = name in ("loss", "learning_rate")
         if not isinstance(name, str) or is_taken or name.startswith("val_"):
@@ -161,16 +140,11 @@ def checked_metrics(metrics: Any, loss: Callable) -> dict[str, AbstractMetric]:
                 f"metrics cannot be called {name!r}; a string is needed that is not "
                 '"loss" or "learning_rate" and does not begin with "val_".'
             )
-        if isinstance(metric, AbstractMetric):
-            checked[name] = metric
-        elif _accepts(metric, 2):
-            checked[name] = Mean(metric)
-        else:
-            hint = "\n  Try metrics.top_k(5)." if metric is top_k else ""
-            raise ArgumentError(
-                f"metrics[{name!r}] is {kind(metric)}; a function fn(prediction, target) of one "
-                f"example is needed, or an AbstractMetric.{hint}"
-            )
+        if not isinstance(metric, AbstractMetric) and not _accepts(metric, 2):
+            need = "a function fn(prediction, target) of one example, or an AbstractMetric,"
+            hint = "Try metrics.top_k(5)." if metric is top_k else ""
+            raise wrong_argument(f"metrics[{name!r}]", metric, need, hint)
+        checked[name] = metric if isinstance(metric, AbstractMetric) else Mean(metric)
     return checked
 
 
@@ -178,20 +152,13 @@ def checked_dtype(dtype) -> np.dtype | None:
     """Return a dtype to compute in; `ArgumentError` if it is not a floating-point dtype."""
     if dtype is None:
         return None
-    try:
-        made = jnp.dtype(dtype)
-    except TypeError:
-        made = None
-    if made is None or not jnp.issubdtype(made, jnp.floating):
-        raise ArgumentError(
-            f"compute_dtype is {dtype!r}; a floating-point dtype is needed, such as jnp.bfloat16."
-        )
-    return made
+    with contextlib.suppress(TypeError):
+        if jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+            return jnp.dtype(dtype)
+    raise wrong_argument("compute_dtype", dtype, "a floating-point dtype", "Try jnp.bfloat16.")
 
 
-def checked_callbacks(
-    callbacks, names: list[str], metrics: Mapping[str, AbstractMetric]
-) -> list[Callable]:
+def checked_callbacks(callbacks, names: list[str], metrics: Mapping) -> list[Callable]:
     """Return callbacks as a list.
 
     Args:
@@ -204,18 +171,17 @@ def checked_callbacks(
             it can measure.
     """
     if callable(callbacks) or not isinstance(callbacks, Iterable):
-        raise ArgumentError(
-            f"callbacks is {kind(callbacks)}; a list of callables is needed."
-            "\n  Try callbacks=[callback]."
-        )
+        hint = "Try callbacks=[callback]."
+        raise wrong_argument("callbacks", callbacks, "a list of callables", hint)
     listed = list(callbacks)
     may_measure = False
-    for callback in listed:
+    for i, callback in enumerate(listed):
         if not _accepts(callback, 1):
-            raise ArgumentError(
-                f"callbacks holds {kind(callback)}; a callable callback(epoch) is needed."
-                f"{_callback_hint(callback)}"
-            )
+            hooks = [name for name in dir(callback) if name.startswith("on_")]
+            hint = f"Write __call__(self, epoch) in place of {hooks[0]}." if hooks else ""
+            if isinstance(callback, type):
+                hint = f"Try {callback.__name__}()."
+            raise wrong_argument(f"callbacks[{i}]", callback, "a callable callback(epoch)", hint)
         if not may_measure:
             check_monitored(callback, names)
         if hasattr(callback, "decide_mode"):
@@ -225,22 +191,13 @@ def checked_callbacks(
     return listed
 
 
-def _callback_hint(callback: Any) -> str:
-    if isinstance(callback, type):
-        return f"\n  Try {callback.__name__}()."
-    others = [name for name in dir(callback) if name.startswith("on_")]
-    return f"\n  Write __call__(self, epoch) in place of {others[0]}." if others else ""
-
-
 def check_monitored(callback: Any, names: Collection[str]) -> None:
     """Raise `ArgumentError` if a callback monitors what is not among the names of measurements."""
     monitor = getattr(callback, "monitor", None)
     if not isinstance(monitor, str) or monitor in names:
         return
-    hint = (
-        f"{did_you_mean(monitor, names)}\n  A callback before it may measure it, from the first "
-        f"epoch on: epoch.metrics[{monitor!r}] = ..."
-    )
+    measure = f"epoch.metrics[{monitor!r}] = ..."
+    hint = f"{did_you_mean(monitor, names)}\n  A callback before it may measure it: {measure}"
     if monitor.removeprefix("val_") in names:
         hint = "\n  Pass validation_data."
     raise ArgumentError(
@@ -252,9 +209,7 @@ def check_monitored(callback: Any, names: Collection[str]) -> None:
 def check_progress(progress: Any) -> None:
     """Raise `ArgumentError` if this is no choice of what shows the progress."""
     if not isinstance(progress, bool) and progress not in ("auto", "bar", "lines"):
-        raise ArgumentError(
-            f'progress is {progress!r}; True, False, "auto", "bar" or "lines" is needed.'
-        )
+        raise wrong_argument("progress", progress, 'True, False, "auto", "bar" or "lines"')
 
 
 def check_checkpoints(checkpoints: Any) -> None:
@@ -263,20 +218,17 @@ def check_checkpoints(checkpoints: Any) -> None:
     if checkpoints is None or (hasattr(checkpoints, "open") and not is_path):
         return
     path = os.fspath(checkpoints) if is_path else "runs/1"
-    raise ArgumentError(
-        f"checkpoints is {kind(checkpoints)}; a vernal.Checkpoints is needed."
-        f"\n  Try checkpoints=vernal.Checkpoints({path!r})."
-    )
+    hint = f"Try checkpoints=vernal.Checkpoints({path!r})."
+    raise wrong_argument("checkpoints", checkpoints, "a vernal.Checkpoints", hint)
 
 
 def _accepts(function: Any, arguments: int) -> bool:
     """Say whether this is a function, or another callable instance, of so many arguments."""
-    if isinstance(function, type) or not callable(function):
+    if isinstance(function, type):
         return False
     try:
-        inspect.signature(function).bind(*range(arguments))
+        with contextlib.suppress(ValueError):  # some built-in callables have no signature
+            inspect.signature(function).bind(*range(arguments))
     except TypeError:
         return False
-    except ValueError:  # some built-in callables have no signature
-        return True
     return True

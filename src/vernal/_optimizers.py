@@ -14,9 +14,6 @@ from jaxtyping import Array, PyTree
 
 Optimizer = optax.GradientTransformation | optax.MultiSteps
 
-# One part of an optimizer's state may promote another in the step after.
-_MOST_PROMOTIONS = 2
-
 
 def strongly_typed(leaf: Any) -> Any:
     """Return an array whose dtype stays: JAX's weak types, of Python's numbers, do not."""
@@ -110,8 +107,7 @@ def initial_opt_state(optimizer: Optimizer, params: PyTree) -> PyTree:
         return lax.convert_element_type(leaf, after.dtype)
 
     opt_state = jax.tree.map(strongly_typed, optimizer.init(params))
-    for _ in range(_MOST_PROMOTIONS):
-        opt_state = jax.tree.map(
-            promoted, opt_state, eqx.filter_eval_shape(after_a_step, opt_state)
-        )
+    for _ in range(2):  # one part of a state may promote another in the step after
+        after = eqx.filter_eval_shape(after_a_step, opt_state)
+        opt_state = jax.tree.map(promoted, opt_state, after)
     return opt_state

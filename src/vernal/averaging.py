@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from vernal._arguments import check_optimizer
 from vernal._optimizers import Optimizer
-from vernal.errors import ArgumentError, kind
+from vernal.errors import ArgumentError, wrong_argument
 
 
 class AveragedState(NamedTuple):
@@ -51,16 +52,15 @@ def average_weights(
     """
     if isinstance(optimizer, optax.MultiSteps):
         optimizer = optimizer.gradient_transformation()
-    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
-        raise ArgumentError(f"optimizer is {kind(optimizer)}; an Optax optimizer is needed.")
+    check_optimizer(optimizer)
     if not isinstance(decay, float) or not 0 < decay < 1:
-        raise ArgumentError(
-            f"decay is {decay!r}; a number between 0 and 1 is needed.\n  Try decay=0.999."
-        )
+        raise wrong_argument("decay", decay, "a number between 0 and 1", "Try decay=0.999.")
     wrapped = optax.with_extra_args_support(optimizer)
 
     def init(params: PyTree) -> AveragedState:
-        average = jax.tree.map(_in_single_precision, params)
+        average = jax.tree.map(
+            lambda param: param.astype(jnp.promote_types(param.dtype, jnp.float32)), params
+        )
         return AveragedState(wrapped.init(params), average, jnp.zeros((), jnp.int32))
 
     def update(
@@ -98,24 +98,13 @@ def averaged(opt_state: PyTree, params: PyTree) -> PyTree:
     Raises:
         ArgumentError: If the optimizer keeps no average, or changes the weights after it.
     """
-    outermost = opt_state
-    if isinstance(outermost, optax.MultiStepsState):
-        outermost = outermost.inner_opt_state
-    if not isinstance(outermost, AveragedState):
-        found = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, AveragedState))
-        is_inside = any(isinstance(node, AveragedState) for node in found)
-        problem = "changes the weights after it averages them" if is_inside else "keeps no average"
+    found = opt_state.inner_opt_state if isinstance(opt_state, optax.MultiStepsState) else opt_state
+    if not isinstance(found, AveragedState):
         raise ArgumentError(
-            f"eval_params=vernal.averaged: the optimizer {problem}."
-            "\n  Wrap the whole of it: vernal.average_weights(optax.chain(...))."
+            "eval_params=vernal.averaged: the optimizer keeps no average, or changes the weights "
+            "after it.\n  Wrap the whole of it: vernal.average_weights(optax.chain(...))."
         )
-    return jax.tree.map(
-        lambda param, average: average.astype(param.dtype), params, outermost.average
-    )
-
-
-def _in_single_precision(param: Array) -> Array:
-    return param.astype(jnp.promote_types(param.dtype, jnp.float32))
+    return jax.tree.map(lambda param, average: average.astype(param.dtype), params, found.average)
 
 
 def _is_applied(before: Any, after: Any) -> Array:

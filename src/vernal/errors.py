@@ -22,6 +22,9 @@ import numpy as np
 Function = TypeVar("Function", bound=Callable)
 
 _NO_BREAK = "\u00a0"
+_WRAPPER = textwrap.TextWrapper(
+    width=100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+)
 # The libraries whose frames say nothing to a user about a mistake in the user's own program.
 _LIBRARIES = ("vernal", "jax", "equinox", "optax", "jaxtyping", "beartype", "contextlib")
 # Names that are read with a vowel first, besides those that are written with one.
@@ -46,10 +49,11 @@ class VernalError(Exception):
             cls.__module__ = "vernal"  # where users import it from
 
     def __str__(self) -> str:
-        lines: list[str] = []
-        for line in super().__str__().splitlines():
-            lines += _wrapped(line) or [line]
-        return "\n".join(lines)
+        # Paths, code and what is in parentheses, such as a shape, stay in one piece, and with the
+        # word before.
+        glued = re.sub(r" (?=\(|[^()\n]*\))", _NO_BREAK, super().__str__())
+        wrapped = "\n".join(map(_WRAPPER.fill, glued.splitlines()))
+        return wrapped.replace(_NO_BREAK, " ")
 
 
 class ArgumentError(VernalError, ValueError):
@@ -136,21 +140,15 @@ def short_traceback(function: Function) -> Function:
         try:
             return function(*args, **kwargs)
         except VernalError as error:
-            raise _shortened(error) from error.__cause__
+            error.full_traceback = error.full_traceback or error.__traceback__
+            cause = error.__cause__
+            if cause is not None:
+                cause.__traceback__ = _users_frames(cause.__traceback__)
+                # A cause without a frame of the user's stays the context alone.
+                cause = cause if cause.__traceback__ else None
+            raise error.with_traceback(_users_frames(error.__traceback__)) from cause
 
     return cast(Function, call)
-
-
-def _shortened(error: VernalError) -> VernalError:
-    """Leave out the frames of libraries, and a cause that has no others: it stays the context."""
-    if error.full_traceback is None:
-        error.full_traceback = error.__traceback__
-    error.__traceback__ = _users_frames(error.__traceback__)
-    cause = error.__cause__
-    if cause is not None:
-        cause.__traceback__ = _users_frames(cause.__traceback__)
-        error.__cause__ = cause if cause.__traceback__ else None
-    return error
 
 
 def _users_frames(frames: TracebackType | None) -> TracebackType | None:
@@ -163,22 +161,28 @@ def _users_frames(frames: TracebackType | None) -> TracebackType | None:
     return TracebackType(inner, frames.tb_frame, frames.tb_lasti, frames.tb_lineno)
 
 
-def whole_number(name: str, value: Any, *, at_least: int) -> int:
+def wrong_argument(name: str, value: Any, need: str, hint: str = "") -> ArgumentError:
+    """Make the error for an argument: what was given, what is needed, and a line that fixes it."""
+    fix = f"\n  {hint}" if hint else ""
+    return ArgumentError(f"{name} is {kind(value)}; {need} is needed.{fix}")
+
+
+def whole_number(name: str, value: Any, *, at_least: int, hint: str = "") -> int:
     """Return the value as an int.
 
     Raises:
         ArgumentError: If the value is not a whole number, or is below `at_least`.
     """
-    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_whole or value < at_least:
-        raise ArgumentError(f"{name} needs to be a whole number from {at_least}; it is {value!r}.")
-    return int(value)
+    if isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= at_least:
+        return int(value)
+    need = f"a whole number from {at_least}"
+    raise ArgumentError(f"{name} needs to be {need}; it is {value!r}.{hint}")
 
 
 def check_finite(name: str, value: Any, hint: str) -> None:
     """Raise `ArgumentError`, with a hint, if this is not a finite number from 0."""
     if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
-        raise ArgumentError(f"{name} is {kind(value)}; a finite number from 0 is needed.\n  {hint}")
+        raise wrong_argument(name, value, "a finite number from 0", hint)
 
 
 def checked_path(name: str, value: Any) -> Path:
@@ -188,31 +192,25 @@ def checked_path(name: str, value: Any) -> Path:
         ArgumentError: If the argument is not a path, or is a URL.
     """
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-        raise ArgumentError(f"{name} is {kind(value)}; a path is needed, as a str or a Path.")
+        raise wrong_argument(name, value, "a path", "Pass a str or a Path.")
     given = os.fsdecode(value)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", given):  # of its two slashes, a Path keeps one
-        raise ArgumentError(
-            f"{name} is the URL {given}; a path of the file system is needed."
-            "\n  Pass a path without a scheme, such as that of a mounted bucket, or write to a "
-            "directory and copy it after the run."
-        )
+        hint = "Pass a path without a scheme, such as that of a mounted bucket."
+        raise ArgumentError(f"{name} is the URL {given}; a path is needed.\n  {hint}")
     return Path(os.path.expanduser(given)).absolute()
 
 
 def shown(path: Path) -> str:
     """Word a path for a message: from the working directory, if it lies in there."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except (ValueError, OSError):  # OSError: the working directory is gone
-        return str(path)
+    with contextlib.suppress(ValueError, OSError):  # OSError: the working directory is gone
+        path = path.relative_to(Path.cwd())
+    return str(path)
 
 
 def unwritable(path: Path, error: OSError) -> ArgumentError:
     """Make the error for a path that cannot be written."""
-    return ArgumentError(
-        f"{shown(path)} cannot be written: {error.strerror or error}."
-        "\n  Pass a path in a directory that you may write to."
-    )
+    hint = "Pass a path in a directory that you may write to."
+    return ArgumentError(f"{shown(path)} cannot be written: {error.strerror or error}.\n  {hint}")
 
 
 def optional_import(module: str, *, user: str, extra: str) -> Any:
@@ -257,13 +255,11 @@ def call_error(what: str, on: str, error: Exception) -> CallError:
     """
     frames = traceback.extract_tb(_users_frames(error.__traceback__))
     place = f" in line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else ""
-    hint = ""
-    for kinds, (words, advice) in _ADVICE.items():
-        if type(error).__name__ in kinds and words in str(error):
-            hint = f"\n  {advice}"
     # What JAX calls a tracer is an array to the user.
     reason = re.sub(r"^Tracer\w*: |\w*Tracer\b", "", first_line(error))
-    return CallError(f"{what} fails{on}{place}: {reason}{hint}")
+    raised = f"{type(error).__name__}: {error}"
+    hints = [f"\n  {hint}" for words, hint in _HINTS.items() if re.match(words, raised)]
+    return CallError(f"{what} fails{on}{place}: {reason}{''.join(hints)}")
 
 
 @contextlib.contextmanager
@@ -277,31 +273,13 @@ def calling(what: str) -> Iterator[None]:
         raise call_error(what, "", error) from error
 
 
-# By the names of the exceptions, as importing them would import JAX; and by words in them.
-_ADVICE = {
-    ("TracerBoolConversionError",): (
-        "",
-        "Python's `if`, `and` and `while` cannot depend on an array's values, which are not known "
-        "while the program is compiled. Try jnp.where(condition, a, b).",
-    ),
-    ("TracerArrayConversionError",): (
-        "",
-        "NumPy cannot take the arrays of a program that is compiled. Try jnp in place of np, as in "
-        "jnp.maximum(...).",
-    ),
-    ("ConcretizationTypeError", "TracerIntegerConversionError"): (
-        "",
-        "float(...), int(...) and indices of Python cannot depend on an array's values, which are "
-        "not known while the program is compiled. Try jnp.asarray(...), or a jnp function.",
-    ),
-    ("RuntimeError",): (
-        "requires a key",
-        "Take a key and hand it on: def __call__(self, x, *, key=None), self.dropout(x, key=key).",
-    ),
-    ("NameError",): (
-        "axis name",
-        'The axis of the examples is called "batch": give the layer that name.',
-    ),
+# By the name of an exception, as importing it would import JAX; and by words in it.
+_HINTS = {
+    "TracerBool": "`if` cannot depend on the values of arrays. Try jnp.where(condition, a, b).",
+    "TracerArray": "NumPy cannot take such arrays. Try jnp in place of np, as in jnp.maximum(...).",
+    "Concretization|TracerInteger": "Python needs the value of an array. Try jnp.asarray(...).",
+    "RuntimeError: .*requires a key": "Take a key, and hand it on: self.dropout(x, key=key).",
+    "NameError: .*axis name": 'The axis of the examples is called "batch": give it that name.',
 }
 
 
@@ -314,10 +292,8 @@ def first_line(error: Exception) -> str:
 
 def kind(thing: Any) -> str:
     """Say what a thing is, for a message: `the function adam`, `a tuple of 3`."""
-    if isinstance(thing, type):
-        return f"the class {thing.__name__}"
-    if inspect.isroutine(thing):
-        return f"the function {thing.__name__}"
+    if isinstance(thing, type) or inspect.isroutine(thing):
+        return f"the {'class' if isinstance(thing, type) else 'function'} {thing.__name__}"
     if isinstance(thing, str | int | float | None):
         return repr(thing)
     if hasattr(thing, "shape"):
@@ -326,17 +302,3 @@ def kind(thing: Any) -> str:
     article = "an" if name.startswith(_AN) else "a"
     size = f" of {len(thing)}" if isinstance(thing, tuple | list) else ""
     return f"{article} {name}{size}"
-
-
-def _wrapped(line: str) -> list[str]:
-    # Paths, code and what is in parentheses, such as a shape, stay in one piece, and with the word
-    # before.
-    glued = re.sub(r" (?=\(|[^()]*\))", _NO_BREAK, line)
-    wrapped = textwrap.wrap(
-        glued,
-        width=100,
-        subsequent_indent="  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return [part.replace(_NO_BREAK, " ") for part in wrapped]

@@ -18,8 +18,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from vernal._data.conversion import place
 from vernal._data.files import blocks
-from vernal.errors import ArgumentError, DataError, ExamplesError, ShapeError, kind, whole_number
+from vernal.errors import DataError, ExamplesError, ShapeError, kind, whole_number, wrong_argument
 
 # A loss is the extension point of a `Trainer`: `loss(model, batch, key)` returns a scalar, or
 # `(scalar, dict of scalar metrics)`. For a model with a state, `loss(model, batch, key,
@@ -48,12 +49,11 @@ def forward(
         ShapeError: If the new state is not the same for all examples, or not returned.
     """
     parameters = inspect.signature(model).parameters
-    parameter = parameters.get("key")
     if key is None and needs_key(model):
         key = jax.random.key(0)
     has_kwargs = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     keys = None
-    if key is not None and (parameter is not None or has_kwargs):
+    if key is not None and ("key" in parameters or has_kwargs):
         keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
     is_stateful = model_state is not None and _takes_state(parameters)
 
@@ -74,7 +74,7 @@ def forward(
         outputs, new = jax.vmap(of_example, out_axes=(0, None), axis_name="batch")(x, keys)
     except TypeError as error:
         # What takes `**kwargs` may hand them to a layer that takes no key.
-        if parameter is not None or keys is None or "argument 'key'" not in str(error):
+        if "key" in parameters or keys is None or "argument 'key'" not in str(error):
             raise
         return forward(model, x, None, model_state)
     except ValueError as error:
@@ -162,11 +162,7 @@ class AbstractSupervised(eqx.Module):
         return prediction_shape
 
     def __call__(
-        self,
-        model: Callable,
-        batch: tuple[PyTree, ...],
-        key: PRNGKeyArray | None,
-        model_state: PyTree = None,
+        self, model: Callable, batch: PyTree, key: PRNGKeyArray | None, model_state: PyTree = None
     ) -> Any:
         """Average the loss over a batch.
 
@@ -193,11 +189,10 @@ class AbstractSupervised(eqx.Module):
         self._check(prediction, y)
         terms = jax.vmap(self.of_example)(prediction, y)
         if weight is not None and weight.shape not in (terms.shape[:1], terms.shape):
-            needed = dict.fromkeys([terms.shape[:1], terms.shape])
+            of_terms = f", or {terms.shape}: one a term" if terms.ndim > 1 else ""
             raise ShapeError(
                 f"sample_weight has shape {weight.shape}, but {type(self).__name__} needs "
-                f"{' or '.join(map(str, needed))}: one weight an example"
-                f"{', or one a term' if len(needed) > 1 else ''}."
+                f"{terms.shape[:1]}: one weight an example{of_terms}."
             )
         return weighted_mean(terms, self.weights_of(y, weight))
 
@@ -214,17 +209,15 @@ class AbstractSupervised(eqx.Module):
         """Split a batch in x, y and sample weights, or `None`; `DataError` if it has not these."""
         name = type(self).__name__
         if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-            hint = "For other batches write a function loss(model, batch, key)."
-            if hasattr(batch, "shape"):
-                hint = "Pass a tuple, (x, y): a list holds ready batches."
             raise DataError(
                 f"{name} needs batches (x, y) or (x, y, sample_weight); it is given {kind(batch)}."
-                f"\n  {hint}"
+                "\n  Pass a tuple, (x, y): a list holds ready batches."
+                "\n  For other batches write a function loss(model, batch, key)."
             )
-        x, y = batch[:2]
+        x, y, weight = (*batch, None)[:3]
         if y is None:
             raise DataError(f"{name} needs targets; y is None.")
-        return x, y, batch[2] if len(batch) == 3 else None
+        return x, y, weight
 
     def _check(self, prediction, y):
         # Never a broadcast: (N,) against (N, 1) would train on N x N differences, in silence.
@@ -294,7 +287,7 @@ class BinaryCrossEntropy(AbstractSupervised):
 
     def check_labels(self, y: Array, prediction_shape: tuple[int, ...]) -> None:
         """Raise `ExamplesError` if not all labels are from 0 to 1."""
-        _check_range(y, 1, "BinaryCrossEntropy needs 0 to 1", for_signs="(y + 1) / 2")
+        _check_range(y, 1, "BinaryCrossEntropy needs 0 to 1", for_signs="(y + 1) / 2", ignored=None)
 
     def of_example(self, prediction, target):
         label = jnp.asarray(target, prediction.dtype)
@@ -319,9 +312,7 @@ class CrossEntropy(AbstractSupervised):
 
     def __check_init__(self):
         if not 0 <= self.label_smoothing <= 1:
-            raise ArgumentError(
-                f"label_smoothing is {self.label_smoothing!r}; a number from 0 to 1 is needed."
-            )
+            raise wrong_argument("label_smoothing", self.label_smoothing, "a number from 0 to 1")
         if self.ignore_index is not None:
             whole_number("ignore_index", self.ignore_index, at_least=-sys.maxsize)
 
@@ -341,18 +332,15 @@ class CrossEntropy(AbstractSupervised):
 
     def target_shape(self, prediction_shape):
         if len(prediction_shape) < 2:
-            raise ShapeError(
-                f"predictions have shape {prediction_shape}, "
-                "but CrossEntropy needs a logit for each class, last."
-            )
+            given = f"predictions have shape {prediction_shape}"
+            raise ShapeError(f"{given}, but CrossEntropy needs a logit for each class, last.")
         return prediction_shape[:-1]
 
     def check_labels(self, y: Array, prediction_shape: tuple[int, ...]) -> None:
         """Raise `ExamplesError` if there is a label without a logit."""
         most = prediction_shape[-1] - 1
         needed = f"CrossEntropy needs 0 to {most} for predictions of shape {prediction_shape}"
-        signs = "(y + 1) // 2"
-        _check_range(y, most, needed, for_signs=signs, ignored=self.ignore_index)
+        _check_range(y, most, needed, for_signs="(y + 1) // 2", ignored=self.ignore_index)
 
     def of_example(self, prediction, target):
         if not jnp.issubdtype(target.dtype, jnp.integer):
@@ -365,34 +353,25 @@ class CrossEntropy(AbstractSupervised):
         return loss
 
 
-def _check_range(
-    y: Array, most: int, needed: str, *, for_signs: str, ignored: int | None = None
-) -> None:
+def _check_range(y: Array, most: int, needed: str, *, for_signs: str, ignored: int | None) -> None:
     """Raise `ExamplesError` if labels are not from 0 to `most`; `for_signs` fixes -1 and 1."""
-    wrong = _first_out_of_range(y, most, ignored)
-    if wrong is None:
-        return
-    values = np.unique(np.concatenate([np.unique(part) for _, part in blocks(y)]))
-    low, high = values[0], values[-1]
-    hint = ""
-    if most == 0:
-        hint = "\n  Two classes and one logit are for losses.BinaryCrossEntropy()."
-    elif low == 1 and high <= most + 1:
-        hint = "\n  Try y - 1."
-    elif values.tolist() == [-1, 1]:
-        hint = f"\n  Try {for_signs}."
-    elif low == -1 and high <= most - 1:
-        hint = "\n  Try y + 1."
-    raise ExamplesError(f"{wrong}, but {needed}.{hint}")
-
-
-def _first_out_of_range(y: Array, most: int, ignored: int | None) -> str | None:
-    """Say where the first label out of range is: `y[3] is 4`."""
     for start, labels in blocks(y):
-        is_wrong = (labels < 0) | (labels > most)
-        wrong = np.argwhere(is_wrong if ignored is None else is_wrong & (labels != ignored))
-        if len(wrong):
-            row, *rest = wrong[0]
-            place = ", ".join(map(str, [start + row, *rest]))
-            return f"y[{place}] is {labels[tuple(wrong[0])]}"
-    return None
+        wrong = (labels < 0) | (labels > most)
+        if ignored is not None:
+            wrong &= labels != ignored
+        if wrong.any():
+            hint = _line_that_shifts(y, most, ("y - 1", for_signs, "y + 1"))
+            first = f"y{place(wrong, start)} is {labels[wrong][0]}"
+            raise ExamplesError(f"{first}, but {needed}.{hint}")
+
+
+def _line_that_shifts(y: Array, most: int, lines: tuple[str, ...]) -> str:
+    """Suggest the first line that maps labels to as many from 0 to `most`; nothing if none does."""
+    if most == 0:
+        return "\n  Two classes and one logit are for losses.BinaryCrossEntropy()."
+    values = np.unique(np.concatenate([np.unique(part) for _, part in blocks(y)]))
+    for line in lines:
+        shifted = np.unique(eval(line, {"y": values}))
+        if len(shifted) == len(values) and shifted[0] == 0 and shifted[-1] <= most:
+            return f"\n  Try {line}."
+    return ""

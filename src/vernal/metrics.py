@@ -140,9 +140,8 @@ class R2(AbstractMetric):
     def value(self, mean, spread, total):
         variance = mean["variance"] + spread["mean"]
         constant = variance == 0
-        residual = mean["residual"]
-        unexplained = residual / (variance + constant)
-        score = 1 - unexplained * (1 - constant) - constant * (residual != 0)
+        unexplained = mean["residual"] / (variance + constant)
+        score = 1 - unexplained * (1 - constant) - constant * (unexplained != 0)
         return score.mean()
 
 
@@ -159,10 +158,9 @@ class ConfusionMatrix(AbstractMetric):
 
         def of_example(prediction, target):
             logits, chosen, label = _classes("confusion_matrix", prediction, target)
-            classes = logits.shape[-1]
-            row = jax.nn.one_hot(label, classes, dtype=logits.dtype)
-            column = jax.nn.one_hot(chosen, classes, dtype=logits.dtype)
-            return jnp.einsum("...i,...j->ij", row, column)
+            classes = jnp.stack([label, chosen])
+            rows, columns = jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
+            return jnp.einsum("...i,...j->ij", rows, columns)
 
         return _average(jax.vmap(of_example)(prediction, target), weight)
 
@@ -213,11 +211,9 @@ def _classes(name: str, prediction: Array, target: Array) -> tuple[Array, Array,
 
 
 def _same_shape(name: str, prediction: Array, target: Array) -> None:
-    if jnp.shape(prediction) != jnp.shape(target):
-        raise ShapeError(
-            f"y has shape {jnp.shape(target)}, "
-            f"but {name} needs {jnp.shape(prediction)}, the shape of the predictions."
-        )
+    given, needed = jnp.shape(target), jnp.shape(prediction)
+    if given != needed:
+        raise ShapeError(f"y has shape {given}, but {name} needs {needed}, as predictions have.")
 
 
 def mean_over_batches(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -225,9 +221,7 @@ def mean_over_batches(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.tensordot(weights, values, 1) / (weights.sum() or 1.0)
 
 
-def combine_batches(
-    metric: AbstractMetric, averages: PyTree[np.ndarray], weights: np.ndarray
-) -> Any:
+def combine_batches(metric: AbstractMetric, averages: PyTree, weights: np.ndarray) -> Any:
     """Return a metric over all batches, from the averages that it took over each.
 
     Args:

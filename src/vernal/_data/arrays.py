@@ -14,21 +14,14 @@ from jaxtyping import Array, PyTree
 
 from vernal._data.conversion import check_values, in_memory, line_that_works, not_numbers
 from vernal._data.files import FileArray, is_in_file, is_number
-from vernal.errors import ArgumentError, DataError, ExamplesError, kind
+from vernal.errors import DataError, ExamplesError, kind, whole_number
 
 PARTS = ("x", "y", "sample_weight")  # what users call the parts of a batch
 # How many bytes NumPy's memory must be aligned to, so that JAX on a CPU reads it without a copy.
 _ALIGNMENT = 64
 
 
-def as_arrays(
-    data: PyTree,
-    *,
-    name: str = "data",
-    finite: bool = False,
-    files: bool = False,
-    aligned: bool = True,
-) -> PyTree:
+def as_arrays(data: PyTree, *, name="data", finite=False, files=False, aligned=True) -> PyTree:
     """Turn everything in `data` that counts as an array into one, with the numbers it has.
 
     Args:
@@ -43,11 +36,9 @@ def as_arrays(
             way: by a narrower dtype, or without its mask.
         ExamplesError: If lengths differ, or there is no example.
     """
-
-    def is_list(node: Any) -> bool:
-        return isinstance(node, list)
-
-    flat, treedef = jax.tree_util.tree_flatten_with_path(data, is_leaf=is_list)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(
+        data, is_leaf=lambda node: isinstance(node, list)
+    )
     if not flat:
         raise DataError(f"{name} has no arrays in it: {data!r}.\n  Pass (x, y).")
     leaves = {leaf_name(name, data, path): leaf for path, leaf in flat}
@@ -78,16 +69,12 @@ def number_of_examples(arrays: PyTree) -> int | None:
 def _check_lengths(name: str, arrays: dict[str, Any], tree: PyTree) -> None:
     for each, array in arrays.items():
         if array.ndim == 0:
-            raise ExamplesError(
-                f"{each} is a single number; it needs a leading axis, the examples.", tree
-            )
-    lengths = {each: len(array) for each, array in arrays.items()}
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{each} has {length}" for each, length in lengths.items())
-        raise ExamplesError(f"{name} needs as many examples of each: {listed}.", tree)
-    for each, array in arrays.items():
+            raise ExamplesError(f"{each} is a single number; a leading axis is needed.", tree)
         if len(array) == 0:
             raise ExamplesError(f"{each} has no examples: its shape is {array.shape}.", tree)
+    if len({len(array) for array in arrays.values()}) > 1:
+        listed = ", ".join(f"{each} has {len(array)}" for each, array in arrays.items())
+        raise ExamplesError(f"{name} needs as many examples of each: {listed}.", tree)
 
 
 def _as_array(name: str, leaf: Any, files: bool) -> np.ndarray | Array | FileArray:
@@ -95,23 +82,18 @@ def _as_array(name: str, leaf: Any, files: bool) -> np.ndarray | Array | FileArr
     if not isinstance(leaf, jax.Array):
         _check_no_dataset(name, leaf)
         try:
-            array = _read(leaf, files)
+            if files and is_in_file(leaf):
+                array = FileArray(leaf)
+            elif isinstance(leaf, list) and np.ma.MaskedArray in map(type, leaf):
+                array = np.ma.stack(leaf)
+            else:
+                array = np.asanyarray(leaf)
         except Exception as error:
-            line = line_that_works(name, leaf)
-            hint = f"\n  {line}" if line else ""
+            hint = line_that_works(name, leaf)
             raise DataError(f"{name} cannot be made an array: {error}{hint}") from error
     if not is_number(array.dtype):
         raise not_numbers(name, leaf, array)
     return in_memory(name, leaf, array) if isinstance(array, np.ndarray) else array
-
-
-def _read(leaf: Any, files: bool) -> np.ndarray | FileArray:
-    """Make an array, with its mask if it has one."""
-    if files and is_in_file(leaf):
-        return FileArray(leaf)
-    if isinstance(leaf, list) and any(isinstance(part, np.ma.MaskedArray) for part in leaf):
-        return np.ma.stack(leaf)
-    return np.asanyarray(leaf)
 
 
 def _check_no_dataset(name: str, leaf: Any) -> None:
@@ -123,8 +105,7 @@ def _check_no_dataset(name: str, leaf: Any) -> None:
         raise DataError(
             f"{name} is {kind(leaf)} without __iter__; arrays are needed, or ready batches."
             f"\n  If its items are batches, try lambda: {items}."
-            f"\n  If they are examples, try tuple(map(np.stack, zip(*{items}))),"
-            f"\n  or torch.utils.data.DataLoader({name}, batch_size=32)."
+            f"\n  If they are examples, try tuple(map(np.stack, zip(*{items}))), or a DataLoader."
         )
 
 
@@ -143,13 +124,8 @@ def checked_batch_size(batch_size: Any) -> int:
     """
     if batch_size is None:
         return sys.maxsize
-    is_whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
-    if not is_whole or batch_size < 1:
-        raise ArgumentError(
-            f"batch_size needs to be a whole number from 1; it is {batch_size!r}."
-            "\n  batch_size=None is the full batch."
-        )
-    return int(batch_size)
+    hint = "\n  batch_size=None is the full batch."
+    return whole_number("batch_size", batch_size, at_least=1, hint=hint)
 
 
 def signature(arrays: PyTree) -> Hashable:

@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from vernal._data.files import FileArray, held_as, is_number, narrows, parts
+from vernal._data.files import FileArray, blocks, held_as, is_number, narrows
 from vernal.errors import DataError
 
 # Lines that make numbers of what holds none, with braces for the array; the first that works is
@@ -18,7 +17,6 @@ from vernal.errors import DataError
 # minutes.
 _LINES = (
     "{0}.detach().cpu().numpy()",
-    "{0}.detach().cpu().float().numpy()",
     "{0}.toarray()",
     "{0}.cat.codes",
     "jax.random.key_data({0})",
@@ -27,28 +25,26 @@ _LINES = (
     '({0} - {0}.min()) / np.timedelta64(1, "D")',
     '({0} - np.nanmin({0})) / np.timedelta64(1, "D")',
     "{0}.astype(np.float32)",
-    "{0}.astype(float)",
     "np.unique({0}, return_inverse=True)[1]",
 )
 
 
-def line_that_works(name: str, given: Any) -> str | None:
-    """Return the first of the lines that makes numbers of an array; or `None`.
+def line_that_works(name: str, given: Any) -> str:
+    """Suggest the first of the lines that makes numbers of an array; nothing if none does.
 
     Args:
         name: What the user calls the array.
         given: What the user passed.
     """
-    array = "np.asarray({0})" if isinstance(given, list) else "{0}"
     for line in _LINES:
-        code = line.format(array)
+        code = line.format("np.asarray({0})" if isinstance(given, list) else "{0}")
         with contextlib.suppress(Exception), np.errstate(all="raise", under="ignore"):
             # The very line that will be shown.
             made = np.asarray(eval(code.format("a"), {"np": np, "jax": jax, "a": given}))
             has_codes = "codes" not in line or made.min() >= 0  # -1 is pandas' missing value
             if is_number(made.dtype) and has_codes and np.isfinite(made).any():
-                return f"Try {code.format(name)}."
-    return None
+                return f"\n  Try {code.format(name)}."
+    return ""
 
 
 def not_numbers(name: str, given: Any, array: Any) -> DataError:
@@ -59,20 +55,17 @@ def not_numbers(name: str, given: Any, array: Any) -> DataError:
         given: What the user passed.
         array: What NumPy makes of it.
     """
-    hint = None
-    if isinstance(array, FileArray):
-        array = array[:1]  # only a part is read at once
-    else:
-        hint = line_that_works(name, given)
+    hint = "" if isinstance(array, FileArray) else line_that_works(name, given)
     found = f"{name} needs numbers; it holds {array.dtype.name} values"
-    values = np.ndenumerate(array) if isinstance(array, np.ndarray) else ()  # not of random keys
-    for index, value in values:
-        if not isinstance(value, Number | np.bool_):
-            text = repr(str(value)) if isinstance(value, str) else str(value)
-            found += f": {name}{list(index) or ''} is {textwrap.shorten(text, 60)}"
-            break
-    hint = hint or "Encode them as numbers first, or drop those examples."
-    return DataError(f"{found}.\n  {hint}")
+    if not isinstance(array, jax.Array):  # random keys
+        array = array[:1] if isinstance(array, FileArray) else array  # of a file, little is read
+        for index, value in np.ndenumerate(array):
+            if not isinstance(value, Number | np.bool_):
+                text = repr(str(value)) if isinstance(value, str) else str(value)
+                found += f": {name}{list(index) or ''} is {textwrap.shorten(text, 60)}"
+                break
+    hint = hint or "\n  Encode them as numbers first, or drop those examples."
+    return DataError(f"{found}.{hint}")
 
 
 def in_memory(name: str, given: Any, values: np.ndarray, start: int = 0) -> np.ndarray:
@@ -91,7 +84,7 @@ def in_memory(name: str, given: Any, values: np.ndarray, start: int = 0) -> np.n
         mask = np.ma.getmaskarray(values)
         array = name if isinstance(given, np.ma.MaskedArray) else f"np.ma.stack({name})"
         hint = _line_that_drops(mask, f"(~np.ma.getmaskarray({array}))", name, given)
-        raise DataError(f"{name}{_place(mask, start)} is masked: models have no masks.{hint}")
+        raise DataError(f"{name}{place(mask, start)} is masked: models have no masks.{hint}")
 
     values = np.asarray(values)
     dtype = held_as(values.dtype)
@@ -99,51 +92,35 @@ def in_memory(name: str, given: Any, values: np.ndarray, start: int = 0) -> np.n
         held = values.astype(dtype, copy=False)
     if not narrows(values.dtype):
         return held
-    array = _as_numpy(name, given)
-    if jnp.issubdtype(dtype, jnp.integer):
-        wrong, hint = held != values, f"{array}.astype(np.float32) for a quantity"
-    else:
-        wrong, hint = np.isinf(held), f"{array} / np.abs({array}[np.isfinite({array})]).max()"
+    is_integer = jnp.issubdtype(dtype, jnp.integer)
+    wrong = held != values if is_integer else np.isinf(held) & np.isfinite(values)
     if wrong.any():
-        wrong &= np.isfinite(values)
-    if wrong.any():
-        if narrows(np.dtype(float)):  # without double precision
-            hint += ', or jax.config.update("jax_enable_x64", True)'
-        first = f"{name}{_place(wrong, start)} is {values[wrong][0]!s}"
-        raise DataError(f"{first}: too large for {dtype}.\n  Try {hint}.")
+        array = _as_numpy(name, given)
+        scaled = f"{array} / np.abs({array}[np.isfinite({array})]).max()"
+        line = f"{array}.astype(np.float32) for a quantity" if is_integer else scaled
+        raise DataError(
+            f"{name}{place(wrong, start)} is {values[wrong][0]!s}: too large for {dtype}."
+            f'\n  Try {line}, or jax.config.update("jax_enable_x64", True).'
+        )
     return held
 
 
-def check_values(
-    name: str, given: Any, array: np.ndarray | Array | FileArray, *, finite: bool
-) -> None:
+def check_values(name: str, given: Any, array: Any, *, finite: bool) -> None:
     """Raise `DataError` if a value does not fit in memory or, with `finite`, is not finite."""
-    # A sum is finite only if every value is, and costs one pass and no memory; only where it is
-    # not (a large sum may overflow, too) are the values looked at one by one.
     finite = finite and jnp.issubdtype(array.dtype, jnp.inexact)
-    if isinstance(array, jax.Array) and (not finite or np.isfinite(_sum(array))):
-        return
-    number, first, hint = 0, "", ""
-    for start, part in parts(array):
+    if isinstance(array, jax.Array) and (not finite or jnp.isfinite(array).all()):
+        return  # looked at on its device
+    number, first = 0, ""
+    for start, part in blocks(array):
         values = in_memory(name, given, part, start)
-        with np.errstate(all="ignore"):
-            if not finite or np.isfinite(values.sum()):
-                continue
-        bad = ~np.isfinite(np.asarray(values, np.promote_types(values.dtype, "f4")))
+        bad = ~np.isfinite(values) if finite else np.array(False)
         if bad.any() and not number:
-            first = f"{name}{_place(bad, start)}, {values[bad][0]}"
             hint = _line_that_drops(bad, f"np.isfinite({_as_numpy(name, given)})", name, given)
+            first = f"{name}{place(bad, start)}, {values[bad][0]}.{hint}"
         number += np.count_nonzero(bad)
     if number:
         many = "1 value that is" if number == 1 else f"{number} values that are"
-        raise DataError(
-            f"{name} has {many} not finite, of {array.size}: the first is {first}.{hint}"
-        )
-
-
-@jax.jit
-def _sum(array):
-    return array.sum()
+        raise DataError(f"{name} has {many} not finite, of {array.size}: the first is {first}")
 
 
 def _line_that_drops(bad: np.ndarray, condition: str, name: str, given: Any) -> str:
@@ -162,7 +139,7 @@ def _as_numpy(name: str, given: Any) -> str:
     return name if isinstance(given, np.ndarray | jax.Array) else f"np.asarray({name})"
 
 
-def _place(wrong: np.ndarray, start: int) -> str:
+def place(wrong: np.ndarray, start: int) -> str:
     """Write the index of the first value that is wrong; the first row has the number `start`."""
     index = np.argwhere(wrong)[0]
     index[:1] += start

@@ -15,9 +15,8 @@ def is_in_file(array: Any) -> bool:
     """Whether this is an array that NumPy would read: h5py's, Zarr's, or mapped by NumPy."""
     if isinstance(array, np.ndarray | np.generic | jax.Array):
         return isinstance(array, np.memmap) and array.ndim > 0
-    has_all = all(hasattr(array, name) for name in ("shape", "ndim", "__getitem__", "__array__"))
     # A series of pandas is in memory, and is indexed by labels.
-    is_like = has_all and not hasattr(array, "iloc")
+    is_like = hasattr(array, "__array__") and not hasattr(array, "iloc")
     return is_like and isinstance(getattr(array, "dtype", None), np.dtype) and array.ndim > 0
 
 
@@ -92,16 +91,9 @@ def narrows(dtype: np.dtype) -> bool:
     return held_as(dtype).itemsize < dtype.itemsize
 
 
-def parts(array: np.ndarray | Array | FileArray) -> Iterator[tuple[int, Any]]:
+def blocks(array: np.ndarray | Array | FileArray) -> Iterator[tuple[int, Any]]:
     """What an array holds: at once, or in parts if it is in a file; each with its first row."""
     return array.blocks() if isinstance(array, FileArray) else iter([(0, np.asarray(array))])
-
-
-def blocks(array: np.ndarray | Array | FileArray) -> Iterator[tuple[int, np.ndarray]]:
-    """The `parts` of an array, as they are in memory."""
-    for start, part in parts(array):
-        with np.errstate(over="ignore"):
-            yield start, np.asarray(part).astype(array.dtype, copy=False)
 
 
 def in_files(arrays: PyTree) -> bool:

@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import operator
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,15 +11,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from vernal import _limits
 from vernal._data.arrays import as_batch, empty, nbytes, number_of_examples, signature
 from vernal._data.superbatch import Start, Superbatch
-from vernal.errors import ArgumentError, DataError, kind
+from vernal.errors import DataError, kind
 
 # What loaders call the methods by which they return their state, and take it back.
 _STATE_METHODS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
+_AFRESH = "\n  Pass what it was made from: a list, or an object whose __iter__ starts afresh."
 
 
 class LoaderSource:
@@ -26,28 +28,22 @@ class LoaderSource:
 
     Args:
         loader: A list, a data loader, or a function that returns batches to iterate over.
-        batch_size: To be refused: the batches have a size already.
         aligned: Whether the parts of a batch need the same number of examples.
         name: The argument that `loader` is, for messages.
     """
 
-    def __init__(
-        self, loader: Any, batch_size: int | None, *, aligned: bool = True, name: str = "data"
-    ):
-        check_no_batch_size(batch_size)
+    def __init__(self, loader: Any, *, aligned: bool, name: str):
         if isinstance(loader, Iterator):
-            raise DataError(
-                f"{name} is a {type(loader).__name__}, which can be read only once; every epoch "
-                "reads it again.\n  Pass what it was made from: a list, or an object whose "
-                "__iter__ starts afresh."
-            )
+            once = "which can be read only once; every epoch reads it again"
+            raise DataError(f"{name} is {kind(loader)}, {once}.{_AFRESH}")
         self._name = name
         self._aligned = aligned
         self._loader = loader
         self._capacities: dict[Any, int] = {}  # signature of a batch -> batches in a superbatch
-        self.pass_length = loader_length(loader)
-        self._check_shapes: Callable[[PyTree], Any] = _accept
-        self._check_labels: Callable[[PyTree], Any] = _accept
+        # PyTorch's loaders have a `__len__`, which raises `TypeError` for some data.
+        self.pass_length = operator.length_hint(loader, sys.maxsize)
+        self._check_shapes: Callable[[PyTree], Any] = lambda batch: None
+        self._check_labels: Callable[[PyTree], Any] = lambda batch: None
 
         self.example: PyTree = None  # the first batch, once it is read
         # The pass that was begun to see the first batch goes on later: a batch is not read twice.
@@ -56,9 +52,7 @@ class LoaderSource:
             raise self._begun.failure
         self.example = self._begun.following
 
-    def check_each_batch(
-        self, *, shapes: Callable[[PyTree], Any], labels: Callable[[PyTree], Any]
-    ) -> None:
+    def check_each_batch(self, *, shapes: Callable, labels: Callable) -> None:
         """Check what will be read: the first batch of each shape, and every batch's labels."""
         self._check_shapes = shapes
         self._check_labels = labels
@@ -86,17 +80,14 @@ class LoaderSource:
 
     def _pass(self, mark: Any = None) -> "_Pass":
         """Begin to read the loader, from a `_Pass.mark` on if there is one."""
-        batches = _Pass(self._opened(), self._as_batch, mark)
-        if batches.is_empty and mark is not None:
-            # The state that the loader had at the end of a pass leads there again.
-            batches = _Pass(self._opened(), self._as_batch)
-        if batches.is_empty:
-            when = "" if self.example is None else " when it was read again"
-            raise DataError(
-                f"{self._name} is a {type(self._loader).__name__} without a single batch{when}."
-                "\n  Pass a list, or an object whose __iter__ starts afresh."
-            )
-        return batches
+        # The state that a loader had at the end of a pass may lead there again.
+        for begin in (mark, None):
+            batches = _Pass(self._opened(), self._as_batch, begin)
+            if batches.cursor or batches.following is not None or batches.failure is not None:
+                return batches
+        when = "" if self.example is None else " when it was read again"
+        given = f"{self._name} is {kind(self._loader)}"
+        raise DataError(f"{given} without a single batch{when}.{_AFRESH}")
 
     def batches(self, data_pass: int, key: PRNGKeyArray | None) -> Iterator[PyTree]:
         """Yield the batches of one pass one by one, in the loader's own order."""
@@ -105,26 +96,24 @@ class LoaderSource:
 
     def _opened(self) -> Iterable:
         """Return what to iterate over: the loader, or what a function returns at each call."""
-        if not is_function(self._loader):
-            return self._loader
-
-        made = self._loader()
+        made = self._loader() if is_function(self._loader) else self._loader
         if not isinstance(made, Iterable):
-            raise DataError(
-                f"{self._name} is a function that returns {kind(made)}; it needs to return batches "
-                "to iterate over, anew at each call.\n  Try a function that yields them."
-            )
+            given = f"{self._name} is a function that returns {kind(made)}"
+            raise DataError(f"{given}, no iterable of batches.\n  Try a function that yields them.")
         return made
 
     def _rest_of_pass(self, batches: "_Pass", data_pass: int) -> Iterator[Superbatch]:
         """Yield what is left of a pass. What the loader raises comes after the batches before."""
         while batches.following is not None:
             shape = signature(batches.following)
-            if shape not in self._capacities:
+            capacity = self._capacities.get(shape)
+            limits = _limits.current()
+            if capacity is None:
                 self._check_shapes(batches.following)
-            capacity = self._capacities.get(shape) or self._fitting(batches.following)
+                by_bytes = limits.superbatch_bytes // max(1, nbytes(batches.following))
+                capacity = max(1, min(limits.loader_batches, by_bytes, self.pass_length))
             loader_state, start = batches.mark, batches.cursor
-            until = time.perf_counter() + _limits.current().loader_seconds
+            until = time.perf_counter() + limits.loader_seconds
             items = []
             is_late = is_full = False
             while not is_full and signature(batches.following) == shape:
@@ -150,28 +139,18 @@ class LoaderSource:
         if batches.failure is not None:
             raise batches.failure
 
-    def _fitting(self, batch: PyTree) -> int:
-        """Return how many batches like this one a superbatch has space for, at most."""
-        limits = _limits.current()
-        by_bytes = limits.superbatch_bytes // max(1, nbytes(batch))
-        return max(1, min(limits.loader_batches, by_bytes, self.pass_length))
-
     def _as_batch(self, item: Any, number: int) -> PyTree:
         """Make arrays of a batch, and check it."""
         if item is None:
-            loader = f"{self._name}()" if is_function(self._loader) else self._name
+            read = f"{self._name}()" if is_function(self._loader) else self._name
             raise DataError(
                 f"batch {number} of {self._name}, counted from 0, is None; a batch is needed."
-                f"\n  Leave it out: lambda: (batch for batch in {loader} if batch is not None)."
+                f"\n  Leave it out: lambda: (batch for batch in {read} if batch is not None)."
             )
         batch = as_batch(item, aligned=self._aligned)
         self._check_labels(batch)
-        if isinstance(self._loader, list):
-            return batch
-        # A loader may fill the same memory again for its next batch.
-        return jax.tree.map(
-            lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, batch
-        )
+        # A copy, on the host: a loader may fill the same memory again for its next batch.
+        return jax.tree.map(np.array, batch)
 
 
 class _Pass:
@@ -193,25 +172,14 @@ class _Pass:
 
     def __init__(self, loader: Iterable, as_batch: Callable[[Any, int], PyTree], mark: Any = None):
         self._as_batch = as_batch
-        of_loader = _state_methods(loader)
-        if of_loader and mark:
-            of_loader[1](mark["state"])
+        of_loader = _state_of(loader, mark)
         self._iterator = iter(loader)
-        of_iterator = None if of_loader else _state_methods(self._iterator)
-        if of_iterator and mark:
-            of_iterator[1](mark["state"])
-
+        self._state = of_loader or _state_of(self._iterator, mark)
         self._outlasts_a_pass = of_loader is not None
-        self._methods = of_loader or of_iterator
         self.failure: Exception | None = None
-        self.cursor: int = mark["batch"] if self._methods and mark else 0
+        self.cursor: int = mark["batch"] if self._state and mark else 0
         self.mark = self._marked(self.cursor)
         self.following = self._read()
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether the pass is over before its first batch."""
-        return self.cursor == 0 and self.following is None and self.failure is None
 
     def advance(self, *, marks: bool) -> None:
         """Go on to the next batch, and mark it if that is wanted: a state takes time to copy."""
@@ -222,59 +190,31 @@ class _Pass:
 
     def _read(self) -> PyTree:
         try:
-            item = next(self._iterator, _END)
-            if item is not _END:
-                return self._as_batch(item, self.cursor)
+            return self._as_batch(next(self._iterator), self.cursor)
+        except StopIteration:
+            self.mark = self._marked(0) if self._outlasts_a_pass else None
         except Exception as failure:
             self.failure = failure
-            return None
-
-        self.mark = self._marked(0) if self._outlasts_a_pass else None
         return None
 
     def _marked(self, batch: int) -> Any:
-        return self._methods and {"batch": batch, "state": copy.deepcopy(self._methods[0]())}
+        return self._state and {"batch": batch, "state": copy.deepcopy(self._state())}
 
 
-_END = object()
-
-
-def _accept(batch: PyTree) -> None:
-    """Check nothing."""
-
-
-def _state_methods(owner: Any) -> tuple[Callable, Callable] | None:
-    """Return the methods by which an object returns its state, and takes it back, if any."""
-    for names in _STATE_METHODS:
-        if all(callable(getattr(owner, name, None)) for name in names):
-            return getattr(owner, names[0]), getattr(owner, names[1])
+def _state_of(owner: Any, mark: Any) -> Callable | None:
+    """Return the method by which an object returns its state, if any; it first gets a mark's."""
+    for get, put in _STATE_METHODS:
+        if callable(getattr(owner, get, None)) and callable(getattr(owner, put, None)):
+            if mark is not None:
+                getattr(owner, put)(mark["state"])
+            return getattr(owner, get)
     return None
 
 
-def check_no_batch_size(batch_size: Any) -> None:
-    """Raise `ArgumentError` for a batch size: ready batches have a size already."""
-    if batch_size is not None:
-        raise ArgumentError(
-            f"batch_size={batch_size} was given with a loader, whose batches have a size "
-            "already.\n  Leave batch_size out, or pass arrays."
-        )
-
-
-def loader_length(loader: Any) -> int:
-    """Return how many batches a loader has; `sys.maxsize` if it does not tell."""
-    try:
-        return len(loader)
-    except TypeError:  # PyTorch's loaders have a `__len__`, which raises for some data
-        return sys.maxsize
-
-
-def _stacked(*leaves: np.ndarray | Array, capacity: int) -> np.ndarray:
+def _stacked(*leaves: np.ndarray, capacity: int) -> np.ndarray:
     """Return arrays of one shape, one behind the other, with space for `capacity` of them."""
-    first = leaves[0]
-    stacked = empty((capacity, *first.shape), np.dtype(first.dtype))
-    for row, leaf in enumerate(leaves):
-        stacked[row] = leaf
-
+    stacked = empty((capacity, *leaves[0].shape), leaves[0].dtype)
+    np.stack(leaves, out=stacked[: len(leaves)])
     return stacked
 
 

@@ -1,20 +1,16 @@
 """Which of the two sources of batches some data is: arrays, or a loader of ready batches."""
 
+import operator
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from vernal._data.array_source import ArraySource
-from vernal._data.arrays import as_arrays, checked_batch_size
-from vernal._data.loader_source import (
-    LoaderSource,
-    check_no_batch_size,
-    is_function,
-    loader_length,
-)
-from vernal.errors import DataError, kind, whole_number
+from vernal._data.loader_source import LoaderSource, is_function
+from vernal.errors import ArgumentError, DataError, kind, whole_number
 
 Source = ArraySource | LoaderSource
 
@@ -25,8 +21,7 @@ def is_loader(data: PyTree) -> bool:
         return True
 
     is_leaf = jax.tree_util.all_leaves([data])
-    is_array_like = any(hasattr(data, name) for name in ("__array__", "toarray"))
-    is_array_like = is_array_like or isinstance(data, str)
+    is_array_like = hasattr(data, "__array__") or hasattr(data, "toarray") or isinstance(data, str)
     return hasattr(data, "__iter__") and is_leaf and not is_array_like
 
 
@@ -57,9 +52,17 @@ def as_source(
         ArgumentError: If `batch_size` cannot be used.
     """
     if is_loader(data):
-        return LoaderSource(data, batch_size, aligned=aligned, name=name)
+        _check_no_batch_size(batch_size)
+        return LoaderSource(data, aligned=aligned, name=name)
 
     return ArraySource(data, batch_size, shuffle=shuffle, trains=trains, finite=finite, name=name)
+
+
+def _check_no_batch_size(batch_size: Any) -> None:
+    """Raise `ArgumentError` for a batch size: ready batches have a size already."""
+    if batch_size is not None:
+        given = f"batch_size={batch_size} was given with a loader, whose batches have a size."
+        raise ArgumentError(f"{given}\n  Leave batch_size out, or pass arrays.")
 
 
 def steps(data: PyTree, batch_size: int | None = None, epochs: int = 1) -> int:
@@ -78,17 +81,13 @@ def steps(data: PyTree, batch_size: int | None = None, epochs: int = 1) -> int:
     """
     epochs = whole_number("epochs", epochs, at_least=0)
     if not is_loader(data):
-        arrays = as_arrays(data, files=True)
-        examples = len(jax.tree.leaves(arrays)[0])
-        return -(-examples // min(examples, checked_batch_size(batch_size))) * epochs
+        return ArraySource(data, batch_size).pass_length * epochs
 
-    check_no_batch_size(batch_size)
-    length = loader_length(data)
+    _check_no_batch_size(batch_size)
+    length = operator.length_hint(data, sys.maxsize)
     if length == sys.maxsize:
-        raise DataError(
-            f"data is {kind(data)}, whose batches cannot be counted: it has no `len`."
-            "\n  Pass the number of steps to the schedule."
-        )
+        hint = "Pass the number of steps to the schedule."
+        raise DataError(f"data is {kind(data)}, which has no `len` to count by.\n  {hint}")
     return length * epochs
 
 

@@ -35,8 +35,6 @@ class Augment(eqx.Module):
         if self.inference:
             return x
         if key is None:
-            raise ArgumentError(
-                "Augment needs a key in training, and is called without one."
-                "\n  Hand on the key of the model: self.augment(x, key=key)."
-            )
+            hint = "Hand on the key of the model: self.augment(x, key=key)."
+            raise ArgumentError(f"Augment needs a key in training, and is given none.\n  {hint}")
         return self.fn(x, key)

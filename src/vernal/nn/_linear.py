@@ -59,16 +59,8 @@ class Linear(eqx.Module):
         self.out_features = out_features
         self.use_bias = use_bias
         dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
-        shape = (self._in, self._out)
-        self.weight, self.bias = _draw(shape, use_bias, weight_init, bias_init, dtype, key)
-
-    @property
-    def _in(self) -> int:
-        return 1 if self.in_features == "scalar" else self.in_features
-
-    @property
-    def _out(self) -> int:
-        return 1 if self.out_features == "scalar" else self.out_features
+        sizes = (1 if size == "scalar" else size for size in (in_features, out_features))
+        self.weight, self.bias = _draw(tuple(sizes), use_bias, weight_init, bias_init, dtype, key)
 
     @short_traceback
     def __call__(self, x, *, key: PRNGKeyArray | None = None) -> Array:
@@ -91,8 +83,8 @@ class Linear(eqx.Module):
 
     @checked
     def _affine(
-        self, x: Float[Array | np.ndarray, "*batch {self._in}"]
-    ) -> Float[Array, "*batch {self._out}"]:
+        self, x: Float[Array | np.ndarray, "*batch {self.weight.shape[1]}"]
+    ) -> Float[Array, "*batch {self.weight.shape[0]}"]:
         # `x @ weight.T` and not `weight @ x`: under vmap the first becomes one product of the
         # whole batch in the layout it has, the second transposes the batch twice.
         y = jnp.asarray(x) @ self.weight.T

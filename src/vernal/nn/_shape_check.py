@@ -14,7 +14,7 @@ from vernal.errors import ShapeError
 def checked(method: Callable) -> Callable:
     """Check `method(self, x)` against its jaxtyping annotations, and reword what they find.
 
-    The method's class has a `_in`, the size of the last axis.
+    The method's class has a `weight` of shape (size after, size before).
 
     Raises:
         ShapeError: With jaxtyping's own message as its `__context__`.
@@ -38,14 +38,13 @@ def checked(method: Callable) -> Callable:
 
 def shape_error(layer: Any, x: Any, where: str) -> ShapeError:
     """Say why x does not fit a layer, named by `where`; with a fix for x, if there is one."""
-    size = layer._in
+    size = layer.weight.shape[1]
     if not hasattr(x, "shape"):
         return ShapeError(f"x is a {type(x).__name__}, but {where} needs an array of floats.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        message = f"x is {x.dtype}, but {where} needs floats."
-        if not jnp.issubdtype(x.dtype, jnp.complexfloating):
-            message += '\n  Try x.astype("float32").'
-        return ShapeError(message)
+        is_complex = jnp.issubdtype(x.dtype, jnp.complexfloating)
+        hint = "" if is_complex else '\n  Try x.astype("float32").'
+        return ShapeError(f"x is {x.dtype}, but {where} needs floats.{hint}")
 
     message = f"x has shape {x.shape}, but {where} needs ({size},) or (*batch, {size})."
     for fix in fixes_of("x", x):
