@@ -20,15 +20,16 @@ from vernal._shapes.calls import Calls, watched
 from vernal._shapes.fixes import Fix, all_blocks, as_line, fixes_of
 from vernal._shapes.layer_shapes import Unmet, unmet
 from vernal._shapes.modules import shapes_of
-from vernal.errors import ExamplesError
 
 # How long to look for a fix, in seconds of this thread: a large model takes its time to trace.
 _PATIENCE = 5.0
-_LOSSES = (
-    "losses.CrossEntropy()",
-    "losses.Supervised(optax.losses.softmax_cross_entropy)",
-    "losses.BinaryCrossEntropy()",
-)
+# In place of a `CrossEntropy`: other losses, and whether the values of y suit them.
+_LOSSES = {
+    "losses.Supervised(optax.losses.softmax_cross_entropy)": lambda rows: (
+        np.all(rows >= 0) and np.allclose(rows.sum(-1), 1, atol=1e-3)
+    ),
+    "losses.BinaryCrossEntropy()": lambda y: np.all((y >= 0) & (y <= 1)),
+}
 
 
 @dataclass(frozen=True)
@@ -111,43 +112,24 @@ def suggestion(
         # Such a loss may fail for any reason: the more changes, the less likely that they help.
         at_most = 1 if fault is None else 2
 
-    found = _found(attempt, batch, names=_names(given), fault=fault, at_most=at_most)
+    found = _found(attempt, batch, names=_names(given), at_most=at_most)
     if found:
         return f"\n  {as_line(found)}"
-    has_parts = is_supervised and isinstance(batch, tuple)
-    return _other_loss(attempt, batch) if has_parts else ""
+    has_classes = isinstance(loss, losses.CrossEntropy) and isinstance(batch, tuple)
+    return _other_loss(attempt, batch) if has_classes else ""
 
 
 def _names(given: PyTree) -> list[str]:
     """Name x, y and sample_weight so that the user's own can be indexed as arrays are."""
-    names: list[str] = list(PARTS)
-    indexed = (np.ndarray, np.generic, jax.Array, dict)
+    names = list(PARTS)
     parts = given if isinstance(given, tuple) else (given,)
     for i, part in enumerate(parts[: len(names)]):
-        if part is not None and not isinstance(part, indexed):
+        if not isinstance(part, np.ndarray | np.generic | jax.Array | dict | None):
             names[i] = f"np.asarray({names[i]})"
     return names
 
 
-def _options(name: str, array: Any, classes: Sequence[int] = ()) -> list[Fix]:
-    """List changes of one array of a batch; none if it is not an array."""
-    if not hasattr(array, "shape"):
-        return []
-    return [fix for fix in fixes_of(name, array, classes) if fix.array.shape]
-
-
-def _x_options(name: str, x: Any, fault: Unmet | None) -> list[Fix]:
-    """List changes of x; only those that the layer takes, where a layer was given the examples."""
-    options = _options(name, x)
-    if fault is None or not hasattr(x, "shape") or fault.given != x.shape[1:]:
-        return options
-    need = fault.need
-    return [fix for fix in options if need.takes_shape(fix.array.shape[1:], leading=False)]
-
-
-def _found(
-    attempt: Attempt, batch: PyTree, *, names: list[str], fault: Unmet | None, at_most: int
-) -> Sequence[Fix]:
+def _found(attempt: Attempt, batch: PyTree, *, names: list[str], at_most: int) -> Sequence[Fix]:
     """Find the likeliest changes, of at most so many arrays, with which the batch can be measured.
 
     Returns:
@@ -155,30 +137,30 @@ def _found(
     """
     until = time.thread_time() + _PATIENCE
     loss: Any = attempt.loss
+    is_supervised = isinstance(loss, losses.AbstractSupervised)
     has_parts = loss is not None and isinstance(batch, tuple | list)
-    x, *others = batch if has_parts else (batch,)
-    if len(others) >= len(names):
+    arrays = batch if has_parts else (batch,)
+    if len(arrays) > len(names) or not all(hasattr(array, "shape") for array in arrays):
         return ()
     predicted = functools.cache(attempt.predicted)
 
     def works(choice: Sequence[Fix]) -> bool:
-        arrays = [fix.array for fix in choice]
+        x, *others = [fix.array for fix in choice]
         if loss is None:
-            return predicted(arrays[0]) is not None
-        if isinstance(loss, losses.AbstractSupervised):
-            made = predicted(arrays[0])
-            return made is not None and _traces(loss.average, made, *arrays[1:])
-        return attempt.works(jax.tree.structure(batch).unflatten(arrays))
+            return predicted(x) is not None
+        if is_supervised:
+            made = predicted(x)
+            return made is not None and _traces(loss.average, made, *others)
+        return attempt.works(jax.tree.structure(batch).unflatten([x, *others]))
 
-    x_options = _x_options(names[0], x, fault)
+    options = [fixes_of(names[0], arrays[0])]
     classes: Sequence[int] = ()
-    if isinstance(loss, losses.AbstractSupervised):
-        made = (predicted(fix.array) for fix in x_options if time.thread_time() < until)
+    if is_supervised:
+        made = (predicted(fix.array) for fix in options[0] if time.thread_time() < until)
         first = next((prediction for prediction in made if prediction is not None), None)
         classes = getattr(first, "shape", ())[-1:]
-    options = [x_options]
-    for name, array in zip(names[1:], others, strict=False):
-        options.append(_options(name, array, classes))
+    for name, array in zip(names[1:], arrays[1:], strict=False):
+        options.append(fixes_of(name, array, classes))
 
     def cost(choice: Sequence[Fix]) -> int:
         return sum(fix.cost for fix in choice)
@@ -187,8 +169,8 @@ def _found(
         if time.thread_time() > until:
             break
         changes = sum(fix.cost > 0 for fix in choice)
-        lengths = {fix.array.shape[0] for fix in choice}
-        if changes <= at_most and len(lengths) == 1 and works(choice):
+        lengths = {fix.array.shape[:1] for fix in choice}
+        if changes <= at_most and len(lengths) == 1 and () not in lengths and works(choice):
             return choice if changes else ()
     return ()
 
@@ -196,30 +178,15 @@ def _found(
 def _other_loss(attempt: Attempt, batch: PyTree) -> str:
     """Find a loss that suits the data as it is, or an order of the predictions' axes."""
     predicted = attempt.predicted(batch[0])
-    if isinstance(attempt.loss, losses.CrossEntropy) and len(getattr(predicted, "shape", ())) > 2:
+    if len(getattr(predicted, "shape", ())) > 2:
         moved = jax.eval_shape(lambda array: jnp.moveaxis(array, 1, -1), predicted)
         if _traces(attempt.loss.average, moved, *batch[1:]):
             return "\n  The classes go last: return jnp.moveaxis(prediction, 0, -1) from the model."
 
-    for code in _LOSSES:
-        other = eval(code)
-        is_new = type(other) is not type(attempt.loss)
-        if is_new and replace(attempt, loss=other).works(batch) and _suits(other, batch, predicted):
+    for code, suits in _LOSSES.items():
+        if replace(attempt, loss=eval(code)).works(batch) and all_blocks(batch[1], suits):
             return f"\n  Try Trainer(optimizer, {code})."
     return ""
-
-
-def _suits(loss: Any, batch: PyTree, predicted: Any) -> bool:
-    """Say whether the values of y are labels, or probabilities, as a loss of classes takes them."""
-    if isinstance(loss, losses.Supervised):
-        return all_blocks(
-            batch[1], lambda rows: np.all(rows >= 0) and np.allclose(rows.sum(-1), 1, atol=1e-3)
-        )
-    try:
-        loss.check_labels(batch[1], predicted.shape)
-    except ExamplesError:
-        return False
-    return True
 
 
 def _whole_batch(loss: losses.AbstractSupervised, model: PyTree, batch: PyTree) -> str:
