@@ -88,8 +88,8 @@ class Preflight:
         except Exception as error:
             if isinstance(error, errors.VernalError) and not isinstance(error, errors.ShapeError):
                 raise
-            explanation = self.explained(error, batch, given=given)
-            raise explanation from explanation.__cause__
+            explained = self.explained(error, batch, given=given)
+            raise explained from explained.__cause__
 
     def explained(
         self, error: Exception, batch: PyTree = None, *, given: PyTree
@@ -105,7 +105,7 @@ class Preflight:
             The error to raise, from its `__cause__`.
         """
         # Only a program that has failed pays for this import.
-        from vernal._explain.messages import Attempt, examples_error, shape_error
+        from vernal._explain.messages import Attempt, explanation
 
         def measured(loss: Callable | None, model: PyTree, batch: PyTree) -> PyTree:
             # Not in another dtype: the layers of a cast model would be others than those watched.
@@ -113,9 +113,7 @@ class Preflight:
             return _measured(objective, model, self.model_state, batch)
 
         attempt = Attempt(self.loss, self.model, self.model_state, measured)
-        if isinstance(error, errors.ExamplesError):
-            return examples_error(attempt, error, name=self.name, given=given)
-        return shape_error(attempt, batch, error, name=self.name, given=given)
+        return explanation(attempt, batch, error, name=self.name, given=given)
 
 
 def _measured(
