@@ -16,8 +16,6 @@ from jaxtyping import PyTree
 from vernal._data.arrays import PARTS
 from vernal._shapes.modules import module_paths
 from vernal._training.compilation import watchers
-from vernal._training.objective import Objective
-from vernal._training.update import Choices
 from vernal.errors import RecompilationError
 
 _log = logging.getLogger("vernal")
@@ -71,34 +69,12 @@ def _watch(program: str, parts: dict[str, PyTree]) -> None:
 watchers.append(_watch)
 
 
-def _named(parts: dict[str, Any]) -> dict[str, Any]:
-    """Return what a program depends on, by the names that users know."""
-    named: dict[str, Any] = {}
-    for name, part in parts.items():
-        if isinstance(part, Choices | Objective):
-            named |= part._asdict()
-        elif name == "batch" and isinstance(part, tuple) and len(part) in (2, 3):
-            named |= dict(zip(PARTS, part, strict=False))
-        elif name == "batch":
-            named["data"] = part
-        elif name == "state":
-            kept = ("model", "model_state", "opt_state", "key")
-            named |= {field: getattr(part, field) for field in kept}
-        else:
-            named[name] = part
-    if "objective" in named:
-        named |= named.pop("objective")._asdict()
-    return named
-
-
 def _description(parts: dict[str, Any]) -> dict[str, str]:
     """Describe every leaf and static field that a compiled program depends on, by its path."""
     found = {}
-    for name, part in _named(parts).items():
+    for name, part in parts.items():
         for keys, leaf in jax.tree_util.tree_leaves_with_path(part):
             found[name + jax.tree_util.keystr(keys)] = _shown(leaf)
-        if name == "opt_state":  # it repeats the model's modules
-            continue
         for path, module in module_paths(part).values():
             found.setdefault(name + path, type(module).__name__)
             for field in dataclasses.fields(module):  # pyright: ignore[reportArgumentType]
@@ -117,8 +93,7 @@ def _users_name(path: str) -> str:
 
 def _shown(leaf: Any) -> str:
     if eqx.is_array(leaf):
-        weak = ", weakly typed" if getattr(leaf, "weak_type", False) else ""
-        return f"{leaf.dtype}[{','.join(str(size) for size in leaf.shape)}{weak}]"
+        return str(jax.typeof(leaf))
     if callable(leaf) and hasattr(leaf, "__qualname__"):
         return f"{leaf.__qualname__} at {id(leaf):#x}"
     return repr(leaf)
@@ -143,8 +118,6 @@ def _listed(changes: list[str]) -> str:
     shown = changes[:_SHOWN]
     if len(changes) > _SHOWN:
         shown.append(f"and {len(changes) - _SHOWN} more")
-    hint = ""
-    for name in ("optimizer", "loss"):
-        if changes[0].startswith(name):
-            hint = f"\n  Make the {name} once, and keep it: a new one is a new program."
+    kept = re.match("optimizer|loss", changes[0])
+    hint = f"\n  Make the {kept[0]} once, and keep it: a new one is a new program." if kept else ""
     return ";\n  ".join(shown) + "." + hint

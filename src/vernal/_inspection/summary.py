@@ -1,6 +1,5 @@
 """A model's table: its modules, what goes through them, what they hold, and what they cost."""
 
-import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +11,7 @@ from jaxtyping import PyTree
 
 from vernal._arguments import check_stateful
 from vernal._data.arrays import as_arrays
-from vernal._inspection.flops import OUTSIDE, counted_calls
+from vernal._inspection.flops import OUTSIDE, counted_calls, known
 from vernal._inspection.rows import Row, counting_path, held_rows
 from vernal._inspection.table import as_html, as_text, number, shapes
 from vernal._training.preflight.trace import Preflight
@@ -174,8 +173,7 @@ def _shapes(tree: PyTree) -> tuple[jax.ShapeDtypeStruct, ...]:
 
 
 def _sum(counts: dict[int, float], calls: list[int]) -> int | None:
-    total = sum(counts.get(i, 0) for i in calls)
-    return None if math.isnan(total) else round(total)
+    return known(sum(counts.get(i, 0) for i in calls))
 
 
 def _layer(row: Row) -> str:
