@@ -52,7 +52,9 @@ def explanation(
         # What JAX calls a tracer is an array to the user.
         reason = re.sub(r"\w*Tracer", "array", first_line(error))
         message = f"{what} fails{on}: {reason}"
-    hint = suggestion(attempt, batch, given, calls, fault)
+    is_of_layer = fault is not None
+    is_in_model = bool(calls.failed)
+    hint = suggestion(attempt, batch, given, is_in_model=is_in_model, is_of_layer=is_of_layer)
     explained = ShapeError(about(name, message + hint))
     if fault is None and not isinstance(error, ShapeError):
         explained.__cause__ = error

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +15,9 @@ from jaxtyping import PyTree
 
 from vernal import losses
 from vernal._data.arrays import PARTS
-from vernal._shapes.calls import Calls, watched
+from vernal._shapes.calls import watched
 from vernal._shapes.fixes import Fix, all_blocks, as_line, fixes_of
-from vernal._shapes.layer_shapes import Unmet, unmet
-from vernal._shapes.modules import shapes_of
+from vernal._shapes.layer_shapes import unmet
 
 # How long to look for a fix, in seconds of this thread: a large model takes its time to trace.
 _PATIENCE = 5.0
@@ -50,40 +48,36 @@ class Attempt:
 
     def works(self, batch: PyTree) -> bool:
         """Say whether a batch can be measured, with the shapes that the layers are made for."""
-        measured = functools.partial(self.measured, self.loss)
-        _, calls, error = watched(measured, self.model, batch)
-        return error is None and not any(map(unmet, calls.made))
+        return self._made(functools.partial(self.measured, self.loss), batch) is not None
 
     def predicted(self, x: PyTree) -> Any:
-        """Trace the model's predictions, as shapes.
-
-        Returns:
-            `None` if a layer gets another shape than it is made for. Equinox's layers let some
-            through: a matrix times a matrix, and a bias that is broadcast.
-        """
+        """Trace the model's predictions, as shapes; `None` if a layer is not made for them."""
 
         def apply(model, x):
             return losses.predictions(model, x, jax.random.key(0), self.model_state)
 
-        made, calls, _ = watched(apply, self.model, x)
-        return None if any(unmet(call) for call in calls.made) else made
+        return self._made(apply, x)
+
+    def _made(self, function: Callable, batch: PyTree) -> Any:
+        # Equinox's layers let some shapes through that they are not made for: a matrix times a
+        # matrix, and a bias that is broadcast.
+        made, calls, _ = watched(function, self.model, batch)
+        return None if any(map(unmet, calls.made)) else made
 
 
 def _traces(function: Callable, *args: PyTree) -> bool:
     """Say whether a function can be traced on shapes."""
-    try:
-        eqx.filter_eval_shape(function, *shapes_of(args))
-    except Exception:
-        return False
-    return True
+    _, _, error = watched(lambda _, *args: function(*args), None, *args)
+    return error is None
 
 
 def suggestion(
     attempt: Attempt,
     batch: PyTree,
     given: PyTree,
-    calls: Calls | None = None,
-    fault: Unmet | None = None,
+    *,
+    is_in_model: bool = False,
+    is_of_layer: bool = False,
 ) -> str:
     """Find a line that fixes the data, the use of the model or the loss.
 
@@ -91,16 +85,16 @@ def suggestion(
         attempt: What failed.
         batch: The arrays that it failed on.
         given: What the user passed, where the batch was made from it: lists do not index as arrays.
-        calls: The calls of the model's modules, if they were watched.
-        fault: What a layer was given, if that is wrong.
+        is_in_model: Whether a call of the model has failed.
+        is_of_layer: Whether a layer was given what it is not made for.
 
     Returns:
         The line of the message, after a line break; or nothing.
     """
-    at_most = 3
     loss = attempt.loss
+    at_most = 3
     is_supervised = isinstance(loss, losses.AbstractSupervised)
-    if is_supervised and calls is not None and calls.failed:
+    if is_supervised and is_in_model:
         line = _whole_batch(loss, attempt.model, batch)
         if line:
             return line
@@ -110,7 +104,7 @@ def suggestion(
         if replace(attempt, model=jax.vmap(attempt.model)).works(batch):
             return "\n  Try jax.vmap(model) in the loss: the model takes one example."
         # Such a loss may fail for any reason: the more changes, the less likely that they help.
-        at_most = 1 if fault is None else 2
+        at_most = 2 if is_of_layer else 1
 
     found = _found(attempt, batch, names=_names(given), at_most=at_most)
     if found:
@@ -146,19 +140,17 @@ def _found(attempt: Attempt, batch: PyTree, *, names: list[str], at_most: int) -
 
     def works(choice: Sequence[Fix]) -> bool:
         x, *others = [fix.array for fix in choice]
-        if loss is None:
-            return predicted(x) is not None
-        if is_supervised:
-            made = predicted(x)
-            return made is not None and _traces(loss.average, made, *others)
-        return attempt.works(jax.tree.structure(batch).unflatten([x, *others]))
+        if not is_supervised:
+            return attempt.works(jax.tree.structure(batch).unflatten([x, *others]))
+        made = predicted(x)
+        return made is not None and _traces(loss.average, made, *others)
 
     options = [fixes_of(names[0], arrays[0])]
     classes: Sequence[int] = ()
     if is_supervised:
         made = (predicted(fix.array) for fix in options[0] if time.thread_time() < until)
-        first = next((prediction for prediction in made if prediction is not None), None)
-        classes = getattr(first, "shape", ())[-1:]
+        shapes = (prediction.shape for prediction in made if hasattr(prediction, "shape"))
+        classes = next(shapes, ())[-1:]
     for name, array in zip(names[1:], arrays[1:], strict=False):
         options.append(fixes_of(name, array, classes))
 
@@ -192,9 +184,8 @@ def _other_loss(attempt: Attempt, batch: PyTree) -> str:
 def _whole_batch(loss: losses.AbstractSupervised, model: PyTree, batch: PyTree) -> str:
     """Suggest another loss where the model takes a whole batch."""
     x, *others = batch
-    if len(jax.tree.leaves(x)[0]) == 1:  # one example and a batch of one look alike
-        return ""
-    if not _traces(lambda x, *others: loss.average(model(x), *others), x, *others):
+    is_one = len(jax.tree.leaves(x)[0]) == 1  # one example and a batch of one look alike
+    if is_one or not _traces(lambda x, *y: loss.average(model(x), *y), x, *others):
         return ""
     code = repr(loss)
     if isinstance(loss, losses.Supervised):

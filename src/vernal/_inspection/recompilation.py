@@ -53,10 +53,9 @@ def _watch(program: str, parts: dict[str, PyTree]) -> None:
         RecompilationError: The program compiles again, inside of `no_recompilation`.
     """
     new = _description(parts)
-    closest = min(_compiled[program], key=lambda old: len(_changes(old, new)), default=None)
-    changes = [] if closest is None else _changes(closest, new)
+    changes = min((_changes(old, new) for old in [{}, *_compiled[program]]), key=len)
     is_another_model = 2 * len(changes) > len(new)
-    if closest is None or is_another_model:
+    if is_another_model:
         _log.info("%s compiles, for the first time with such a model and data", program)
     else:
         error = RecompilationError(f"{program} compiles again: {_listed(changes)}")
