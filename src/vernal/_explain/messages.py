@@ -32,7 +32,10 @@ def explanation(
         layer is at fault: it shows the line of the user's program that failed.
     """
     if isinstance(error, ExamplesError):
-        hint = _hint_for_examples(attempt, error.arrays, name, given)
+        is_own = not isinstance(attempt.loss, AbstractSupervised | None)
+        hint = suggestion(attempt, error.arrays, given)
+        if is_own and attempt.works(error.arrays):
+            hint = f"\n  Try [{name}]: a list of ready batches, which are taken as they are."
         return ExamplesError(about(name, error.args[0] + hint))
 
     def measured(model, batch):
@@ -53,22 +56,11 @@ def explanation(
         reason = re.sub(r"\w*Tracer", "array", first_line(error))
         message = f"{what} fails{on}: {reason}"
     is_of_layer = fault is not None
-    is_in_model = bool(calls.failed)
-    hint = suggestion(attempt, batch, given, is_in_model=is_in_model, is_of_layer=is_of_layer)
+    hint = suggestion(attempt, batch, given, in_model=bool(calls.failed), of_layer=is_of_layer)
     explained = ShapeError(about(name, message + hint))
     if fault is None and not isinstance(error, ShapeError):
         explained.__cause__ = error
     return explained
-
-
-def _hint_for_examples(attempt: Attempt, arrays: PyTree, name: str, given: PyTree) -> str:
-    """Find a line that makes examples of arrays, if there are any."""
-    if not all(np.size(leaf) for leaf in jax.tree.leaves(arrays)):
-        return ""
-    is_own = not isinstance(attempt.loss, AbstractSupervised | None)
-    if is_own and attempt.works(arrays):
-        return f"\n  Try [{name}]: a list of ready batches, which are taken as they are."
-    return suggestion(attempt, arrays, given)
 
 
 def _may_be_of_shapes(error: Exception) -> bool:
@@ -83,11 +75,8 @@ def _where(attempt: Attempt, batch: PyTree, calls: Calls) -> tuple[str, str]:
     """Say what failed, a module, the model, or the loss; and on what, if that is known."""
     if calls.failed:
         call = calls.failed[-1]
-        given = [
-            f"{name} of shape {value.shape}"
-            for name, value in call.arguments.items()
-            if hasattr(value, "shape") and name != "key"
-        ]
+        arrays = {name: x for name, x in call.arguments.items() if hasattr(x, "shape")}
+        given = [f"{name} of shape {x.shape}" for name, x in arrays.items() if name != "key"]
         on = " and ".join(given) or "its input"
         return located(attempt.model, call.path, call.module), f" on {on}"
     if isinstance(attempt.loss, AbstractSupervised | None) and not calls.made:
@@ -109,14 +98,16 @@ def _of_layer(fault: Unmet, calls: Calls, model: PyTree, batch: PyTree) -> str:
         # The calls around it began before it. If others did, they may have made its input.
         and calls.made[call.depth] is call
     )
-    if isinstance(fault.given, np.dtype):
+    is_of_dtype = isinstance(fault.given, np.dtype)
+    if is_of_dtype:
         needed = "integers" if fault.need.dtype is jnp.integer else "floats"
-        if is_of_data:
-            return f"x is {fault.given}, but {layer} needs {needed}."
-        return f"{layer} needs {needed}; its {fault.argument} is {fault.given}."
+    elif len(needs(call.module)) == 1:
+        needed = f"{fault.need}"
+    else:
+        needed = f"{fault.argument} of shape {fault.need}"
 
-    is_alone = len(needs(call.module)) == 1
-    needed = f"{fault.need}" if is_alone else f"{fault.argument} of shape {fault.need}"
+    if is_of_data and is_of_dtype:
+        return f"x is {fault.given}, but {layer} needs {needed}."
     if is_of_data:
         n, *example = x.shape
         each = f"has shape {tuple(example)}" if example else "is a single number"

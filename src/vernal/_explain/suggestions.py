@@ -76,8 +76,8 @@ def suggestion(
     batch: PyTree,
     given: PyTree,
     *,
-    is_in_model: bool = False,
-    is_of_layer: bool = False,
+    in_model: bool = False,
+    of_layer: bool = False,
 ) -> str:
     """Find a line that fixes the data, the use of the model or the loss.
 
@@ -85,8 +85,8 @@ def suggestion(
         attempt: What failed.
         batch: The arrays that it failed on.
         given: What the user passed, where the batch was made from it: lists do not index as arrays.
-        is_in_model: Whether a call of the model has failed.
-        is_of_layer: Whether a layer was given what it is not made for.
+        in_model: Whether a call of the model has failed.
+        of_layer: Whether a layer was given what it is not made for.
 
     Returns:
         The line of the message, after a line break; or nothing.
@@ -94,7 +94,7 @@ def suggestion(
     loss = attempt.loss
     at_most = 3
     is_supervised = isinstance(loss, losses.AbstractSupervised)
-    if is_supervised and is_in_model:
+    if is_supervised and in_model:
         line = _whole_batch(loss, attempt.model, batch)
         if line:
             return line
@@ -104,7 +104,7 @@ def suggestion(
         if replace(attempt, model=jax.vmap(attempt.model)).works(batch):
             return "\n  Try jax.vmap(model) in the loss: the model takes one example."
         # Such a loss may fail for any reason: the more changes, the less likely that they help.
-        at_most = 2 if is_of_layer else 1
+        at_most = 2 if of_layer else 1
 
     found = _found(attempt, batch, names=_names(given), at_most=at_most)
     if found:
@@ -115,12 +115,10 @@ def suggestion(
 
 def _names(given: PyTree) -> list[str]:
     """Name x, y and sample_weight so that the user's own can be indexed as arrays are."""
-    names = list(PARTS)
     parts = given if isinstance(given, tuple) else (given,)
-    for i, part in enumerate(parts[: len(names)]):
-        if not isinstance(part, np.ndarray | np.generic | jax.Array | dict | None):
-            names[i] = f"np.asarray({names[i]})"
-    return names
+    named = zip(PARTS, [*parts, None, None], strict=False)
+    indexed = np.ndarray | np.generic | jax.Array | dict | None
+    return [name if isinstance(part, indexed) else f"np.asarray({name})" for name, part in named]
 
 
 def _found(attempt: Attempt, batch: PyTree, *, names: list[str], at_most: int) -> Sequence[Fix]:
@@ -146,18 +144,16 @@ def _found(attempt: Attempt, batch: PyTree, *, names: list[str], at_most: int) -
         return made is not None and _traces(loss.average, made, *others)
 
     options = [fixes_of(names[0], arrays[0])]
-    classes: Sequence[int] = ()
+    classes = 0
     if is_supervised:
         made = (predicted(fix.array) for fix in options[0] if time.thread_time() < until)
-        shapes = (prediction.shape for prediction in made if hasattr(prediction, "shape"))
-        classes = next(shapes, ())[-1:]
+        shapes = (getattr(prediction, "shape", ()) for prediction in made)
+        classes = next(filter(None, shapes), (0,))[-1]
     for name, array in zip(names[1:], arrays[1:], strict=False):
         options.append(fixes_of(name, array, classes))
 
-    def cost(choice: Sequence[Fix]) -> int:
-        return sum(fix.cost for fix in choice)
-
-    for choice in sorted(itertools.product(*options), key=cost):
+    choices = itertools.product(*options)
+    for choice in sorted(choices, key=lambda choice: sum(fix.cost for fix in choice)):
         if time.thread_time() > until:
             break
         changes = sum(fix.cost > 0 for fix in choice)

@@ -1,6 +1,5 @@
 """What one step computes, and what it costs; nothing here runs a step."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import PyTree
 
 from vernal._data.arrays import number_of_examples
-from vernal._inspection.flops import Counts, known
+from vernal._inspection.flops import known, total_flops
 from vernal._inspection.table import number
 from vernal._shapes.jaxprs import LOOPS, holds
 from vernal._shapes.modules import shapes_of
@@ -116,18 +115,17 @@ def update_cost(
     compiled = jax.jit(jaxpr_as_fun(jaxpr)).lower(*jaxpr.in_avals).compile()
     memory: Any = compiled.memory_analysis()
     costs = compiled.cost_analysis() or {}
-    accessed = costs.get("bytes accessed", math.nan)
     # Of a loop XLA counts one round, and on a GPU it leaves out what its libraries compute.
     has_loop = holds(jaxpr.jaxpr, *LOOPS)
     counts_all = not has_loop and jax.default_backend() == "cpu"
-    flops = costs.get("flops", 0.0) if counts_all else Counts(jaxpr.jaxpr).total
+    flops = costs.get("flops", 0.0) if counts_all else total_flops(jaxpr.jaxpr)
     arguments = memory.argument_size_in_bytes
     outputs = memory.output_size_in_bytes
     temporaries = memory.temp_size_in_bytes
     return Cost(
         batch_size=examples,
         flops=known(flops),
-        bytes_accessed=None if has_loop else known(accessed),
+        bytes_accessed=None if has_loop else known(costs.get("bytes accessed", -1)),
         # Not JAX's `peak_memory_in_bytes`, which leaves out the temporaries on a CPU.
         peak_memory=arguments + outputs + temporaries - memory.alias_size_in_bytes,
         arguments=arguments,
@@ -147,9 +145,7 @@ def _traced_step(
     model, model_state = model_of(model_or_state)
     choices = trainer._choices(model, model_state)
     checked, _ = trainer._checked(model_or_state, data, None, batch_size=batch_size, shuffle=False)
-    state = model_or_state
-    if not isinstance(state, TrainState):
-        state = eqx.filter_eval_shape(trainer.init, model)
+    state = eqx.filter_eval_shape(trainer._state_of, model_or_state)
 
     def step(choices, state, batch):
         new_state, measured, _ = update(choices, state, batch)

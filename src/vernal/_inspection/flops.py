@@ -35,11 +35,6 @@ class Counts:
         self.runs: defaultdict[int, float] = defaultdict(float)
         self._add(program, calls=(OUTSIDE,), times=1)
 
-    @property
-    def total(self) -> float:
-        """The FLOPs of the whole program."""
-        return sum(self.flops.values())
-
     def _add(self, program: Jaxpr, *, calls: tuple[int, ...], times: float) -> None:
         """Count a program that runs `times` times, inside of `calls`, the outermost first."""
         own: defaultdict[int, list[JaxprEqn]] = defaultdict(list)
@@ -52,8 +47,7 @@ class Counts:
             name = eqn.primitive.name
             parts = list(inner(eqn))
             if name == "cond":
-                costliest = max(parts, key=lambda branch: Counts(branch).total)
-                self._add(costliest, calls=calls_here, times=times)
+                self._add(max(parts, key=total_flops), calls=calls_here, times=times)
             elif name in LOOPS or name in _WRAPPERS:
                 rounds = {"scan": eqn.params.get("length"), "while": math.inf}.get(name, 1)
                 for part in parts:
@@ -65,6 +59,11 @@ class Counts:
             self.runs[call] += times
         for call, eqns in own.items():
             self.flops[call] += times * _xla_flops(eqns)
+
+
+def total_flops(program: Jaxpr) -> float:
+    """Count a program's operations; infinite if their number is unknown."""
+    return sum(Counts(program).flops.values())
 
 
 def counted_calls(

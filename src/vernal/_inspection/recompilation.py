@@ -54,8 +54,7 @@ def _watch(program: str, parts: dict[str, PyTree]) -> None:
     """
     new = _description(parts)
     changes = min((_changes(old, new) for old in [{}, *_compiled[program]]), key=len)
-    is_another_model = 2 * len(changes) > len(new)
-    if is_another_model:
+    if 2 * len(changes) > len(new):  # another model
         _log.info("%s compiles, for the first time with such a model and data", program)
     else:
         error = RecompilationError(f"{program} compiles again: {_listed(changes)}")
@@ -105,8 +104,7 @@ def _changes(old: dict[str, str], new: dict[str, str]) -> list[str]:
         before, now = old.get(path, "nothing"), new.get(path, "nothing")
         if before != now:
             before, now = before.partition(" at 0x")[0], now.partition(" at 0x")[0]
-            is_alike = before == now
-            change = f"is another {now}" if is_alike else f"was {before}, and is {now}"
+            change = f"is another {now}" if before == now else f"was {before}, and is {now}"
             changes.append(f"{path} {change}")
     return changes
 

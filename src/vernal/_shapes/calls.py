@@ -67,11 +67,8 @@ class Calls:
         return self
 
     def __exit__(self, kind, error: BaseException | None, frames) -> None:
-        sys.setprofile(None)
-        if hasattr(self._previous, "enable"):  # a cProfile.Profile, which sets itself
-            self._previous.enable()
-        else:
-            sys.setprofile(self._previous)
+        # Before Python 3.12, a cProfile.Profile is no function, and ends here.
+        sys.setprofile(self._previous if callable(self._previous) else None)
         left = set(_frames_left(error))
         self.failed = [call for frame, call in self._frames.items() if frame in left]
         self._frames.clear()  # they keep all their variables

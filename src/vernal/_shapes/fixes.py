@@ -1,7 +1,7 @@
 """Lines of code that may fix data of a wrong shape; each is tried before it is suggested."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -43,19 +43,19 @@ class Fix:
     cost: int = 0
 
 
-def fixes_of(name: str, array: Any, classes: Sequence[int] = ()) -> list[Fix]:
+def fixes_of(name: str, array: Any, classes: int = 0) -> list[Fix]:
     """List lines that change one array, the likeliest first; the very first changes nothing.
 
     Args:
         name: What the user calls the array; any expression will do.
         array: Its values are read only to tell whole numbers, labels and one-hot rows.
-        classes: How many classes an array of labels may stand for.
+        classes: How many classes an array of labels may stand for, if it may.
     """
     start = Fix(name, name, shapes_of(array))
     # From -1: labels of -1 and 1, or from 1 on, have a line of their own once they are integers.
-    low, high = (-1, max(classes)) if classes else (-_MOST_INT32, _MOST_INT32)
+    low, high = (-1, classes) if classes else (-_MOST_INT32, _MOST_INT32)
     whole = _is_whole(array, low, high)
-    classes = [n for n in classes if _is_whole(array, 0, n - 1)]
+    classes = classes if _is_whole(array, 0, classes - 1) else 0
     one_hot = all_blocks(array, _is_one_hot)
     every: list[Fix] = []
     for fix in [start, *_tried(start, _shape_lines(len(start.array.shape)))]:
@@ -83,18 +83,18 @@ def _shape_lines(rank: int) -> Iterator[tuple[int, str]]:
 
 
 def _dtype_lines(
-    dtype: np.dtype, whole: bool, one_hot: bool, classes: Iterable[int]
+    dtype: np.dtype, whole: bool, one_hot: bool, classes: int
 ) -> Iterator[tuple[int, str]]:
     """Give lines that change a dtype, with braces for the array, each after its cost."""
     if one_hot:
         yield 1, "{0}.argmax(-1)"
     if not jnp.issubdtype(dtype, jnp.inexact):
         yield 2, '{0}.astype("float32")'
-    if jnp.issubdtype(dtype, jnp.integer):
-        for n in classes:
-            yield 4, f"jax.nn.one_hot({{0}}, {n})"
-    elif whole:
+    is_integer = jnp.issubdtype(dtype, jnp.integer)
+    if whole and not is_integer:
         yield 2, "{0}.astype(int)"
+    if classes and is_integer:
+        yield 4, f"jax.nn.one_hot({{0}}, {classes})"
 
 
 def _tried(fix: Fix, lines: Iterable[tuple[int, str]]) -> Iterator[Fix]:

@@ -66,8 +66,6 @@ def needs(layer: Any) -> dict[str, Needed]:
             return {"x": Needed((layer.input_size, "..."))}
         case _, eqx.nn.Embedding():
             return {"x": Needed((), jnp.integer)}
-        case _, eqx.nn.RotaryPositionalEmbedding():
-            return {"x": Needed(("length", layer.embedding_size))}
         case _, eqx.nn.GRUCell() | eqx.nn.LSTMCell():
             hidden = Needed((layer.hidden_size,))
             return {"input": Needed((layer.input_size,)), "hidden": hidden}

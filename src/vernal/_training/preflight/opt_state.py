@@ -1,7 +1,6 @@
 """The optimizer's state that a run goes on from is checked against the optimizer."""
 
 from dataclasses import replace
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -32,7 +31,8 @@ def with_checked_opt_state(choices: Choices, state: TrainState) -> TrainState:
 
     params = eqx.filter(state.model, choices.trained_mask(state.model))
     made = eqx.filter_eval_shape(_initial_opt_state, choices.optimizer, params)
-    if signature(eqx.filter(made, _has_dtype)) != signature(arrays):
+    made = eqx.filter(made, lambda leaf: hasattr(leaf, "dtype"))
+    if signature(made) != signature(arrays):
         arguments = "state.model"
         if state.model_state is not None:
             arguments += ", model_state=state.model_state"
@@ -41,7 +41,3 @@ def with_checked_opt_state(choices: Choices, state: TrainState) -> TrainState:
             f"\n  Begin anew with the model: trainer.init({arguments})."
         )
     return state
-
-
-def _has_dtype(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype")
