@@ -33,8 +33,9 @@ def explanation(
     """
     if isinstance(error, ExamplesError):
         is_own = not isinstance(attempt.loss, AbstractSupervised | None)
-        hint = suggestion(attempt, error.arrays, given)
-        if is_own and attempt.works(error.arrays):
+        has_values = all(np.size(leaf) for leaf in jax.tree.leaves(error.arrays))
+        hint = suggestion(attempt, error.arrays, given) if has_values else ""
+        if is_own and has_values and attempt.works(error.arrays):
             hint = f"\n  Try [{name}]: a list of ready batches, which are taken as they are."
         return ExamplesError(about(name, error.args[0] + hint))
 

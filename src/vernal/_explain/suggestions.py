@@ -41,7 +41,7 @@ class Attempt:
         measured: Called as `measured(loss, model, batch)`: runs what training would run.
     """
 
-    loss: Callable | None
+    loss: Any
     model: PyTree
     model_state: PyTree
     measured: Callable[[Callable | None, PyTree, PyTree], PyTree]
@@ -147,7 +147,7 @@ def _found(attempt: Attempt, batch: PyTree, *, names: list[str], at_most: int) -
     classes = 0
     if is_supervised:
         made = (predicted(fix.array) for fix in options[0] if time.thread_time() < until)
-        shapes = (getattr(prediction, "shape", ()) for prediction in made)
+        shapes = (getattr(prediction, "shape", None) for prediction in made)
         classes = next(filter(None, shapes), (0,))[-1]
     for name, array in zip(names[1:], arrays[1:], strict=False):
         options.append(fixes_of(name, array, classes))

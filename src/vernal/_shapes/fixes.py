@@ -116,7 +116,7 @@ def _is_whole(array: Any, low: int, high: int) -> bool:
     """Say whether all values are bools, or whole numbers in a range."""
 
     def is_whole(part: np.ndarray) -> bool:
-        return np.all((part == np.rint(part)) & (part >= low) & (part <= high))
+        return bool(np.all((part == np.rint(part)) & (part >= low) & (part <= high)))
 
     return all_blocks(array, is_whole)
 
@@ -125,7 +125,7 @@ def _is_one_hot(rows: np.ndarray) -> bool:
     """Say whether each row is 0, ..., 0, 1 once it is sorted."""
     if rows.ndim < 2 or rows.shape[-1] < 2:
         return False
-    return np.all(np.sort(rows) == np.arange(rows.shape[-1]) // (rows.shape[-1] - 1))
+    return bool(np.all(np.sort(rows) == np.arange(rows.shape[-1]) // (rows.shape[-1] - 1)))
 
 
 def all_blocks(array: Any, condition: Callable) -> bool:
