@@ -447,8 +447,7 @@ SHAPES = {
     ),
     "integers": (
         lambda w: fit(w, (w.x.astype(int), w.y)),
-        "x is int32, but MLP.layers[0] (Linear) needs floats. | "
-        'Try x.astype("float32"), which is float32.',
+        'x is int32, but MLP.layers[0] (Linear) needs floats. | Try x.astype("float32").',
     ),
     "integers and an axis missing": (
         lambda w: fit(w, (np.arange(N), w.y), w.one),

@@ -191,14 +191,14 @@ def _predicted(model: Any, x: np.ndarray) -> np.ndarray:
     try:
         eqx.filter_eval_shape(_apply, model, model_state, x)
     except Exception as error:
-        from vernal._explain.messages import Attempt, shape_error  # only where something failed
+        from vernal._explain.messages import Attempt, explanation  # only where something failed
 
         def measured(loss, model, x):
             return losses.predictions(model, x, model_state=model_state)
 
         attempt = Attempt(None, model, model_state, measured)
-        explanation = shape_error(attempt, x, error, name="x")
-        raise explanation from explanation.__cause__
+        explained = explanation(attempt, x, error, name="x")
+        raise explained from explained.__cause__
     outputs = np.asarray(_apply(model, model_state, x))
     _check_one_number("predictions", outputs)
     return outputs

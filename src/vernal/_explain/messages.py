@@ -11,27 +11,19 @@ from jaxtyping import PyTree
 from vernal._explain.suggestions import Attempt, suggestion
 from vernal._shapes.calls import Calls, located, watched
 from vernal._shapes.layer_shapes import Unmet, at_fault, needs
-from vernal.errors import (
-    CallError,
-    ExamplesError,
-    ShapeError,
-    about,
-    call_error,
-    first_line,
-    kind,
-)
+from vernal.errors import CallError, ExamplesError, ShapeError, about, call_error, first_line, kind
 from vernal.losses import AbstractSupervised
 
 
-def shape_error(
+def explanation(
     attempt: Attempt, batch: PyTree, error: Exception, *, name: str, given: PyTree = None
 ) -> ShapeError | CallError:
     """Explain why a trace failed: trace it again, and watch the calls of the model's modules.
 
     Args:
         attempt: What was traced.
-        batch: The arrays that it failed on.
-        error: What was raised.
+        batch: The arrays that it failed on; an `ExamplesError` has its own.
+        error: What was raised: in the trace, or, an `ExamplesError`, while the data was read.
         name: The argument that the batch was taken from.
         given: That argument, where the batch was made from it: of lists, say, or data frames.
 
@@ -39,6 +31,13 @@ def shape_error(
         The error to raise, with a fix if one was found. Its cause is the original error where no
         layer is at fault: it shows the line of the user's program that failed.
     """
+    if isinstance(error, ExamplesError):
+        is_own = not isinstance(attempt.loss, AbstractSupervised | None)
+        has_values = all(np.size(leaf) for leaf in jax.tree.leaves(error.arrays))
+        hint = suggestion(attempt, error.arrays, given) if has_values else ""
+        if is_own and has_values and attempt.works(error.arrays):
+            hint = f"\n  Try [{name}]: a list of ready batches, which are taken as they are."
+        return ExamplesError(about(name, error.args[0] + hint))
 
     def measured(model, batch):
         return attempt.measured(attempt.loss, model, batch)
@@ -50,33 +49,19 @@ def shape_error(
         message = _of_layer(fault, calls, attempt.model, batch)
     elif isinstance(error, ShapeError):
         message = error.args[0]
-    elif not _may_be_of_shapes(error):
-        return call_error(*_where(attempt, batch, calls), error)
     else:
-        what, given_to_it = _where(attempt, batch, calls)
+        what, on = _where(attempt, batch, calls)
+        if not _may_be_of_shapes(error):
+            return call_error(what, on, error)
         # What JAX calls a tracer is an array to the user.
         reason = re.sub(r"\w*Tracer", "array", first_line(error))
-        message = f"{what} fails{given_to_it}: {reason}"
-    hint = suggestion(attempt, batch, given, calls, fault)
+        message = f"{what} fails{on}: {reason}"
+    is_of_layer = fault is not None
+    hint = suggestion(attempt, batch, given, in_model=bool(calls.failed), of_layer=is_of_layer)
     explained = ShapeError(about(name, message + hint))
     if fault is None and not isinstance(error, ShapeError):
         explained.__cause__ = error
     return explained
-
-
-def examples_error(
-    attempt: Attempt, error: ExamplesError, *, name: str, given: PyTree
-) -> ExamplesError:
-    """Add a fix for the data to an error about examples, if one is found."""
-    hint = ""
-    arrays = error.arrays
-    if arrays is not None and all(np.size(leaf) for leaf in jax.tree.leaves(arrays)):
-        is_own = not isinstance(attempt.loss, AbstractSupervised | None)
-        if is_own and attempt.works(arrays):
-            hint = f"\n  Try [{name}]: a list of ready batches, which are taken as they are."
-        else:
-            hint = suggestion(attempt, arrays, given)
-    return ExamplesError(about(name, error.args[0] + hint))
 
 
 def _may_be_of_shapes(error: Exception) -> bool:
@@ -89,14 +74,12 @@ def _may_be_of_shapes(error: Exception) -> bool:
 
 def _where(attempt: Attempt, batch: PyTree, calls: Calls) -> tuple[str, str]:
     """Say what failed, a module, the model, or the loss; and on what, if that is known."""
-    if calls.failed is not None:
-        layer = located(attempt.model, calls.failed.path, calls.failed.module)
-        given = [
-            f"{name} of shape {value.shape}"
-            for name, value in calls.failed.arguments.items()
-            if hasattr(value, "shape") and name != "key"
-        ]
-        return layer, f" on {' and '.join(given) or 'its input'}"
+    if calls.failed:
+        call = calls.failed[-1]
+        arrays = {name: x for name, x in call.arguments.items() if hasattr(x, "shape")}
+        given = [f"{name} of shape {x.shape}" for name, x in arrays.items() if name != "key"]
+        on = " and ".join(given) or "its input"
+        return located(attempt.model, call.path, call.module), f" on {on}"
     if isinstance(attempt.loss, AbstractSupervised | None) and not calls.made:
         x = _x_of(batch)
         given_x = f"x of shape {x.shape}" if hasattr(x, "shape") else f"x, {kind(x)}"
@@ -108,16 +91,24 @@ def _where(attempt: Attempt, batch: PyTree, calls: Calls) -> tuple[str, str]:
 def _of_layer(fault: Unmet, calls: Calls, model: PyTree, batch: PyTree) -> str:
     """Say what a layer needs and is given, in terms of x where the layer was given x."""
     x = _x_of(batch)
-    layer = located(model, fault.call.path, fault.call.module)
-    is_of_data = _is_of_data(fault, calls, x)
-    if isinstance(fault.given, np.dtype):
+    call = fault.call
+    layer = located(model, call.path, call.module)
+    is_of_data = (
+        hasattr(x, "shape")
+        and fault.given in (x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype))
+        # The calls around it began before it. If others did, they may have made its input.
+        and calls.made[call.depth] is call
+    )
+    is_of_dtype = isinstance(fault.given, np.dtype)
+    if is_of_dtype:
         needed = "integers" if fault.need.dtype is jnp.integer else "floats"
-        if is_of_data:
-            return f"x is {fault.given}, but {layer} needs {needed}."
-        return f"{layer} needs {needed}; its {fault.argument} is {fault.given}."
+    elif len(needs(call.module)) == 1:
+        needed = f"{fault.need}"
+    else:
+        needed = f"{fault.argument} of shape {fault.need}"
 
-    is_alone = len(needs(fault.call.module)) == 1
-    needed = f"{fault.need}" if is_alone else f"{fault.argument} of shape {fault.need}"
+    if is_of_data and is_of_dtype:
+        return f"x is {fault.given}, but {layer} needs {needed}."
     if is_of_data:
         n, *example = x.shape
         each = f"has shape {tuple(example)}" if example else "is a single number"
@@ -128,21 +119,6 @@ def _of_layer(fault: Unmet, calls: Calls, model: PyTree, batch: PyTree) -> str:
     else:
         data = f"the batch is {kind(batch)}" if x is batch else f"x is {kind(x)}"
     return f"{layer} needs {needed}, and is given {fault.given}; {data}."
-
-
-def _is_of_data(fault: Unmet, calls: Calls, x: Any) -> bool:
-    """Say whether the layer was given the examples themselves, and not another layer's output."""
-    if not hasattr(x, "shape"):
-        return False
-    if fault.given not in (x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype)):
-        return False
-    depth = 0
-    outer = fault.call.outer
-    while outer is not None:
-        depth += 1
-        outer = outer.outer
-    # The calls around it began before it. If others did, they may have made its input.
-    return calls.made[depth] is fault.call
 
 
 def _x_of(batch: PyTree) -> Any:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,19 +15,19 @@ from jaxtyping import PyTree
 
 from vernal import losses
 from vernal._data.arrays import PARTS
-from vernal._shapes.calls import Calls, watched
+from vernal._shapes.calls import watched
 from vernal._shapes.fixes import Fix, all_blocks, as_line, fixes_of
-from vernal._shapes.layer_shapes import Unmet, unmet
-from vernal._shapes.modules import shapes_of
-from vernal.errors import ExamplesError
+from vernal._shapes.layer_shapes import unmet
 
 # How long to look for a fix, in seconds of this thread: a large model takes its time to trace.
 _PATIENCE = 5.0
-_LOSSES = (
-    "losses.CrossEntropy()",
-    "losses.Supervised(optax.losses.softmax_cross_entropy)",
-    "losses.BinaryCrossEntropy()",
-)
+# In place of a `CrossEntropy`: other losses, and whether the values of y suit them.
+_LOSSES = {
+    "losses.Supervised(optax.losses.softmax_cross_entropy)": lambda rows: (
+        np.all(rows >= 0) and np.allclose(rows.sum(-1), 1, atol=1e-3)
+    ),
+    "losses.BinaryCrossEntropy()": lambda y: np.all((y >= 0) & (y <= 1)),
+}
 
 
 @dataclass(frozen=True)
@@ -42,47 +41,43 @@ class Attempt:
         measured: Called as `measured(loss, model, batch)`: runs what training would run.
     """
 
-    loss: Callable | None
+    loss: Any
     model: PyTree
     model_state: PyTree
     measured: Callable[[Callable | None, PyTree, PyTree], PyTree]
 
     def works(self, batch: PyTree) -> bool:
         """Say whether a batch can be measured, with the shapes that the layers are made for."""
-        measured = functools.partial(self.measured, self.loss)
-        _, calls, error = watched(measured, self.model, batch)
-        return error is None and not any(map(unmet, calls.made))
+        return self._made(functools.partial(self.measured, self.loss), batch) is not None
 
     def predicted(self, x: PyTree) -> Any:
-        """Trace the model's predictions, as shapes.
-
-        Returns:
-            `None` if a layer gets another shape than it is made for. Equinox's layers let some
-            through: a matrix times a matrix, and a bias that is broadcast.
-        """
+        """Trace the model's predictions, as shapes; `None` if a layer is not made for them."""
 
         def apply(model, x):
             return losses.predictions(model, x, jax.random.key(0), self.model_state)
 
-        made, calls, _ = watched(apply, self.model, x)
-        return None if any(unmet(call) for call in calls.made) else made
+        return self._made(apply, x)
+
+    def _made(self, function: Callable, batch: PyTree) -> Any:
+        # Equinox's layers let some shapes through that they are not made for: a matrix times a
+        # matrix, and a bias that is broadcast.
+        made, calls, _ = watched(function, self.model, batch)
+        return None if any(map(unmet, calls.made)) else made
 
 
 def _traces(function: Callable, *args: PyTree) -> bool:
     """Say whether a function can be traced on shapes."""
-    try:
-        eqx.filter_eval_shape(function, *shapes_of(args))
-    except Exception:
-        return False
-    return True
+    _, _, error = watched(lambda _, *args: function(*args), None, *args)
+    return error is None
 
 
 def suggestion(
     attempt: Attempt,
     batch: PyTree,
     given: PyTree,
-    calls: Calls | None = None,
-    fault: Unmet | None = None,
+    *,
+    in_model: bool = False,
+    of_layer: bool = False,
 ) -> str:
     """Find a line that fixes the data, the use of the model or the loss.
 
@@ -90,16 +85,16 @@ def suggestion(
         attempt: What failed.
         batch: The arrays that it failed on.
         given: What the user passed, where the batch was made from it: lists do not index as arrays.
-        calls: The calls of the model's modules, if they were watched.
-        fault: What a layer was given, if that is wrong.
+        in_model: Whether a call of the model has failed.
+        of_layer: Whether a layer was given what it is not made for.
 
     Returns:
         The line of the message, after a line break; or nothing.
     """
-    at_most = 3
     loss = attempt.loss
+    at_most = 3
     is_supervised = isinstance(loss, losses.AbstractSupervised)
-    if is_supervised and calls is not None and calls.failed:
+    if is_supervised and in_model:
         line = _whole_batch(loss, attempt.model, batch)
         if line:
             return line
@@ -109,45 +104,24 @@ def suggestion(
         if replace(attempt, model=jax.vmap(attempt.model)).works(batch):
             return "\n  Try jax.vmap(model) in the loss: the model takes one example."
         # Such a loss may fail for any reason: the more changes, the less likely that they help.
-        at_most = 1 if fault is None else 2
+        at_most = 2 if of_layer else 1
 
-    found = _found(attempt, batch, names=_names(given), fault=fault, at_most=at_most)
+    found = _found(attempt, batch, names=_names(given), at_most=at_most)
     if found:
         return f"\n  {as_line(found)}"
-    has_parts = is_supervised and isinstance(batch, tuple)
-    return _other_loss(attempt, batch) if has_parts else ""
+    has_classes = isinstance(loss, losses.CrossEntropy) and isinstance(batch, tuple)
+    return _other_loss(attempt, batch) if has_classes else ""
 
 
 def _names(given: PyTree) -> list[str]:
     """Name x, y and sample_weight so that the user's own can be indexed as arrays are."""
-    names: list[str] = list(PARTS)
-    indexed = (np.ndarray, np.generic, jax.Array, dict)
     parts = given if isinstance(given, tuple) else (given,)
-    for i, part in enumerate(parts[: len(names)]):
-        if part is not None and not isinstance(part, indexed):
-            names[i] = f"np.asarray({names[i]})"
-    return names
+    named = zip(PARTS, [*parts, None, None], strict=False)
+    indexed = np.ndarray | np.generic | jax.Array | dict | None
+    return [name if isinstance(part, indexed) else f"np.asarray({name})" for name, part in named]
 
 
-def _options(name: str, array: Any, classes: Sequence[int] = ()) -> list[Fix]:
-    """List changes of one array of a batch; none if it is not an array."""
-    if not hasattr(array, "shape"):
-        return []
-    return [fix for fix in fixes_of(name, array, classes) if fix.array.shape]
-
-
-def _x_options(name: str, x: Any, fault: Unmet | None) -> list[Fix]:
-    """List changes of x; only those that the layer takes, where a layer was given the examples."""
-    options = _options(name, x)
-    if fault is None or not hasattr(x, "shape") or fault.given != x.shape[1:]:
-        return options
-    need = fault.need
-    return [fix for fix in options if need.takes_shape(fix.array.shape[1:], leading=False)]
-
-
-def _found(
-    attempt: Attempt, batch: PyTree, *, names: list[str], fault: Unmet | None, at_most: int
-) -> Sequence[Fix]:
+def _found(attempt: Attempt, batch: PyTree, *, names: list[str], at_most: int) -> Sequence[Fix]:
     """Find the likeliest changes, of at most so many arrays, with which the batch can be measured.
 
     Returns:
@@ -155,40 +129,36 @@ def _found(
     """
     until = time.thread_time() + _PATIENCE
     loss: Any = attempt.loss
+    is_supervised = isinstance(loss, losses.AbstractSupervised)
     has_parts = loss is not None and isinstance(batch, tuple | list)
-    x, *others = batch if has_parts else (batch,)
-    if len(others) >= len(names):
+    arrays = batch if has_parts else (batch,)
+    if len(arrays) > len(names) or not all(hasattr(array, "shape") for array in arrays):
         return ()
     predicted = functools.cache(attempt.predicted)
 
     def works(choice: Sequence[Fix]) -> bool:
-        arrays = [fix.array for fix in choice]
-        if loss is None:
-            return predicted(arrays[0]) is not None
-        if isinstance(loss, losses.AbstractSupervised):
-            made = predicted(arrays[0])
-            return made is not None and _traces(loss.average, made, *arrays[1:])
-        return attempt.works(jax.tree.structure(batch).unflatten(arrays))
+        x, *others = [fix.array for fix in choice]
+        if not is_supervised:
+            return attempt.works(jax.tree.structure(batch).unflatten([x, *others]))
+        made = predicted(x)
+        return made is not None and _traces(loss.average, made, *others)
 
-    x_options = _x_options(names[0], x, fault)
-    classes: Sequence[int] = ()
-    if isinstance(loss, losses.AbstractSupervised):
-        made = (predicted(fix.array) for fix in x_options if time.thread_time() < until)
-        first = next((prediction for prediction in made if prediction is not None), None)
-        classes = getattr(first, "shape", ())[-1:]
-    options = [x_options]
-    for name, array in zip(names[1:], others, strict=False):
-        options.append(_options(name, array, classes))
+    options = [fixes_of(names[0], arrays[0])]
+    classes = 0
+    if is_supervised:
+        made = (predicted(fix.array) for fix in options[0] if time.thread_time() < until)
+        shapes = (getattr(prediction, "shape", None) for prediction in made)
+        classes = next(filter(None, shapes), (0,))[-1]
+    for name, array in zip(names[1:], arrays[1:], strict=False):
+        options.append(fixes_of(name, array, classes))
 
-    def cost(choice: Sequence[Fix]) -> int:
-        return sum(fix.cost for fix in choice)
-
-    for choice in sorted(itertools.product(*options), key=cost):
+    choices = itertools.product(*options)
+    for choice in sorted(choices, key=lambda choice: sum(fix.cost for fix in choice)):
         if time.thread_time() > until:
             break
         changes = sum(fix.cost > 0 for fix in choice)
-        lengths = {fix.array.shape[0] for fix in choice}
-        if changes <= at_most and len(lengths) == 1 and works(choice):
+        lengths = {fix.array.shape[:1] for fix in choice}
+        if changes <= at_most and len(lengths) == 1 and () not in lengths and works(choice):
             return choice if changes else ()
     return ()
 
@@ -196,38 +166,22 @@ def _found(
 def _other_loss(attempt: Attempt, batch: PyTree) -> str:
     """Find a loss that suits the data as it is, or an order of the predictions' axes."""
     predicted = attempt.predicted(batch[0])
-    if isinstance(attempt.loss, losses.CrossEntropy) and len(getattr(predicted, "shape", ())) > 2:
+    if len(getattr(predicted, "shape", ())) > 2:
         moved = jax.eval_shape(lambda array: jnp.moveaxis(array, 1, -1), predicted)
         if _traces(attempt.loss.average, moved, *batch[1:]):
             return "\n  The classes go last: return jnp.moveaxis(prediction, 0, -1) from the model."
 
-    for code in _LOSSES:
-        other = eval(code)
-        is_new = type(other) is not type(attempt.loss)
-        if is_new and replace(attempt, loss=other).works(batch) and _suits(other, batch, predicted):
+    for code, suits in _LOSSES.items():
+        if replace(attempt, loss=eval(code)).works(batch) and all_blocks(batch[1], suits):
             return f"\n  Try Trainer(optimizer, {code})."
     return ""
-
-
-def _suits(loss: Any, batch: PyTree, predicted: Any) -> bool:
-    """Say whether the values of y are labels, or probabilities, as a loss of classes takes them."""
-    if isinstance(loss, losses.Supervised):
-        return all_blocks(
-            batch[1], lambda rows: np.all(rows >= 0) and np.allclose(rows.sum(-1), 1, atol=1e-3)
-        )
-    try:
-        loss.check_labels(batch[1], predicted.shape)
-    except ExamplesError:
-        return False
-    return True
 
 
 def _whole_batch(loss: losses.AbstractSupervised, model: PyTree, batch: PyTree) -> str:
     """Suggest another loss where the model takes a whole batch."""
     x, *others = batch
-    if len(jax.tree.leaves(x)[0]) == 1:  # one example and a batch of one look alike
-        return ""
-    if not _traces(lambda x, *others: loss.average(model(x), *others), x, *others):
+    is_one = len(jax.tree.leaves(x)[0]) == 1  # one example and a batch of one look alike
+    if is_one or not _traces(lambda x, *y: loss.average(model(x), *y), x, *others):
         return ""
     code = repr(loss)
     if isinstance(loss, losses.Supervised):

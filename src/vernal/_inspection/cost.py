@@ -1,17 +1,16 @@
 """What one step computes, and what it costs; nothing here runs a step."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
 import jax
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import PyTree
 
 from vernal._data.arrays import number_of_examples
-from vernal._inspection.flops import Counts
+from vernal._inspection.flops import known, total_flops
 from vernal._inspection.table import number
 from vernal._shapes.jaxprs import LOOPS, holds
 from vernal._shapes.modules import shapes_of
@@ -39,10 +38,10 @@ class Cost:
     batch_size: int
     flops: int | None
     bytes_accessed: int | None
-    peak_memory: int | None = None
-    arguments: int | None = None
-    outputs: int | None = None
-    temporaries: int | None = None
+    peak_memory: int
+    arguments: int
+    outputs: int
+    temporaries: int
 
     def __str__(self) -> str:
         accessed, peak = number(self.bytes_accessed, "B"), number(self.peak_memory, "B")
@@ -80,8 +79,8 @@ def update_jaxpr(
         DataError: The data cannot be trained on.
         ShapeError: Model, data and loss disagree about a shape.
     """
-    traced, _ = _traced_step(trainer, model_or_state, data, batch_size)
-    return traced.jaxpr
+    jaxpr, _ = _traced_step(trainer, model_or_state, data, batch_size)
+    return jaxpr
 
 
 @short_traceback
@@ -113,26 +112,21 @@ def update_cost(
         DataError: The data cannot be trained on.
         ShapeError: Model, data and loss disagree about a shape.
     """
-    traced, examples = _traced_step(trainer, model_or_state, data, batch_size)
-    compiled = traced.lower().compile()
-
-    has_loop = holds(traced.jaxpr.jaxpr, *LOOPS)
-    costs = {} if has_loop else compiled.cost_analysis() or {}
-    accessed = costs.get("bytes accessed", math.nan)
+    jaxpr, examples = _traced_step(trainer, model_or_state, data, batch_size)
+    compiled = jax.jit(jaxpr_as_fun(jaxpr)).lower(*jaxpr.in_avals).compile()
+    memory: Any = compiled.memory_analysis()
+    costs = compiled.cost_analysis() or {}
     # Of a loop XLA counts one round, and on a GPU it leaves out what its libraries compute.
-    counts_all = bool(costs) and jax.default_backend() == "cpu"
-    flops = costs.get("flops", 0.0) if counts_all else Counts(traced.jaxpr.jaxpr).total
-
-    memory = compiled.memory_analysis()
-    if memory is None:
-        return Cost(examples, _known(flops), _known(accessed))
+    has_loop = holds(jaxpr.jaxpr, *LOOPS)
+    counts_all = not has_loop and jax.default_backend() == "cpu"
+    flops = costs.get("flops", 0.0) if counts_all else total_flops(jaxpr.jaxpr)
     arguments = memory.argument_size_in_bytes
     outputs = memory.output_size_in_bytes
     temporaries = memory.temp_size_in_bytes
     return Cost(
         batch_size=examples,
-        flops=_known(flops),
-        bytes_accessed=_known(accessed),
+        flops=known(flops),
+        bytes_accessed=None if has_loop else known(costs.get("bytes accessed", -1)),
         # Not JAX's `peak_memory_in_bytes`, which leaves out the temporaries on a CPU.
         peak_memory=arguments + outputs + temporaries - memory.alias_size_in_bytes,
         arguments=arguments,
@@ -143,36 +137,21 @@ def update_cost(
 
 def _traced_step(
     trainer: Trainer, model_or_state: Any, data: Any, batch_size: int | None
-) -> tuple[jax.stages.Traced, int]:
+) -> tuple[ClosedJaxpr, int]:
     """Trace one step, without the loop around it, on shapes.
 
     Returns:
-        The traced step, and how many examples are in its batch.
+        The step's program, and how many examples are in its batch.
     """
     model, model_state = model_of(model_or_state)
     choices = trainer._choices(model, model_state)
     checked, _ = trainer._checked(model_or_state, data, None, batch_size=batch_size, shuffle=False)
-    state = model_or_state
-    if not isinstance(state, TrainState):
-        state = eqx.filter_eval_shape(trainer.init, model)
+    state = eqx.filter_eval_shape(trainer._state_of, model_or_state)
+
+    def step(choices, state, batch):
+        new_state, measured, _ = update(choices, state, batch)
+        return new_state, measured.info
 
     batch = checked.source.example
-    examples = number_of_examples(batch) or 1
-    arrays, static = eqx.partition(shapes_of((choices, state, batch)), _is_shape)
-
-    # Not `eqx.filter_jit`, which traces arrays alone: here, most are shapes.
-    def step(arrays):
-        choices, state, batch = eqx.combine(arrays, static)
-        new_state, measured, _ = update(choices, state, batch)
-        return eqx.filter(new_state, eqx.is_array), measured.info
-
-    return jax.jit(step).trace(arrays), examples
-
-
-def _is_shape(leaf: Any) -> bool:
-    return isinstance(leaf, jax.ShapeDtypeStruct)
-
-
-def _known(value: float) -> int | None:
-    """Return a whole number, or `None` for NaN and for XLA's sign for unknown, below zero."""
-    return round(value) if value >= 0 else None
+    jaxpr, _, _ = eqx.filter_make_jaxpr(step)(*shapes_of((choices, state, batch)))
+    return jaxpr, number_of_examples(batch) or 1

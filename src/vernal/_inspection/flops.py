@@ -3,7 +3,6 @@
 import math
 import re
 from collections import defaultdict
-from typing import Any
 
 import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
@@ -22,8 +21,8 @@ class Counts:
     """A program's operations as XLA counts them, but those in a loop once for each round.
 
     XLA counts a loop's body once. A loop that ends on a condition runs an unknown number of times,
-    so that the count of its operations is NaN. Of the branches of a condition, only the one with
-    the most operations counts.
+    so that the count of its operations is infinite. Of the branches of a condition, only the one
+    with the most operations counts.
 
     Attributes:
         flops: By the number of a call, the operations that the call makes itself, without the
@@ -35,11 +34,6 @@ class Counts:
         self.flops: defaultdict[int, float] = defaultdict(float)
         self.runs: defaultdict[int, float] = defaultdict(float)
         self._add(program, calls=(OUTSIDE,), times=1)
-
-    @property
-    def total(self) -> float:
-        """The FLOPs of the whole program."""
-        return sum(self.flops.values())
 
     def _add(self, program: Jaxpr, *, calls: tuple[int, ...], times: float) -> None:
         """Count a program that runs `times` times, inside of `calls`, the outermost first."""
@@ -53,9 +47,9 @@ class Counts:
             name = eqn.primitive.name
             parts = list(inner(eqn))
             if name == "cond":
-                self._add(max(parts, key=_rank), calls=calls_here, times=times)
+                self._add(max(parts, key=total_flops), calls=calls_here, times=times)
             elif name in LOOPS or name in _WRAPPERS:
-                rounds = {"scan": eqn.params.get("length"), "while": math.nan}.get(name, 1)
+                rounds = {"scan": eqn.params.get("length"), "while": math.inf}.get(name, 1)
                 for part in parts:
                     self._add(part, calls=calls_here, times=times * rounds)
             else:
@@ -65,6 +59,11 @@ class Counts:
             self.runs[call] += times
         for call, eqns in own.items():
             self.flops[call] += times * _xla_flops(eqns)
+
+
+def total_flops(program: Jaxpr) -> float:
+    """Count a program's operations; infinite if their number is unknown."""
+    return sum(Counts(program).flops.values())
 
 
 def counted_calls(
@@ -90,39 +89,33 @@ def counted_calls(
     return result, calls.made, Counts(jaxpr.jaxpr)
 
 
-def _rank(branch: Jaxpr) -> tuple[bool, float]:
-    """Rank a branch by its FLOPs; an unknown number ranks highest."""
-    total = Counts(branch).total
-    return math.isnan(total), total
+def known(count: float) -> int | None:
+    """Return a whole number; or `None` for one that is not finite, or is XLA's sign for unknown."""
+    return round(count) if 0 <= count < math.inf else None
 
 
 def _xla_flops(eqns: list[JaxprEqn]) -> float:
     """Return what XLA counts for some operations, each on inputs of its own; nothing compiles."""
     if any(holds(part, *LOOPS) for eqn in eqns for part in inner(eqn)):
-        return math.nan
+        return math.inf
 
     def program(inputs):
-        return [_apply(eqn, values) for eqn, values in zip(eqns, inputs, strict=True)]
+        made = []
+        for eqn, values in zip(eqns, inputs, strict=True):
+            # A number in the program stays one, which XLA may use beforehand.
+            pairs = zip(eqn.invars, values, strict=True)
+            taken = [atom.val if isinstance(atom, Literal) else value for atom, value in pairs]
+            made.append(eqn.primitive.bind(*taken, **eqn.params))
+        return made
 
     try:
         # Lowered for a CPU, which is always there: on a GPU, XLA counts only compiled programs.
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            inputs = [[_shape(atom.aval) for atom in eqn.invars] for eqn in eqns]
+            inputs = [[atom.aval for atom in eqn.invars] for eqn in eqns]
             lowered = jax.jit(program).lower(inputs)
             costs = lowered.cost_analysis()
     except Exception:  # an operation without a translation for a CPU, or on references
-        return math.nan
+        return math.inf
     # XLA knows nothing of custom calls. The one named Sharding computes nothing.
     unknown = set(re.findall(r"custom_call @(\w+)", lowered.as_text())) - {"Sharding"}
-    return math.nan if unknown or costs is None else costs.get("flops", 0.0)
-
-
-def _apply(eqn: JaxprEqn, values: list) -> Any:
-    """Make an operation; a number in the program stays one, which XLA may use beforehand."""
-    pairs = zip(eqn.invars, values, strict=True)
-    inputs = [atom.val if isinstance(atom, Literal) else value for atom, value in pairs]
-    return eqn.primitive.bind(*inputs, **eqn.params)
-
-
-def _shape(aval: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+    return math.inf if unknown or costs is None else costs.get("flops", 0.0)

@@ -16,8 +16,6 @@ from jaxtyping import PyTree
 from vernal._data.arrays import PARTS
 from vernal._shapes.modules import module_paths
 from vernal._training.compilation import watchers
-from vernal._training.objective import Objective
-from vernal._training.update import Choices
 from vernal.errors import RecompilationError
 
 _log = logging.getLogger("vernal")
@@ -55,10 +53,8 @@ def _watch(program: str, parts: dict[str, PyTree]) -> None:
         RecompilationError: The program compiles again, inside of `no_recompilation`.
     """
     new = _description(parts)
-    closest = min(_compiled[program], key=lambda old: len(_changes(old, new)), default=None)
-    changes = [] if closest is None else _changes(closest, new)
-    is_another_model = 2 * len(changes) > len(new)
-    if closest is None or is_another_model:
+    changes = min((_changes(old, new) for old in [{}, *_compiled[program]]), key=len)
+    if 2 * len(changes) > len(new):  # another model
         _log.info("%s compiles, for the first time with such a model and data", program)
     else:
         error = RecompilationError(f"{program} compiles again: {_listed(changes)}")
@@ -71,34 +67,12 @@ def _watch(program: str, parts: dict[str, PyTree]) -> None:
 watchers.append(_watch)
 
 
-def _named(parts: dict[str, Any]) -> dict[str, Any]:
-    """Return what a program depends on, by the names that users know."""
-    named: dict[str, Any] = {}
-    for name, part in parts.items():
-        if isinstance(part, Choices | Objective):
-            named |= part._asdict()
-        elif name == "batch" and isinstance(part, tuple) and len(part) in (2, 3):
-            named |= dict(zip(PARTS, part, strict=False))
-        elif name == "batch":
-            named["data"] = part
-        elif name == "state":
-            kept = ("model", "model_state", "opt_state", "key")
-            named |= {field: getattr(part, field) for field in kept}
-        else:
-            named[name] = part
-    if "objective" in named:
-        named |= named.pop("objective")._asdict()
-    return named
-
-
 def _description(parts: dict[str, Any]) -> dict[str, str]:
     """Describe every leaf and static field that a compiled program depends on, by its path."""
     found = {}
-    for name, part in _named(parts).items():
+    for name, part in parts.items():
         for keys, leaf in jax.tree_util.tree_leaves_with_path(part):
             found[name + jax.tree_util.keystr(keys)] = _shown(leaf)
-        if name == "opt_state":  # it repeats the model's modules
-            continue
         for path, module in module_paths(part).values():
             found.setdefault(name + path, type(module).__name__)
             for field in dataclasses.fields(module):  # pyright: ignore[reportArgumentType]
@@ -117,8 +91,7 @@ def _users_name(path: str) -> str:
 
 def _shown(leaf: Any) -> str:
     if eqx.is_array(leaf):
-        weak = ", weakly typed" if getattr(leaf, "weak_type", False) else ""
-        return f"{leaf.dtype}[{','.join(str(size) for size in leaf.shape)}{weak}]"
+        return str(jax.typeof(leaf))
     if callable(leaf) and hasattr(leaf, "__qualname__"):
         return f"{leaf.__qualname__} at {id(leaf):#x}"
     return repr(leaf)
@@ -131,8 +104,7 @@ def _changes(old: dict[str, str], new: dict[str, str]) -> list[str]:
         before, now = old.get(path, "nothing"), new.get(path, "nothing")
         if before != now:
             before, now = before.partition(" at 0x")[0], now.partition(" at 0x")[0]
-            is_alike = before == now
-            change = f"is another {now}" if is_alike else f"was {before}, and is {now}"
+            change = f"is another {now}" if before == now else f"was {before}, and is {now}"
             changes.append(f"{path} {change}")
     return changes
 
@@ -143,8 +115,6 @@ def _listed(changes: list[str]) -> str:
     shown = changes[:_SHOWN]
     if len(changes) > _SHOWN:
         shown.append(f"and {len(changes) - _SHOWN} more")
-    hint = ""
-    for name in ("optimizer", "loss"):
-        if changes[0].startswith(name):
-            hint = f"\n  Make the {name} once, and keep it: a new one is a new program."
+    kept = re.match("optimizer|loss", changes[0])
+    hint = f"\n  Make the {kept[0]} once, and keep it: a new one is a new program." if kept else ""
     return ";\n  ".join(shown) + "." + hint

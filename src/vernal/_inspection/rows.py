@@ -49,12 +49,11 @@ def held_rows(model: PyTree, trainable: PyTree) -> dict[str, Row]:
     name = type(model).__name__
     rows: dict[str, Row] = {}
     for path, thing, owner, first in walk(model):
-        is_array = eqx.is_array(thing)
+        layer = "array" if eqx.is_array(thing) else type(thing).__name__
         if path != first:
-            layer = "array" if is_array else type(thing).__name__
             rows[path] = Row(name + path, layer, shared_with=name + first)
-        elif not is_array:
-            rows[path] = Row(name + path, type(thing).__name__)
+        elif layer != "array":
+            rows[path] = Row(name + path, layer)
         elif id(thing) in is_trained:  # an `eqx.nn.Shared` may compute others
             row = rows[owner]
             kind = "trainable" if is_trained[id(thing)] else "frozen"

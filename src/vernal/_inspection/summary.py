@@ -1,6 +1,5 @@
 """A model's table: its modules, what goes through them, what they hold, and what they cost."""
 
-import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +11,7 @@ from jaxtyping import PyTree
 
 from vernal._arguments import check_stateful
 from vernal._data.arrays import as_arrays
-from vernal._inspection.flops import OUTSIDE, counted_calls
+from vernal._inspection.flops import OUTSIDE, counted_calls, known
 from vernal._inspection.rows import Row, counting_path, held_rows
 from vernal._inspection.table import as_html, as_text, number, shapes
 from vernal._training.preflight.model import model_of
@@ -66,7 +65,7 @@ class Summary:
 
     @property
     def _columns(self) -> dict[str, list[str]]:
-        """For each title the cells below it, the last of which is the total."""
+        """For each title the cells below it, the last of which is the total, if any has text."""
         total = Row("total", "", self.trainable, self.frozen, self.bytes, calls=1, flops=self.flops)
         rows = [*self.rows, total]
         columns = {
@@ -79,9 +78,7 @@ class Summary:
             "bytes": [_nonzero(row.bytes, "B") for row in rows],
             "FLOPs": [_nonzero(row.flops) for row in rows],
         }
-        if not self.frozen:
-            del columns["frozen"]
-        return columns
+        return {title: cells for title, cells in columns.items() if any(cells)}
 
     @property
     def _caption(self) -> str:
@@ -139,21 +136,17 @@ def summary(model: PyTree, x: PyTree, *, trainable: PyTree = eqx.is_inexact_arra
     for path, numbers in calls_by_path.items():
         first = calls[numbers[0]]
         taken = [value for name, value in first.arguments.items() if name != "key"]
-        # A call without operations has no runs: nothing tells which loop the call is in.
-        has_runs = any(i in counts.runs for i in numbers)
         rows[path] = replace(
             rows[path],
             inputs=_shapes(taken),
             outputs=_shapes(first.result),
-            calls=_sum(counts.runs, numbers) if has_runs else len(numbers),
+            # A call without operations has no runs: nothing tells which loop the call is in.
+            calls=_sum(counts.runs, numbers, default=1),
             flops=_sum(counts.flops, numbers),
         )
+    flops = _sum(counts.flops, [OUTSIDE, *calls_by_path[""]])
     rows[""] = replace(
-        rows[""],
-        inputs=_shapes(example),
-        outputs=_shapes(outputs),
-        calls=1,
-        flops=_sum(counts.flops, [OUTSIDE, *calls_by_path[""]]),
+        rows[""], inputs=_shapes(example), outputs=_shapes(outputs), calls=1, flops=flops
     )
     shown = [row for row in rows.values() if row.calls != 0 or row.bytes or row.shared_with]
     return Summary(tuple(shown))
@@ -173,9 +166,8 @@ def _shapes(tree: PyTree) -> tuple[jax.ShapeDtypeStruct, ...]:
     return tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays)
 
 
-def _sum(counts: dict[int, float], calls: list[int]) -> int | None:
-    total = sum(counts.get(i, 0) for i in calls)
-    return None if math.isnan(total) else round(total)
+def _sum(counts: dict[int, float], calls: list[int], default: int = 0) -> int | None:
+    return known(sum(counts.get(i, default) for i in calls))
 
 
 def _layer(row: Row) -> str:

@@ -2,6 +2,7 @@
 
 import html
 import io
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 
@@ -20,30 +21,23 @@ def as_text(columns: Mapping[str, Sequence[str]], *, texts: Sequence[str]) -> st
             numbers.
     """
     # Imported here, because rich takes a while to import.
-    import rich.box
-    import rich.console
-    import rich.table
-    import rich.text
+    from rich import box, console, text
+    from rich.table import Table
 
-    table = rich.table.Table(
-        box=rich.box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), show_footer=True
+    table = Table(
+        box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), show_footer=True
     )
     for title, cells in columns.items():
         is_text = title in texts
-        table.add_column(
-            title,
-            footer=cells[-1],
-            justify="left" if is_text else "right",
-            no_wrap=not is_text,
-            overflow="fold",
-        )
+        side = "left" if is_text else "right"
+        table.add_column(title, cells[-1], justify=side, no_wrap=not is_text, overflow="fold")
     for cells in list(zip(*columns.values(), strict=True))[:-1]:
         # A `Text` is shown as it is: in a string, rich takes "[0]" for markup.
-        table.add_row(*(rich.text.Text(cell) for cell in cells))
+        table.add_row(*(text.Text(cell) for cell in cells))
 
     width = shutil.get_terminal_size(fallback=(_WIDTH, 24)).columns
     file = io.StringIO()
-    rich.console.Console(file=file, width=width, color_system=None).print(table)
+    console.Console(file=file, width=width, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
@@ -65,12 +59,9 @@ def number(value: float | None, unit: str = "") -> str:
         return "–"
     if value < 1_000_000:
         return f"{value:,} {unit}".rstrip()
-    prefix = 0
-    while value >= 999.5 and prefix < 6:
-        value /= 1000
-        prefix += 1
-    digits = f"{value:#.3g}".rstrip(".")
-    return f"{digits} {' kMGTPE'[prefix]}{unit}"
+    thousands = min(6, int(math.log10(value / 0.9995)) // 3)  # 999.5 is 1.00 of the next unit
+    digits = f"{value / 1000**thousands:#.3g}".rstrip(".")
+    return f"{digits} {' kMGTPE'[thousands]}{unit}"
 
 
 def shapes(arrays: Sequence[jax.ShapeDtypeStruct]) -> str:

@@ -1,9 +1,10 @@
 """Which modules of a model are called, and with what: watched from outside, during a trace."""
 
+import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -25,15 +26,15 @@ class Call:
         module: The module that was called.
         path: Where it is in the model, as Python writes it: ".layers[0]"; "" is the model itself.
         arguments: The arguments by name, as they were when the call began.
+        depth: How many calls it was made inside of.
         result: What the call returned; `None`, too, if it raised.
-        outer: The call that this one was made from.
     """
 
     module: eqx.Module
     path: str
     arguments: dict[str, Any]
+    depth: int
     result: Any = None
-    outer: "Call | None" = field(default=None, repr=False)
 
 
 def located(root: PyTree, path: str, module: eqx.Module) -> str:
@@ -50,16 +51,15 @@ class Calls:
 
     Attributes:
         made: Every `Call`, in the order in which they began.
-        failed: The innermost call that was left by the exception that ended the context.
+        failed: Those that were left by the exception that ended the context, the innermost last.
     """
 
     def __init__(self, model: PyTree):
         self.made: list[Call] = []
-        self.failed: Call | None = None
+        self.failed: list[Call] = []
         self._modules = module_paths(model)
         self._frames: dict[FrameType, Call] = {}
-        self._scopes: dict[FrameType, Any] = {}
-        self._open: list[Call] = []
+        self._open: list[tuple[Call, Any]] = []  # each with its `jax.named_scope`
 
     def __enter__(self) -> "Calls":
         self._previous: Any = sys.getprofile()
@@ -67,15 +67,10 @@ class Calls:
         return self
 
     def __exit__(self, kind, error: BaseException | None, frames) -> None:
-        sys.setprofile(None)
-        if hasattr(self._previous, "enable"):  # a cProfile.Profile, which sets itself
-            self._previous.enable()
-        else:
-            sys.setprofile(self._previous)
+        # Before Python 3.12, a cProfile.Profile is no function, and ends here.
+        sys.setprofile(self._previous if callable(self._previous) else None)
         left = set(_frames_left(error))
-        for frame, call in self._frames.items():
-            if frame in left:
-                self.failed = call
+        self.failed = [call for frame, call in self._frames.items() if frame in left]
         self._frames.clear()  # they keep all their variables
 
     def _see(self, frame: FrameType, event: str, result: Any) -> None:
@@ -84,33 +79,28 @@ class Calls:
         if event == "call":
             self._begin(frame)
         elif event == "return" and frame in self._frames:
-            self._end(frame, result)
+            self._end(result)
 
     def _begin(self, frame: FrameType) -> None:
-        code = frame.f_code
-        if not code.co_argcount:
+        names = inspect.getargs(frame.f_code).args
+        module = frame.f_locals.get(names[0]) if names else None
+        if id(module) not in self._modules:
             return
-        self_name, *names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        module = frame.f_locals.get(self_name)
-        if not isinstance(module, eqx.Module) or id(module) not in self._modules:
-            return
-        outer = self._open[-1] if self._open else None
-        if outer is not None and outer.module is module:
+        if self._open and self._open[-1][0].module is module:
             return  # the module called a method that it inherits
         path, module = self._modules[id(module)]
-        arguments = {name: shapes_of(frame.f_locals[name]) for name in names}
-        call = Call(module, path, arguments, outer=outer)
-        self._scopes[frame] = jax.named_scope(f"{SCOPE}{len(self.made)}")
-        self._scopes[frame].__enter__()
+        arguments = {name: shapes_of(frame.f_locals[name]) for name in names[1:]}
+        call = Call(module, path, arguments, depth=len(self._open))
+        scope = jax.named_scope(f"{SCOPE}{len(self.made)}")
+        scope.__enter__()
+        self._open.append((call, scope))
         self.made.append(call)
-        self._open.append(call)
         self._frames[frame] = call
 
-    def _end(self, frame: FrameType, result: Any) -> None:
-        call = self._frames[frame]
+    def _end(self, result: Any) -> None:
+        call, scope = self._open.pop()
+        scope.__exit__(None, None, None)
         call.result = shapes_of(result)
-        self._open.remove(call)
-        self._scopes.pop(frame).__exit__(None, None, None)
         if isinstance(call.module, eqx.nn.Shared):  # it returns copies, to be called
             for path, module in module_paths(result).values():
                 self._modules[id(module)] = f"{call.path}.pytree{path}", module

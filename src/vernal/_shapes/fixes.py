@@ -1,7 +1,7 @@
 """Lines of code that may fix data of a wrong shape; each is tried before it is suggested."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,6 +15,15 @@ from vernal._data.files import blocks
 from vernal._shapes.modules import shapes_of
 
 _MOST_INT32 = 2**31 - 1
+# Lines that change a shape, with braces for the array, each after its cost.
+_SHAPE_LINES = (
+    (2, "{0}[:, None]"),
+    (4, "{0}[..., None]"),
+    (4, "np.moveaxis({0}, -1, 1)"),
+    (4, "np.moveaxis({0}, 1, -1)"),
+    (4, "{0}.reshape(len({0}), -1)"),
+    (5, "{0}[None]"),
+)
 
 
 @dataclass(frozen=True)
@@ -34,22 +43,22 @@ class Fix:
     cost: int = 0
 
 
-def fixes_of(name: str, array: Any, classes: Sequence[int] = ()) -> list[Fix]:
+def fixes_of(name: str, array: Any, classes: int = 0) -> list[Fix]:
     """List lines that change one array, the likeliest first; the very first changes nothing.
 
     Args:
         name: What the user calls the array; any expression will do.
         array: Its values are read only to tell whole numbers, labels and one-hot rows.
-        classes: How many classes an array of labels may stand for.
+        classes: How many classes an array of labels may stand for, if it may.
     """
     start = Fix(name, name, shapes_of(array))
     # From -1: labels of -1 and 1, or from 1 on, have a line of their own once they are integers.
-    low, high = (-1, max(classes)) if classes else (-_MOST_INT32, _MOST_INT32)
+    low, high = (-1, classes) if classes else (-_MOST_INT32, _MOST_INT32)
     whole = _is_whole(array, low, high)
-    classes = [n for n in classes if _is_whole(array, 0, n - 1)]
-    one_hot = _is_one_hot(array)
+    classes = classes if _is_whole(array, 0, classes - 1) else 0
+    one_hot = all_blocks(array, _is_one_hot)
     every: list[Fix] = []
-    for fix in [start, *_tried(start, _shape_lines(start.array.shape))]:
+    for fix in [start, *_tried(start, _shape_lines(len(start.array.shape)))]:
         lines = _dtype_lines(fix.array.dtype, whole, one_hot and fix is start, classes)
         every += [fix, *_tried(fix, lines)]
 
@@ -60,42 +69,32 @@ def fixes_of(name: str, array: Any, classes: Sequence[int] = ()) -> list[Fix]:
     return list(likeliest.values())
 
 
-def _shape_lines(shape: tuple[int, ...]) -> Iterator[tuple[int, str]]:
+def _shape_lines(rank: int) -> Iterator[tuple[int, str]]:
     """Give lines that change a shape, with braces for the array, each after its cost."""
-    rank = len(shape)
-    axes = [axis for axis, size in enumerate(shape) if size == 1 and rank > 1]
-    for axis in axes:
+    for axis in range(rank):
         yield (1 if axis else 2), f"{{0}}.squeeze({axis})"
-    for first, second in itertools.combinations(axes, 2):
+    for first, second in itertools.combinations(range(rank), 2):
         yield (2 if first else 3), f"{{0}}.squeeze({first}).squeeze({second - 1})"
     if rank == 0:
         yield 6, "{0}[None, None]"
-    yield 2, "{0}[:, None]"
-    if rank > 1:
-        yield 2, "{0}[..., None]"
     if rank == 2:
         yield 3, "{0}.T"
-    if rank > 2:
-        yield 4, "np.moveaxis({0}, -1, 1)"
-        yield 4, "np.moveaxis({0}, 1, -1)"
-        yield 4, "{0}.reshape(len({0}), -1)"
-    yield 5, "{0}[None]"
+    yield from _SHAPE_LINES
 
 
 def _dtype_lines(
-    dtype: np.dtype, whole: bool, one_hot: bool, classes: Iterable[int]
+    dtype: np.dtype, whole: bool, one_hot: bool, classes: int
 ) -> Iterator[tuple[int, str]]:
     """Give lines that change a dtype, with braces for the array, each after its cost."""
-    is_integer = jnp.issubdtype(dtype, jnp.integer)
     if one_hot:
         yield 1, "{0}.argmax(-1)"
     if not jnp.issubdtype(dtype, jnp.inexact):
         yield 2, '{0}.astype("float32")'
+    is_integer = jnp.issubdtype(dtype, jnp.integer)
     if whole and not is_integer:
         yield 2, "{0}.astype(int)"
-    if is_integer:
-        for n in classes:
-            yield 4, f"jax.nn.one_hot({{0}}, {n})"
+    if classes and is_integer:
+        yield 4, f"jax.nn.one_hot({{0}}, {classes})"
 
 
 def _tried(fix: Fix, lines: Iterable[tuple[int, str]]) -> Iterator[Fix]:
@@ -117,16 +116,16 @@ def _is_whole(array: Any, low: int, high: int) -> bool:
     """Say whether all values are bools, or whole numbers in a range."""
 
     def is_whole(part: np.ndarray) -> bool:
-        return bool(np.all((part == part.round()) & (part >= low) & (part <= high)))
+        return bool(np.all((part == np.rint(part)) & (part >= low) & (part <= high)))
 
-    return all_blocks(array, lambda part: part.dtype == bool or is_whole(part))
+    return all_blocks(array, is_whole)
 
 
-def _is_one_hot(array: Any) -> bool:
-    if len(array.shape) < 2 or array.shape[-1] < 2:
+def _is_one_hot(rows: np.ndarray) -> bool:
+    """Say whether each row is 0, ..., 0, 1 once it is sorted."""
+    if rows.ndim < 2 or rows.shape[-1] < 2:
         return False
-    binary = all_blocks(array, lambda rows: np.all((rows == 0) | (rows == 1)))
-    return binary and all_blocks(array, lambda rows: np.all(rows.sum(-1) == 1))
+    return bool(np.all(np.sort(rows) == np.arange(rows.shape[-1]) // (rows.shape[-1] - 1)))
 
 
 def all_blocks(array: Any, condition: Callable) -> bool:
@@ -139,12 +138,9 @@ def all_blocks(array: Any, condition: Callable) -> bool:
 def as_line(choice: Iterable[Fix]) -> str:
     """Word a suggestion: `Try x[:, None], which has shape (100, 1).`"""
     changed = [fix for fix in choice if fix.cost]
-    several = len(changed) > 1
-    if all(fix.code.startswith(f"{fix.name}.astype(") for fix in changed):
-        has = "are" if several else "is"
-        results = [str(fix.array.dtype) for fix in changed]
-    else:
-        has = "have shapes" if several else "has shape"
-        results = [str(fix.array.shape) for fix in changed]
     codes = " and ".join(fix.code for fix in changed)
-    return f"Try {codes}, which {has} {' and '.join(results)}."
+    if all(fix.code.startswith(f"{fix.name}.astype(") for fix in changed):
+        return f"Try {codes}."
+    has = "has shape" if len(changed) == 1 else "have shapes"
+    shapes = " and ".join(str(fix.array.shape) for fix in changed)
+    return f"Try {codes}, which {has} {shapes}."

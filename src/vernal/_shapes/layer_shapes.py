@@ -31,13 +31,13 @@ class Needed:
             return "an integer"
         return str(self.shape).replace("'", "")
 
-    def takes_shape(self, shape: tuple[int, ...], *, leading: bool = True) -> bool:
-        """Say whether an argument may have this shape: with leading axes, if those are taken."""
+    def takes_shape(self, shape: tuple[int, ...]) -> bool:
+        """Say whether an argument may have this shape."""
         needed = self.shape
         if needed[-1:] == ("...",):
             needed = needed[:-1]
             shape = shape[: len(needed)]
-        if self.batched and leading and len(shape) > len(needed):
+        if self.batched and len(shape) > len(needed):
             shape = shape[len(shape) - len(needed) :]
         sizes = zip(needed, shape, strict=False)
         fit = all(isinstance(need, str) or need == size for need, size in sizes)
@@ -66,8 +66,6 @@ def needs(layer: Any) -> dict[str, Needed]:
             return {"x": Needed((layer.input_size, "..."))}
         case _, eqx.nn.Embedding():
             return {"x": Needed((), jnp.integer)}
-        case _, eqx.nn.RotaryPositionalEmbedding():
-            return {"x": Needed(("length", layer.embedding_size))}
         case _, eqx.nn.GRUCell() | eqx.nn.LSTMCell():
             hidden = Needed((layer.hidden_size,))
             return {"input": Needed((layer.input_size,)), "hidden": hidden}
@@ -121,9 +119,4 @@ def at_fault(calls: Calls) -> Unmet | None:
     If no call failed, it is the first call that should have failed: Equinox's layers accept a
     matrix where they need a vector, and broadcast the bias.
     """
-    found = None
-    call = calls.failed
-    while call is not None:
-        found = unmet(call) or found
-        call = call.outer
-    return found or next(filter(None, map(unmet, calls.made)), None)
+    return next(filter(None, map(unmet, calls.failed + calls.made)), None)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from jaxtyping import PyTree
 
@@ -63,6 +62,7 @@ def checked_data(
         ShapeError: If model, loss and data do not fit.
     """
     loss, name = preflight.loss, preflight.name
+    is_built_in = type(loss).__module__ == AbstractSupervised.__module__
     try:
         # A list of batches is a loader. But a list that a model is applied to is an array.
         is_array = name == "x" and isinstance(data, list)
@@ -72,7 +72,7 @@ def checked_data(
             shuffle=shuffle,
             trains=trains,
             # NaN may mean something to any other loss, or to a model.
-            finite=_is_built_in(loss) and not isinstance(loss, Supervised),
+            finite=is_built_in and not isinstance(loss, Supervised),
             aligned=preflight.takes_examples,
             name=name,
         )
@@ -94,10 +94,6 @@ def checked_data(
     return CheckedData(source, loops, traced.shapes)
 
 
-def _is_built_in(loss: Any) -> bool:
-    return type(loss).__module__ == AbstractSupervised.__module__
-
-
 def _trace_batches(preflight: Preflight, source: ArraySource, *, given: PyTree) -> Traced:
     """Trace a full batch of arrays, and the smaller last one; return the trace of the full one.
 
@@ -115,11 +111,11 @@ def _trace_batches(preflight: Preflight, source: ArraySource, *, given: PyTree) 
             try:
                 preflight.check(source.first(size), given=given)
             except errors.ShapeError as error:
-                about = f"A batch has {size} of the {source.examples} examples."
+                which, hint = "A batch", ""
                 if size < source.batch_size:
-                    rest = source.examples - size
-                    about = f"The last batch of an epoch has {size} of the {source.examples}"
-                    about += f" examples. Leave them out, as in x[:{rest}]."
+                    which = "The last batch of an epoch"
+                    hint = f" Leave them out, as in x[:{source.examples - size}]."
+                about = f"{which} has {size} of the {source.examples} examples.{hint}"
                 raise errors.ShapeError(f"{error.args[0]}\n  {about}") from error.__cause__
     return traces[0]
 
@@ -132,7 +128,7 @@ def _label_check(preflight: Preflight, batch: PyTree) -> Callable[[PyTree], None
         batch: A batch that fits them, or its shapes.
     """
     loss = preflight.loss
-    if not isinstance(loss, CrossEntropy | BinaryCrossEntropy) or not _is_built_in(loss):
+    if type(loss) not in (CrossEntropy, BinaryCrossEntropy):  # a subclass may have other labels
         return lambda batch: None
     _, *example = preflight.trace_predictions(batch[0]).shape
 

@@ -1,9 +1,6 @@
 """The optimizer's state that a run goes on from is checked against the optimizer."""
 
-import functools
-from collections.abc import Hashable
 from dataclasses import replace
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vernal._data.arrays import signature
-from vernal._optimizers import Optimizer, initial_opt_state
+from vernal._optimizers import initial_opt_state
 from vernal._training.state import TrainState
 from vernal._training.update import Choices
 from vernal.errors import ArgumentError
+
+# Never compiled: JAX keeps the trace, and so has the shapes at once when they are asked for again.
+_initial_opt_state = eqx.filter_jit(initial_opt_state)
 
 
 def with_checked_opt_state(choices: Choices, state: TrainState) -> TrainState:
@@ -30,7 +30,9 @@ def with_checked_opt_state(choices: Choices, state: TrainState) -> TrainState:
         state = replace(state, opt_state=eqx.combine(arrays, rest))
 
     params = eqx.filter(state.model, choices.trained_mask(state.model))
-    if _opt_state_signature(choices.optimizer, signature(params)) != signature(arrays):
+    made = eqx.filter_eval_shape(_initial_opt_state, choices.optimizer, params)
+    made = eqx.filter(made, lambda leaf: hasattr(leaf, "dtype"))
+    if signature(made) != signature(arrays):
         arguments = "state.model"
         if state.model_state is not None:
             arguments += ", model_state=state.model_state"
@@ -39,11 +41,3 @@ def with_checked_opt_state(choices: Choices, state: TrainState) -> TrainState:
             f"\n  Begin anew with the model: trainer.init({arguments})."
         )
     return state
-
-
-@functools.lru_cache(maxsize=256)
-def _opt_state_signature(optimizer: Optimizer, params: Any) -> Hashable:
-    treedef, leaves = params
-    shapes = treedef.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
-    made = eqx.filter_eval_shape(initial_opt_state, optimizer, shapes)
-    return signature(eqx.filter(made, lambda leaf: hasattr(leaf, "dtype")))

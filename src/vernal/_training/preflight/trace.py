@@ -3,7 +3,6 @@
 Only if the trace fails is anything explained, by `vernal._explain`.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -63,9 +62,9 @@ class Preflight:
 
     def trace(self, batch: PyTree) -> Traced:
         """Measure a batch, or apply the model to it, as shapes; what is raised is not explained."""
-        args = self.objective, self.model, self.model_state, batch
-        leaves, structure = jax.tree.flatten(shapes_of(args))
-        return _cached_trace(structure, tuple(leaves))
+        args = shapes_of((self.objective, self.model, self.model_state, batch))
+        jaxpr, shapes, _ = eqx.filter_make_jaxpr(_kept_measured)(*args)
+        return Traced(shapes, convolves=holds(jaxpr.jaxpr, "conv_general_dilated"))
 
     def trace_predictions(self, x: PyTree) -> PyTree:
         """Return the predictions that the model makes in inference mode, as shapes."""
@@ -88,8 +87,8 @@ class Preflight:
         except Exception as error:
             if isinstance(error, errors.VernalError) and not isinstance(error, errors.ShapeError):
                 raise
-            explanation = self.explained(error, batch, given=given)
-            raise explanation from explanation.__cause__
+            explained = self.explained(error, batch, given=given)
+            raise explained from explained.__cause__
 
     def explained(
         self, error: Exception, batch: PyTree = None, *, given: PyTree
@@ -105,7 +104,7 @@ class Preflight:
             The error to raise, from its `__cause__`.
         """
         # Only a program that has failed pays for this import.
-        from vernal._explain.messages import Attempt, examples_error, shape_error
+        from vernal._explain.messages import Attempt, explanation
 
         def measured(loss: Callable | None, model: PyTree, batch: PyTree) -> PyTree:
             # Not in another dtype: the layers of a cast model would be others than those watched.
@@ -113,9 +112,7 @@ class Preflight:
             return _measured(objective, model, self.model_state, batch)
 
         attempt = Attempt(self.loss, self.model, self.model_state, measured)
-        if isinstance(error, errors.ExamplesError):
-            return examples_error(attempt, error, name=self.name, given=given)
-        return shape_error(attempt, batch, error, name=self.name, given=given)
+        return explanation(attempt, batch, error, name=self.name, given=given)
 
 
 def _measured(
@@ -128,8 +125,5 @@ def _measured(
     return measured._replace(model_state=None)  # an `eqx.nn.State` is not only arrays
 
 
-@functools.lru_cache(maxsize=256)
-def _cached_trace(structure: Any, leaves: tuple) -> Traced:
-    # Tracing takes milliseconds; a trace that went well is not made again for the same program.
-    jaxpr, shapes, _ = eqx.filter_make_jaxpr(_measured)(*structure.unflatten(leaves))
-    return Traced(shapes, convolves=holds(jaxpr.jaxpr, "conv_general_dilated"))
+# Never compiled: JAX keeps a trace that went well, and does not make it again for the same program.
+_kept_measured = eqx.filter_jit(_measured)
