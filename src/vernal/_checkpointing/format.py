@@ -72,12 +72,13 @@ def newest_good(
                 stacklevel=4,  # `Trainer.fit`, or the caller of `vernal.load`
             )
         return path, content
-    for newest, reason in damaged.items():
-        raise CheckpointError(
-            f"none of the checkpoints in {shown(directory)} is whole: {newest.name} is damaged "
-            f"({reason}).\n  Pass another directory to begin anew."
-        )
-    return None
+    if not damaged:
+        return None
+    newest, reason = next(iter(damaged.items()))
+    raise CheckpointError(
+        f"none of the checkpoints in {shown(directory)} is whole: {newest.name} is damaged "
+        f"({reason}).\n  Pass another directory to begin anew."
+    )
 
 
 def orbax_args(run: RunState) -> Any:
@@ -146,8 +147,7 @@ def read_run(path: Path, start: TrainState) -> RunState:
             f"the checkpoint {shown(path)} is of a run that began with step {run.began[0]}, and "
             f"this one begins with step {began[0]}.\n  Pass another directory for another run."
         )
-    keys = [jax.random.key_data(state.key) for state in (run.state, start)]
-    if not np.array_equal(*keys):
+    if run.state.key != start.key:
         raise CheckpointError(
             f"the checkpoint {shown(path)} is of a run with another key."
             "\n  Pass its key, or another directory for another run."

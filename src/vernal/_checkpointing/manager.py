@@ -1,12 +1,11 @@
 """The checkpoints of one run: restored at its beginning, written while it goes on."""
 
 import contextlib
+import math
 import os
 import shutil
 import time
 from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
 
 from vernal._checkpointing.config import Checkpoints
 from vernal._checkpointing.format import newest_good, orbax_args, read_run
@@ -14,15 +13,6 @@ from vernal._checkpointing.storage import for_orbax, orbax
 from vernal._training.checkpointer import RunState
 from vernal._training.state import TrainState
 from vernal.errors import CheckpointError, first_line, shown
-
-
-class _Progress(NamedTuple):
-    """How far a run was when it was saved."""
-
-    step: int
-    epoch: int
-    pending: bool
-    stopped: bool
 
 
 class Manager:
@@ -37,11 +27,13 @@ class Manager:
 
     def __init__(self, choices: Checkpoints):
         self.path = choices.path
-        self.every_seconds = choices.every_seconds
+        seconds = choices.every_seconds
+        self._every_seconds = math.inf if seconds is None else seconds
         self.every_steps = choices.every_steps
         self.every_epochs = choices.every_epochs
-        # The last checkpoint, and when it was begun. Before the first one, a checkpoint is due.
-        self._last = _Progress(step=-1, epoch=-1, pending=False, stopped=False)
+        # How far the run was at the last checkpoint, and when that was begun. Before the first one,
+        # a checkpoint is due.
+        self._last = (-1, -1, False, False)
         self._time = time.monotonic()
         self._exits = contextlib.ExitStack()
         ocp = orbax()
@@ -82,7 +74,15 @@ class Manager:
             return None
         newest, run = found
         self._orbax.reload()  # damaged ones have other names now
-        self._check_room(newest)
+        # Where there is no checkpoint, saving the first one shows whether it fits.
+        size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
+        free = shutil.disk_usage(self.path).free
+        if free < size or not os.access(self.path, os.W_OK):
+            raise CheckpointError(
+                f"{shown(self.path)} has no room for another checkpoint of {size:,} bytes: "
+                f"{free:,} bytes are free, or the directory cannot be written to.\n  Free some "
+                "space, or make the directory writable, and start the script again."
+            )
         self._last, self._time = _progress(run), time.monotonic()
         return run
 
@@ -95,13 +95,11 @@ class Manager:
         writing = self._orbax.is_saving_in_progress()
         if not writing:
             self.wait()
-        if _passed(self.every_steps, self._last.step, step):
+        if _passed(self.every_steps, self._last[0], step):
             return True
-        if _passed(self.every_epochs, self._last.epoch, epoch):
+        if _passed(self.every_epochs, self._last[1], epoch):
             return True
-        if self.every_seconds is None or writing:
-            return False
-        return time.monotonic() - self._time >= self.every_seconds
+        return not writing and time.monotonic() - self._time >= self._every_seconds
 
     def save(self, run: RunState) -> None:
         """Begin to write a checkpoint in the background, if there is anything new.
@@ -142,26 +140,14 @@ class Manager:
 
     def _not_written(self, error: Exception) -> CheckpointError:
         return CheckpointError(
-            f"the checkpoint of step {self._last.step:,} could not be written to "
-            f"{shown(self.path)}: {first_line(error)}.\n  Earlier checkpoints are whole. Free some "
-            "space, or make the directory writable, and start the script again: it resumes from "
-            "the last checkpoint."
+            f"the checkpoint of step {self._last[0]:,} could not be written to "
+            f"{shown(self.path)}: {first_line(error)}.\n  Free some space, or make the directory "
+            "writable, and start the script again: it resumes from the checkpoint before."
         )
 
-    def _check_room(self, newest: Path) -> None:
-        """Check that another checkpoint fits; without one to resume, saving the first one does."""
-        size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
-        free = shutil.disk_usage(self.path).free
-        if free < size or not os.access(self.path, os.W_OK):
-            raise CheckpointError(
-                f"{shown(self.path)} has no room for another checkpoint of {size:,} bytes: "
-                f"{free:,} bytes are free, or the directory cannot be written to.\n  Free some "
-                "space, or make the directory writable, and start the script again."
-            )
 
-
-def _progress(run: RunState) -> _Progress:
-    return _Progress(int(run.state.step), int(run.state.epoch), run.pending, run.stopped)
+def _progress(run: RunState) -> tuple[int, int, bool, bool]:
+    return int(run.state.step), int(run.state.epoch), run.pending, run.stopped
 
 
 def _passed(every: int | None, before: int, now: int) -> bool:
