@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import equinox as eqx
@@ -16,8 +15,9 @@ from vernal.errors import ArgumentError, ShapeError, did_you_mean, optional_impo
 
 # Where predictions are drawn: enough that a curve is smooth at any size of picture.
 _POINTS = 500
-# A loss curve is drawn in so many stretches, at up to four points each: more than a picture has
-# columns.
+# A long curve is drawn in so many stretches, more than a picture has columns. Each is drawn by its
+# first, last, lowest and highest value: the M4 of Jugel et al., *M4: a visualization-oriented time
+# series data aggregation*, 2014.
 _STRETCHES = 1000
 # A curve that falls by such a factor is drawn on a logarithmic scale.
 _LOG_FACTOR = 3
@@ -70,7 +70,11 @@ def history(
         for name in names:
             values, color = columns[name], _COLORS[len(ax.lines) % len(_COLORS)]
             text = f"{label}: {name}" if label and name != "loss" else label or name
-            places = _places(values)
+            places = np.flatnonzero(np.isfinite(values))
+            if len(places) > 4 * _STRETCHES:
+                parts = np.array_split(places, _STRETCHES)
+                drawn = [p[[0, values[p].argmin(), values[p].argmax(), -1]] for p in parts]
+                places = np.unique(drawn)
             ax.plot(places + 1, values[places], color=color, label=text)
             best = best_epoch(name, values)
             if record.epochs and name == names[-1] and best is not None:
@@ -103,24 +107,6 @@ def png(record: Any) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
-
-
-def _places(values: np.ndarray) -> np.ndarray:
-    """Choose where to draw a curve: at each finite value; of very many, at as few as look the same.
-
-    These are the first, last, lowest and highest of each stretch: the M4 of Jugel et al., *M4: a
-    visualization-oriented time series data aggregation*, 2014.
-    """
-    if len(values) <= 4 * _STRETCHES:
-        return np.flatnonzero(np.isfinite(values))
-    places: list[int] = []
-    for start, stop in pairwise(np.linspace(0, len(values), _STRETCHES + 1).astype(int)):
-        known = start + np.flatnonzero(np.isfinite(values[start:stop]))
-        if len(known):
-            low = known[values[known].argmin()]
-            high = known[values[known].argmax()]
-            places += sorted({known[0], low, high, known[-1]})
-    return np.array(places, int)
 
 
 def learning_rates(found: Any, *, ax=None):
@@ -185,28 +171,22 @@ def _predicted(model: Any, x: np.ndarray) -> np.ndarray:
     """Apply a model to x, in inference mode; `ShapeError` if it does not return single numbers."""
     model_state = None
     if hasattr(model, "opt_state"):  # a `TrainState`
-        model_state = model.model_state
-        model = model.model
+        model, model_state = model.model, model.model_state
     model = eqx.nn.inference_mode(model)
+
+    def predicted(loss: None, model: PyTree, x: ArrayLike) -> Array:
+        return losses.predictions(model, x, model_state=model_state)
+
     try:
-        eqx.filter_eval_shape(_apply, model, model_state, x)
+        outputs = np.asarray(eqx.filter_jit(predicted)(None, model, x))
     except Exception as error:
         from vernal._explain.messages import Attempt, shape_error  # only where something failed
 
-        def measured(loss, model, x):
-            return losses.predictions(model, x, model_state=model_state)
-
-        attempt = Attempt(None, model, model_state, measured)
+        attempt = Attempt(None, model, model_state, predicted)
         explanation = shape_error(attempt, x, error, name="x")
         raise explanation from explanation.__cause__
-    outputs = np.asarray(_apply(model, model_state, x))
     _check_one_number("predictions", outputs)
     return outputs
-
-
-@eqx.filter_jit
-def _apply(model: PyTree, model_state: PyTree, x: ArrayLike) -> Array:
-    return losses.predictions(model, x, model_state=model_state)
 
 
 def _check_one_number(name: str, array: np.ndarray) -> None:
