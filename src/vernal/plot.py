@@ -73,8 +73,8 @@ def history(
             places = np.flatnonzero(np.isfinite(values))
             if len(places) > 4 * _STRETCHES:
                 parts = np.array_split(places, _STRETCHES)
-                drawn = [p[[0, values[p].argmin(), values[p].argmax(), -1]] for p in parts]
-                places = np.unique(drawn)
+                kept = [p[[0, values[p].argmin(), values[p].argmax(), -1]] for p in parts]
+                places = np.unique(kept)
             ax.plot(places + 1, values[places], color=color, label=text)
             best = best_epoch(name, values)
             if record.epochs and name == names[-1] and best is not None:

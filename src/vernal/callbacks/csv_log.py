@@ -58,9 +58,8 @@ class CSVLog:
             columns, *kept = list(csv.reader(whole)) or [_FIRST_COLUMNS]
             if columns[:2] != _FIRST_COLUMNS:
                 raise ArgumentError(
-                    f"{self.path} has the columns {', '.join(columns)}; CSVLog appends only to a "
-                    "file whose first columns are epoch, seconds."
-                    "\n  Pass another path, or append=False, which overwrites the file."
+                    f"{self.path} has the columns {', '.join(columns)}; a log has epoch, seconds "
+                    "first.\n  Pass another path, or append=False, which overwrites the file."
                 )
             self._columns = [*columns]
             self._rows = [dict(zip(columns, row, strict=False)) for row in kept[:rows]]

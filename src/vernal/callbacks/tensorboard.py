@@ -1,10 +1,8 @@
 """A log of each epoch's metrics for TensorBoard."""
 
 import os
-import socket
 import struct
 import time
-from pathlib import Path
 from typing import Any
 
 from vernal._training.history import Epoch
@@ -29,20 +27,16 @@ class TensorBoard:
 
     def __init__(self, directory: str | os.PathLike[str]):
         self.directory = checked_path("directory", directory)
-        self._package = optional_import(
-            "tensorboardX", user="callbacks.TensorBoard", extra="tensorboard"
-        )
-        self._file: Path | None = None
+        self._package = optional_import("tensorboardX", user="TensorBoard", extra="tensorboard")
+        self._file: Any = None
 
     def start(self) -> None:
         """Make a new file."""
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{time.time_ns()}"
-        self._open(name, size=0)
+        self._open(f"events.out.tfevents.{time.time_ns()}.vernal", size=0)
         self._write(file_version="brain.Event:2")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run's file, and how many bytes of it belong to the run so far."""
-        assert self._file is not None
         return {"file": self._file.name, "bytes": self._file.stat().st_size}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -51,7 +45,7 @@ class TensorBoard:
 
     def _open(self, name: str, *, size: int) -> None:
         """Open a file, with at most so many bytes of what it holds."""
-        self._file = Path(self.directory, name)
+        self._file = self.directory / name
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("ab") as file:
@@ -63,15 +57,12 @@ class TensorBoard:
         """Write an epoch's metrics."""
         if self._file is None:
             self.start()
-        values = [
-            {"tag": _tag(name), "simple_value": float(value)}
-            for name, value in epoch.metrics.items()
-        ]
+        metrics = epoch.metrics.items()
+        values = [{"tag": _tag(name), "simple_value": float(value)} for name, value in metrics]
         self._write(step=epoch.index, summary={"value": values})
 
     def _write(self, **fields: Any) -> None:
         """Append an event, in TensorFlow's format of records."""
-        assert self._file is not None
         event = self._package.proto.event_pb2.Event(wall_time=time.time(), **fields)
         content = event.SerializeToString()
         record = b""
