@@ -174,7 +174,7 @@ def _predicted(model: Any, x: np.ndarray) -> np.ndarray:
         model, model_state = model.model, model.model_state
     model = eqx.nn.inference_mode(model)
 
-    def predicted(loss: None, model: PyTree, x: ArrayLike) -> Array:
+    def predicted(loss: Any, model: PyTree, x: ArrayLike) -> Array:
         return losses.predictions(model, x, model_state=model_state)
 
     try:
