@@ -168,7 +168,9 @@ def _full_batches(source: ArraySource | LoaderSource, state: TrainState) -> Iter
                 is_empty = False
                 yield batch
         if is_empty:
-            raise DataError(f"data has no batch of {full} examples the second time.\n  Pass a list.")
+            raise DataError(
+                f"data has no batch of {full} examples the second time.\n  Pass a list."
+            )
 
 
 def _suggestion(rates: np.ndarray, smoothed: np.ndarray, tenth: int) -> float | None:

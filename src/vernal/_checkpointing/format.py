@@ -25,10 +25,6 @@ _FORMAT = 4
 _STATE = "0"
 
 
-class Damaged(Exception):
-    """What was read is not what was written."""
-
-
 def newest_good(
     directory: Path, read: Callable[[Path], Any], *, rename_damaged: bool = False
 ) -> tuple[Path, Any] | None:
@@ -95,20 +91,11 @@ def orbax_args(run: RunState) -> Any:
     owner = "the data loader's state"
     encoded = {name: encode(value, arrays, owner=owner) for name, value in fields.items()}
     encoded["callbacks"] = [encode(pair, arrays, owner=pair[0]) for pair in run.callbacks]
-    content = {
-        "format": _FORMAT,
-        "versions": {name: version(name) for name in ("vernal", "jax", "equinox", "optax")},
-        "arrays": {
-            name: [array.shape, str(array.dtype), named_arrays.digest(array)]
-            for name, array in arrays.items()
-        },
-        "run": encoded,
-    }
+    written, described = named_arrays.written(arrays)
+    versions = {name: version(name) for name in ("vernal", "jax", "equinox", "optax")}
+    content = {"format": _FORMAT, "versions": versions, "arrays": described, "run": encoded}
     # Orbax takes no empty arrays. Their description says all that there is to know.
-    not_empty = {name: array for name, array in arrays.items() if array.size}
-    for name, array in not_empty.items():
-        written = named_arrays.written_as(array.shape, array.dtype)
-        not_empty[name] = named_arrays.viewed(array, *written)
+    not_empty = {name: array for name, array in written.items() if array.size}
     args = orbax().args
     return args.Composite(
         arrays=args.StandardSave(not_empty),
@@ -127,19 +114,16 @@ def read_run(path: Path, start: TrainState) -> RunState:
     Raises:
         CheckpointError: If the checkpoint is of another run: with other arrays, another key, or
             another place in the data to begin with; or if another version of Vernal wrote it.
-        Exception: If the checkpoint is damaged: `Damaged`, or whatever reading raises.
+        Exception: If the checkpoint is damaged: `named_arrays.Damaged`, or whatever reading raises.
     """
-    content = _read_content(path)
+    content, arrays = _read(path)
     named_arrays.check_alike(
-        named_arrays.within(_shapes(content), _STATE),
+        named_arrays.within(arrays, _STATE),
         named_arrays.of(start),
         where=f"the checkpoint {shown(path)}",
-        fix=(
-            "Pass the model and the optimizer of that run, or another directory for this one. To "
-            f"take over that model alone: vernal.load({shown(path.parent)!r}, model)."
-        ),
+        fix="Pass the model and the optimizer of that run, or another directory for this one. To "
+        f"take over that model alone: vernal.load({shown(path.parent)!r}, model).",
     )
-    arrays = _read_arrays(path, content)
     run = RunState(**{name: decode(part, arrays, start) for name, part in content["run"].items()})
     began = (int(start.step), int(start.epoch), int(start.batch))
     if run.began != began:
@@ -164,55 +148,39 @@ def read_state(path: Path) -> tuple[dict[str, Any], Callable[[], Any]]:
 
     Raises:
         CheckpointError: If another version of Vernal wrote the checkpoint.
-        Exception: If the checkpoint is damaged: `Damaged`, or whatever reading raises.
+        Exception: If the checkpoint is damaged: `named_arrays.Damaged`, or whatever reading raises.
     """
-    content = _read_content(path)
-    arrays = _read_arrays(path, content)
+    content, arrays = _read(path)
     _, data_state = content["run"]["state"]["@state"]
     return named_arrays.within(arrays, _STATE), functools.partial(decode, data_state, arrays)
 
 
-def _read_content(path: Path) -> dict[str, Any]:
-    """Read the description of a checkpoint, without its digest."""
-    described = _read(path, description=orbax().args.JsonRestore()).description
-    # Version 0.1.0 wrote a text.
-    content = json.loads(described["text"]) if "text" in described else described["content"]
-    if _digest_of_json(content) != described["sha256"]:
-        raise Damaged("its description is not the one that was written")
-    if content["format"] != _FORMAT:
-        raise CheckpointError(
-            f"{shown(path)} was written by vernal {content['versions']['vernal']}, which this "
-            "version cannot read.\n  Resume the run with that version, or pass another directory "
-            "to begin anew."
-        )
-    return content
-
-
-def _read_arrays(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Read all arrays of a checkpoint, as they are stored."""
-    arrays = {}
-    for name, each in _shapes(content).items():
-        # Orbax looks at shape and dtype alone. This takes no memory, whatever its shape.
-        shape, dtype = named_arrays.written_as(each.shape, each.dtype)
-        arrays[name] = np.broadcast_to(np.zeros((), dtype), shape)
-    targets = {name: array for name, array in arrays.items() if array.size}
-    arrays |= _read(path, arrays=orbax().args.StandardRestore(targets)).arrays
-    for name, (shape, dtype, expected) in content["arrays"].items():
-        arrays[name] = named_arrays.viewed(arrays[name], tuple(shape), np.dtype(dtype))
-        if named_arrays.digest(arrays[name]) != expected:
-            raise Damaged(f"{name} is not what was written")
-    return arrays
-
-
-def _shapes(content: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    arrays = content["arrays"].items()
-    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype, _) in arrays}
-
-
-def _read(path: Path, **items: Any) -> Any:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the description of a checkpoint, and its arrays by name, as they are stored."""
     ocp = orbax()
     with for_orbax(path) as link, ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        return reader.restore(link, args=ocp.args.Composite(**items))
+        item = ocp.args.Composite(description=ocp.args.JsonRestore())
+        described = reader.restore(link, args=item).description
+        # Version 0.1.0 wrote a text.
+        content = json.loads(described["text"]) if "text" in described else described["content"]
+        if _digest_of_json(content) != described["sha256"]:
+            raise named_arrays.Damaged("its description is not the one that was written")
+        if content["format"] != _FORMAT:
+            raise CheckpointError(
+                f"{shown(path)} was written by vernal {content['versions']['vernal']}, which this "
+                "version cannot read.\n  Resume the run with that version, or pass another "
+                "directory to begin anew."
+            )
+
+        arrays = {}
+        for name, (shape, dtype, _) in content["arrays"].items():
+            target = named_arrays.written_as(jax.ShapeDtypeStruct(shape, dtype))
+            # Orbax looks at shape and dtype alone. This takes no memory, whatever its shape.
+            arrays[name] = np.broadcast_to(np.zeros((), target.dtype), target.shape)
+        not_empty = {name: array for name, array in arrays.items() if array.size}
+        item = ocp.args.Composite(arrays=ocp.args.StandardRestore(not_empty))
+        arrays |= reader.restore(link, args=item).arrays
+    return content, named_arrays.read_back(arrays, content["arrays"])
 
 
 def _digest_of_json(content: Any) -> str:
