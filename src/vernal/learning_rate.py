@@ -11,9 +11,8 @@ from jaxtyping import PyTree
 from optax.tree_utils import tree_get_all_with_path, tree_set
 
 from vernal import plot
-from vernal._data.array_source import ArraySource
 from vernal._data.arrays import number_of_examples
-from vernal._data.loader_source import LoaderSource
+from vernal._data.sources import Source
 from vernal._training.state import TrainState
 from vernal._training.trainer import Trainer
 from vernal.errors import ArgumentError, DataError, short_traceback, whole_number
@@ -96,7 +95,13 @@ def find_learning_rate(
         ArgumentError, DataError, ShapeError: Before the first step.
     """
     updates = whole_number("updates", updates, at_least=_TENTH)
-    _check_bounds(lowest, highest)
+    bounds = [np.asarray(bound) for bound in (lowest, highest)]
+    are_numbers = all(bound.ndim == 0 and bound.dtype.kind in "iuf" for bound in bounds)
+    if not are_numbers or not 0 < lowest < highest < np.inf:
+        raise ArgumentError(
+            "lowest and highest need to be positive numbers, highest the larger; they are "
+            f"{lowest!r} and {highest!r}.\n  Try lowest=1e-7, highest=10.0."
+        )
     checked, _ = trainer._checked(model_or_state, data, None, batch_size=batch_size, shuffle=True)
     state = trainer._state_of(model_or_state)
     dtype = _rate_dtype(state.opt_state)
@@ -121,16 +126,6 @@ def find_learning_rate(
 
     rates, losses, smoothed = np.array([rates, losses, smoothed], jnp.result_type(float))
     return LearningRates(rates, losses, smoothed, _suggestion(rates, smoothed, updates // _TENTH))
-
-
-def _check_bounds(lowest: Any, highest: Any) -> None:
-    bounds = [np.asarray(bound) for bound in (lowest, highest)]
-    are_numbers = all(bound.ndim == 0 and bound.dtype.kind in "iuf" for bound in bounds)
-    if not are_numbers or not 0 < lowest < highest < np.inf:
-        raise ArgumentError(
-            "lowest and highest need to be positive numbers, highest the larger; they are "
-            f"{lowest!r} and {highest!r}.\n  Try lowest=1e-7, highest=10.0."
-        )
 
 
 def _is_in(keeper: str, path: tuple) -> bool:
@@ -158,7 +153,7 @@ def _rate_dtype(opt_state: Any) -> np.dtype:
     raise ArgumentError(f"the optimizer {problem}\n  {line}")
 
 
-def _full_batches(source: ArraySource | LoaderSource, state: TrainState) -> Iterator[PyTree]:
+def _full_batches(source: Source, state: TrainState) -> Iterator[PyTree]:
     """Yield the batches that are not smaller than the first, epoch after epoch."""
     full = number_of_examples(source.example) or 1
     for epoch in itertools.count(int(state.data_pass)):
@@ -168,9 +163,7 @@ def _full_batches(source: ArraySource | LoaderSource, state: TrainState) -> Iter
                 is_empty = False
                 yield batch
         if is_empty:
-            raise DataError(
-                f"data has no batch of {full} examples the second time.\n  Pass a list."
-            )
+            raise DataError(f"data has no batch of {full} when it is read again.\n  Pass a list.")
 
 
 def _suggestion(rates: np.ndarray, smoothed: np.ndarray, tenth: int) -> float | None:

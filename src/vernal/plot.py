@@ -84,8 +84,7 @@ def history(
     rises = any(best_of(metric) == "max" for metric in metrics)
     is_log = len(drawn) and not rises and 0 < _LOG_FACTOR * drawn.min() <= drawn.max()
     ax.set_yscale("log" if is_log else "linear")
-    ax.set_xlabel("epoch" if record.epochs else "step")
-    ax.set_ylabel(", ".join(metrics))
+    ax.set(xlabel="epoch" if record.epochs else "step", ylabel=", ".join(metrics))
     if len(ax.lines) > 1:
         ax.legend()
     return ax
@@ -125,11 +124,9 @@ def learning_rates(found: Any, *, ax=None):
     if found.suggestion is not None:
         label = f"suggestion: {found.suggestion:.2g}"
         ax.axvline(found.suggestion, color="tab:red", linestyle="--", label=label)
-    ax.set_xscale("log")
+    ax.set(xscale="log", xlabel="learning rate", ylabel="loss")
     if np.all(found.losses > 0):
         ax.set_yscale("log")
-    ax.set_xlabel("learning rate")
-    ax.set_ylabel("loss")
     ax.legend()
     return ax
 
@@ -161,8 +158,7 @@ def predictions(models: PyTree, data: tuple[ArrayLike, ArrayLike], *, ax=None):
     ax.scatter(x, y, s=12, color="0.6", label="data")
     for name, curve in curves.items():
         ax.plot(grid.ravel(), curve.ravel(), label=name)
-    ax.set_xlabel("x")
-    ax.set_ylabel("y")
+    ax.set(xlabel="x", ylabel="y")
     ax.legend()
     return ax
 
@@ -192,6 +188,5 @@ def _predicted(model: Any, x: np.ndarray) -> np.ndarray:
 def _check_one_number(name: str, array: np.ndarray) -> None:
     if array.shape not in [(len(array),), (len(array), 1)]:
         raise ShapeError(
-            f"plot.predictions needs {name} of shape (n,) or (n, 1), one number an example, to "
-            f"draw a line; {name} has shape {array.shape}."
+            f"the picture needs {name} of shape (n,) or (n, 1); {name} has shape {array.shape}."
         )

@@ -1,11 +1,16 @@
-"""A checkpoint on disk: arrays by name, and a JSON description with a digest of each."""
+"""A checkpoint on disk: arrays by name, and a JSON description of the run, with a digest of each.
+
+The states of the run, of callbacks and of data loaders are JSON, with their arrays aside. Nothing
+that is read is executed.
+"""
 
 import functools
 import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,11 +19,10 @@ import jax
 import numpy as np
 
 from vernal._checkpointing import named_arrays
-from vernal._checkpointing.encoding import decode, encode
 from vernal._checkpointing.storage import for_orbax, orbax
 from vernal._training.checkpointer import RunState
 from vernal._training.state import TrainState
-from vernal.errors import CheckpointError, first_line, shown
+from vernal.errors import CheckpointError, first_line, kind, shown
 
 _FORMAT = 4
 # The name under which a checkpoint has the arrays of the run's state: the number of those before.
@@ -55,15 +59,14 @@ def newest_good(
             damaged[path] = first_line(error)
             continue
         for bad, reason in damaged.items():
-            now = ""
+            place = bad
             if rename_damaged:
-                renamed = bad.with_name(f"damaged-{bad.name}")
-                shutil.rmtree(renamed, ignore_errors=True)
-                bad.rename(renamed)
-                now = f"; it is {renamed.name} now"
+                place = bad.with_name(f"damaged-{bad.name}")
+                shutil.rmtree(place, ignore_errors=True)
+                bad.rename(place)
             warnings.warn(
-                f"the checkpoint {shown(bad)} is damaged ({reason}){now}. Vernal takes "
-                f"{path.name}, the one before.",
+                f"the checkpoint {shown(bad)} is damaged ({reason}). It stays as {place.name}; "
+                f"Vernal takes {path.name}, the one before.",
                 RuntimeWarning,
                 stacklevel=4,  # `Trainer.fit`, or the caller of `vernal.load`
             )
@@ -119,7 +122,7 @@ def read_run(path: Path, start: TrainState) -> RunState:
     content, arrays = _read(path)
     named_arrays.check_alike(
         named_arrays.within(arrays, _STATE),
-        named_arrays.of(start),
+        named_arrays.of(replace(start, data_state=None)),
         where=f"the checkpoint {shown(path)}",
         fix="Pass the model and the optimizer of that run, or another directory for this one. To "
         f"take over that model alone: vernal.load({shown(path.parent)!r}, model).",
@@ -133,8 +136,7 @@ def read_run(path: Path, start: TrainState) -> RunState:
         )
     if run.state.key != start.key:
         raise CheckpointError(
-            f"the checkpoint {shown(path)} is of a run with another key."
-            "\n  Pass its key, or another directory for another run."
+            f"the checkpoint {shown(path)} is of a run with another key.\n  Pass its key here."
         )
     return run
 
@@ -185,3 +187,93 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _digest_of_json(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def encode(value: Any, arrays: dict[str, Any], *, owner: str) -> Any:
+    """Return a value as JSON takes it, with names in the place of arrays.
+
+    A JSON object with one name that begins with "@" is a value that JSON does not have.
+
+    Args:
+        value: Numbers, strings, bytes, lists, tuples, dicts, arrays, keys and training states,
+            one within another.
+        arrays: Takes in the value's arrays, as they are stored, by their names. A name is the
+            number of arrays before, and for an array of a training state its path, too.
+        owner: Whose value it is, for the message.
+
+    Raises:
+        CheckpointError: If the value holds anything else.
+    """
+    if value is None or isinstance(value, bool | str) or type(value) in (int, float):
+        return value
+
+    part = functools.partial(encode, arrays=arrays, owner=owner)
+
+    def name_of(array: Any) -> str:
+        name = str(len(arrays))
+        arrays[name] = array if isinstance(array, jax.Array) else np.asarray(array)
+        return name
+
+    match value:
+        case bytes():
+            return {"@bytes": name_of(np.frombuffer(value, np.uint8))}
+        case list():
+            return [part(item) for item in value]
+        case tuple():
+            return {"@tuple": [part(item) for item in value]}
+        case dict():
+            return {"@dict": [[part(key), part(item)] for key, item in value.items()]}
+        case jax.Array() if named_arrays.is_key(value):
+            return {"@key": [str(jax.random.key_impl(value)), name_of(jax.random.key_data(value))]}
+        case np.generic() | np.ndarray() | jax.Array() if named_arrays.is_storable(value.dtype):
+            return {"@array": name_of(value)}
+        case TrainState():
+            number = str(len(arrays))
+            for path, array in named_arrays.of(replace(value, data_state=None)).items():
+                arrays[f"{number}.{path}"] = array
+            return {"@state": [number, part(value.data_state)]}
+    if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "numpy"):
+        return {"@torch": name_of(value.numpy())}
+    raise CheckpointError(
+        f"{owner} holds {kind(value)}, which a checkpoint cannot store. It stores numbers, "
+        "strings, bytes, lists, tuples, dicts, arrays and training states."
+    )
+
+
+def decode(encoded: Any, arrays: Mapping[str, np.ndarray], template: Any = None) -> Any:
+    """Return the value that `encode` was given.
+
+    Args:
+        encoded: What `encode` returned.
+        arrays: The arrays that `encode` set aside.
+        template: A state with the structure, the kinds of arrays and the devices that training
+            states get; `None` if there are none.
+    """
+    part = functools.partial(decode, arrays=arrays, template=template)
+    if isinstance(encoded, list):
+        return [part(item) for item in encoded]
+    if not isinstance(encoded, dict):
+        return encoded
+
+    [(mark, content)] = encoded.items()
+    match mark:
+        case "@bytes":
+            return arrays[content].tobytes()
+        case "@tuple":
+            return tuple(part(item) for item in content)
+        case "@dict":
+            return {part(key): part(item) for key, item in content}
+        case "@key":
+            implementation, name = content
+            return jax.random.wrap_key_data(jax.device_put(arrays[name]), impl=implementation)
+        case "@array":
+            return arrays[content][()]  # of an array without axes, the scalar
+        case "@state":
+            number, data_state = content
+            state = named_arrays.with_arrays(template, named_arrays.within(arrays, number))
+            return replace(state, data_state=part(data_state))
+        case "@torch":
+            import torch  # pyright: ignore[reportMissingImports]
+
+            return torch.from_numpy(arrays[content].copy())
+    raise ValueError(f"{mark} is not a kind of value")

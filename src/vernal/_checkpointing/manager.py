@@ -1,18 +1,79 @@
-"""The checkpoints of one run: restored at its beginning, written while it goes on."""
+"""The checkpoints of one run: where and how often; restored at its beginning, written later."""
 
 import contextlib
 import math
 import os
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 
-from vernal._checkpointing.config import Checkpoints
+from vernal import errors
 from vernal._checkpointing.format import newest_good, orbax_args, read_run
 from vernal._checkpointing.storage import for_orbax, orbax
-from vernal._training.checkpointer import RunState
+from vernal._training.checkpointer import Checkpointer, RunState
 from vernal._training.state import TrainState
-from vernal.errors import CheckpointError, first_line, shown
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Saves a run while it goes on. The same script, started again, resumes the run.
+
+    `Trainer.fit(..., checkpoints=...)` begins with what it finds in the directory. The state, the
+    place in the data, the history and the callbacks are as they were, so the rest of the run gives
+    the same bits as without the break. A finished run is returned as it is. Orbax writes each
+    checkpoint in the background, and writes it whole or not at all.
+
+    Whichever interval passes first saves; `None` switches an interval off. In any case `fit` saves
+    before the first step and at the end.
+
+    Args:
+        directory: The directory of this run alone; made if it is missing. `~` is expanded, and a
+            relative path counts from the working directory of now.
+        every_seconds: Save after so many seconds, default 60. Training does not wait: if the last
+            checkpoint is still being written, the next one waits for its end.
+        every_steps: Save after each step whose number is a multiple of this. Training waits for
+            the checkpoint before.
+        every_epochs: Save after each epoch whose number is a multiple of this, once it is
+            validated and seen by the callbacks. Training waits for the checkpoint before.
+        keep: How many checkpoints to keep, default 2. The older ones are deleted. With one alone,
+            a damaged disk may cost the run.
+
+    Raises:
+        MissingExtraError: If Orbax is not installed.
+        ArgumentError: If `directory` is not a path of the file system, an interval is not a number
+            in its range, or `keep` is below 1.
+    """
+
+    directory: str | os.PathLike[str]
+    _: KW_ONLY
+    every_seconds: float | None = 60
+    every_steps: int | None = None
+    every_epochs: int | None = None
+    keep: int = 2
+
+    def __post_init__(self):
+        object.__setattr__(self, "directory", errors.checked_path("directory", self.directory))
+        if self.every_seconds is not None:
+            errors.check_finite("every_seconds", self.every_seconds, "Try every_seconds=60.")
+        for name in ("every_steps", "every_epochs"):
+            if getattr(self, name) is not None:
+                errors.whole_number(name, getattr(self, name), at_least=1)
+        errors.whole_number("keep", self.keep, at_least=1)
+        orbax()
+
+    @property
+    def path(self) -> Path:
+        """The directory of the checkpoints."""
+        return Path(self.directory)
+
+    def open(self) -> Checkpointer:
+        """Open the directory, to restore a run and to save it. `fit` calls this.
+
+        Raises:
+            CheckpointError: If the directory cannot be used.
+        """
+        return Manager(self)
 
 
 class Manager:
@@ -49,8 +110,8 @@ class Manager:
             self._orbax = ocp.CheckpointManager(link, options=options)
         except Exception as error:
             self._exits.close()
-            raise CheckpointError(
-                f"{shown(self.path)} cannot hold checkpoints: {first_line(error)}."
+            raise errors.CheckpointError(
+                f"{errors.shown(self.path)} cannot hold checkpoints: {errors.first_line(error)}."
                 "\n  Pass a directory that you may write to."
             ) from error
 
@@ -68,8 +129,7 @@ class Manager:
             CheckpointError: If the checkpoint belongs to another run, if all checkpoints are
                 damaged, or if there is no room for another one.
         """
-        template = replace(start, data_state=None)
-        found = newest_good(self.path, lambda path: read_run(path, template), rename_damaged=True)
+        found = newest_good(self.path, lambda path: read_run(path, start), rename_damaged=True)
         if found is None:
             return None
         newest, run = found
@@ -78,10 +138,9 @@ class Manager:
         size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
         free = shutil.disk_usage(self.path).free
         if free < size or not os.access(self.path, os.W_OK):
-            raise CheckpointError(
-                f"{shown(self.path)} has no room for another checkpoint of {size:,} bytes: "
-                f"{free:,} bytes are free, or the directory cannot be written to.\n  Free some "
-                "space, or make the directory writable, and start the script again."
+            raise errors.CheckpointError(
+                f"{errors.shown(self.path)} has no room for another checkpoint of {size:,} bytes, "
+                f"or cannot be written to; {free:,} are free.\n  Free some space, and start again."
             )
         self._last, self._time = _progress(run), time.monotonic()
         return run
@@ -95,10 +154,11 @@ class Manager:
         writing = self._orbax.is_saving_in_progress()
         if not writing:
             self.wait()
-        if _passed(self.every_steps, self._last[0], step):
-            return True
-        if _passed(self.every_epochs, self._last[1], epoch):
-            return True
+        intervals = self.every_steps, self.every_epochs
+        for every, before, now in zip(intervals, self._last[:2], (step, epoch), strict=True):
+            # Is there a multiple of `every` after `before`, up to `now`?
+            if every is not None and now // every > before // every:
+                return True
         return not writing and time.monotonic() - self._time >= self._every_seconds
 
     def save(self, run: RunState) -> None:
@@ -138,18 +198,13 @@ class Manager:
             self._orbax.close()
         self._exits.close()
 
-    def _not_written(self, error: Exception) -> CheckpointError:
-        return CheckpointError(
+    def _not_written(self, error: Exception) -> errors.CheckpointError:
+        return errors.CheckpointError(
             f"the checkpoint of step {self._last[0]:,} could not be written to "
-            f"{shown(self.path)}: {first_line(error)}.\n  Free some space, or make the directory "
-            "writable, and start the script again: it resumes from the checkpoint before."
+            f"{errors.shown(self.path)}: {errors.first_line(error)}.\n  Free some space, or make "
+            "the directory writable, and start the script again: it resumes from the one before."
         )
 
 
 def _progress(run: RunState) -> tuple[int, int, bool, bool]:
     return int(run.state.step), int(run.state.epoch), run.pending, run.stopped
-
-
-def _passed(every: int | None, before: int, now: int) -> bool:
-    """Return whether there is a multiple of `every` after `before`, up to `now`."""
-    return every is not None and now // every > before // every

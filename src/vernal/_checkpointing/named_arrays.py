@@ -20,6 +20,8 @@ class Damaged(Exception):
 def of(tree: PyTree) -> dict[str, Any]:
     """Return the arrays of a PyTree by their paths, such as `layers.0.weight`, as they are stored.
 
+    Of random keys, these are the numbers behind them. Of shapes, these are shapes.
+
     Raises:
         CheckpointError: If two arrays have the same path, or one holds objects.
     """
@@ -31,8 +33,12 @@ def of(tree: PyTree) -> dict[str, Any]:
                 f"two arrays of the {type(tree).__name__} have the name {name}."
                 "\n  Give the keys of its dicts names without dots."
             )
-        found[name] = stored(leaf)
-        if not is_storable(found[name].dtype):
+        found[name] = leaf
+        if is_key(leaf) and isinstance(leaf, jax.ShapeDtypeStruct):
+            found[name] = jax.eval_shape(jax.random.key_data, leaf)
+        elif is_key(leaf):
+            found[name] = jax.random.key_data(leaf)
+        elif not is_storable(leaf.dtype):
             raise CheckpointError(
                 f"{name} is an array of {leaf.dtype}, which cannot be stored."
                 "\n  Make numbers of it, or keep it in a static field of the model."
@@ -58,20 +64,8 @@ def with_arrays(tree: PyTree, values: Mapping[str, Any]) -> PyTree:
 
 def within(named: Mapping[str, Any], part: str) -> dict[str, Any]:
     """Return the arrays of one part of a PyTree, by their names in this part."""
-    return {
-        name.removeprefix(part).removeprefix("."): value
-        for name, value in named.items()
-        if f"{name}.".startswith(f"{part}.")
-    }
-
-
-def stored(array: Any) -> Any:
-    """Return an array, or its shape, as it is stored: of a random key, the numbers behind it."""
-    if not is_key(array):
-        return array
-    if isinstance(array, jax.ShapeDtypeStruct):
-        return jax.eval_shape(jax.random.key_data, array)
-    return jax.random.key_data(array)
+    start = f"{part}."
+    return {n[len(start) :]: value for n, value in named.items() if f"{n}.".startswith(start)}
 
 
 def is_storable(dtype: Any) -> bool:

@@ -52,9 +52,8 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
     safetensors = _safetensors()
     if isinstance(model, TrainState) and model.data_state is not None:
         raise errors.CheckpointError(
-            "the TrainState holds a data loader's state, which a file of arrays cannot store."
-            "\n  Save the run with checkpoints=vernal.Checkpoints(...), or leave that state out: "
-            "dataclasses.replace(state, data_state=None)."
+            "the TrainState holds a data loader's state, which only checkpoints=... can store."
+            "\n  Leave that state out: dataclasses.replace(state, data_state=None)."
         )
     arrays = named_arrays.of(model)
     if not arrays:
@@ -128,14 +127,10 @@ def load(
             )
 
     try:
-        if path.is_dir():
-            read, template = _read_run(path, template)
-        else:
-            read = _read_file(path)
+        read_from = _read_run if path.is_dir() else _read_file
+        read, template = read_from(path, template)
     except errors.VernalError:
         raise
-    except FileNotFoundError as error:
-        raise errors.CheckpointError(f"there is no file {errors.shown(path)}.") from error
     except Exception as error:
         raise errors.CheckpointError(
             f"{errors.shown(path)} is damaged, or no file of arrays: {errors.first_line(error)}."
@@ -154,8 +149,8 @@ def load(
     return named_arrays.with_arrays(template, values)
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    """Read the arrays of a file by name."""
+def _read_file(path: Path, like: Any) -> tuple[dict[str, Any], Any]:
+    """Read the arrays of a file by name, and return `like` with them."""
     safetensors = _safetensors()
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
@@ -169,7 +164,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
     # A file that another program wrote has no description.
     described = json.loads(metadata.get(_DESCRIBED, "{}"))
-    return values | named_arrays.read_back(values, described)
+    return values | named_arrays.read_back(values, described), like
 
 
 def _read_run(path: Path, like: Any) -> tuple[dict[str, Any], Any]:

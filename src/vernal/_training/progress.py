@@ -84,14 +84,11 @@ class Progress:
     def show(self) -> None:
         """Show how far the run is, if it is time to."""
         began = time.perf_counter()
-        if began < self._next_at:
-            return
-        if self._style == "bar":
+        is_bar = self._style == "bar"
+        if began >= self._next_at and (is_bar or self._recorder.epochs > self._shown[0]):
             self._show()
-            # Many short calls in a long epoch take long to average: a fiftieth of the time at most.
-            self._next_at += 50 * (time.perf_counter() - began)
-        elif self._recorder.epochs > self._shown[0]:
-            self._show()
+            if is_bar:  # many short calls take long to average: a fiftieth of the time at most
+                self._next_at += 50 * (time.perf_counter() - began)
 
     def _show(self) -> None:
         recorder = self._recorder

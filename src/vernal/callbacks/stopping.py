@@ -55,7 +55,7 @@ class _AbstractWatcher:
                 f'\n  Try {name}({self.monitor!r}, mode="max"), or mode="min".'
             )
 
-    def _check_monitor(self) -> None:
+    def __post_init__(self):
         """Check both arguments; an automatic mode becomes the one that the metric's name tells."""
         if not isinstance(self.monitor, str):
             raise ArgumentError(
@@ -123,7 +123,7 @@ class EarlyStopping(_AbstractWatcher):
     stopped_epoch: int | None = field(default=None, init=False)
 
     def __post_init__(self):
-        self._check_monitor()
+        super().__post_init__()
         self.patience = whole_number("patience", self.patience, at_least=1)
         check_finite("min_delta", self.min_delta, "Try min_delta=0.0.")
 
@@ -146,14 +146,11 @@ class EarlyStopping(_AbstractWatcher):
         """Look at an epoch, and return whether to stop."""
         if self.monitor not in epoch.metrics:
             return False
-        if self._improves(epoch, self.min_delta):
-            self.waited = 0
-            return False
-        self.waited += 1
-        if self.waited < self.patience:
-            return False
-        self.stopped_epoch = epoch.index
-        return True
+        self.waited = 0 if self._improves(epoch, self.min_delta) else self.waited + 1
+        stops = self.waited >= self.patience
+        if stops:
+            self.stopped_epoch = epoch.index
+        return stops
 
     @property
     def reason(self) -> str:
@@ -189,9 +186,6 @@ class BestState(_AbstractWatcher):
     best: float | None = field(default=None, init=False)
     epoch: int | None = field(default=None, init=False)
     state: TrainState | None = field(default=None, init=False, repr=False)
-
-    def __post_init__(self):
-        self._check_monitor()
 
     def __call__(self, epoch: Epoch) -> None:
         """Keep the epoch's state if it is the best so far."""

@@ -32,7 +32,8 @@ class TensorBoard:
 
     def start(self) -> None:
         """Make a new file."""
-        self._open(f"events.out.tfevents.{time.time_ns()}.vernal", size=0)
+        name = f"events.out.tfevents.{time.time_ns()}.vernal"
+        self.load_state_dict({"file": name, "bytes": 0})
         self._write(file_version="brain.Event:2")
 
     def state_dict(self) -> dict[str, Any]:
@@ -41,15 +42,11 @@ class TensorBoard:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continue the file, without the epochs that will be trained again."""
-        self._open(saved["file"], size=saved["bytes"])
-
-    def _open(self, name: str, *, size: int) -> None:
-        """Open a file, with at most so many bytes of what it holds."""
-        self._file = self.directory / name
+        self._file = self.directory / saved["file"]
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("ab") as file:
-                file.truncate(min(size, file.tell()))
+                file.truncate(min(saved["bytes"], file.tell()))
         except OSError as error:
             raise unwritable(self.directory, error) from error
 
