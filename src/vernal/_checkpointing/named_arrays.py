@@ -51,8 +51,7 @@ def with_arrays(tree: PyTree, values: Mapping[str, Any]) -> PyTree:
 
     Args:
         tree: Says which kind of array each value becomes, and on which devices.
-        values: Stored values by the names that `of` gives. Arrays without a value stay
-            as they are.
+        values: Stored values by the names that `of` gives. Arrays without a value stay as they are.
     """
 
     def replaced(path, leaf):

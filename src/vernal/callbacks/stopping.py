@@ -28,7 +28,7 @@ class _AbstractWatcher:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to know of the run so far, and the arguments."""
-        return dict(vars(self))
+        return {each.name: getattr(self, each.name) for each in fields(cast(Any, self))}
 
     def load_state_dict(self, saved: dict[str, Any]) -> bool | None:
         """Continue from what `state_dict` returned. The arguments stay."""
