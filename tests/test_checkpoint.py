@@ -989,7 +989,7 @@ def test_a_model_that_does_not_fit_is_named(tmp_path):
         vernal.load(path, deep)
     with pytest.raises(vernal.CheckpointError, match=r"0.weight is missing in"):
         vernal.load(path, [nn.Linear(1, 4, key=jax.random.key(0))])
-    with pytest.raises(vernal.CheckpointError, match=r"there is no file .*other"):
+    with pytest.raises(vernal.CheckpointError, match="No such file or directory"):
         vernal.load(tmp_path / "other", model())
     with pytest.raises(vernal.ArgumentError, match="path is 3"):
         vernal.load(cast(Any, 3), model())

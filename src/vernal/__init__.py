@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from vernal import callbacks, losses, metrics, nn, plot
-from vernal._checkpointing.config import Checkpoints
+from vernal._checkpointing.manager import Checkpoints
 from vernal._checkpointing.weights import load, save
 from vernal._data.sources import batches, steps
 from vernal._inspection.cost import Cost, update_cost, update_jaxpr

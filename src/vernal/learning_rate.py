@@ -7,13 +7,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import PyTree
+from optax.tree_utils import tree_get_all_with_path, tree_set
 
 from vernal import plot
-from vernal._data.array_source import ArraySource
 from vernal._data.arrays import number_of_examples
-from vernal._data.loader_source import LoaderSource
+from vernal._data.sources import Source
 from vernal._training.state import TrainState
 from vernal._training.trainer import Trainer
 from vernal.errors import ArgumentError, DataError, short_traceback, whole_number
@@ -96,7 +95,13 @@ def find_learning_rate(
         ArgumentError, DataError, ShapeError: Before the first step.
     """
     updates = whole_number("updates", updates, at_least=_TENTH)
-    _check_bounds(lowest, highest)
+    bounds = [np.asarray(bound) for bound in (lowest, highest)]
+    are_numbers = all(bound.ndim == 0 and bound.dtype.kind in "iuf" for bound in bounds)
+    if not are_numbers or not 0 < lowest < highest < np.inf:
+        raise ArgumentError(
+            "lowest and highest need to be positive numbers, highest the larger; they are "
+            f"{lowest!r} and {highest!r}.\n  Try lowest=1e-7, highest=10.0."
+        )
     checked, _ = trainer._checked(model_or_state, data, None, batch_size=batch_size, shuffle=True)
     state = trainer._state_of(model_or_state)
     dtype = _rate_dtype(state.opt_state)
@@ -105,8 +110,9 @@ def find_learning_rate(
     rates, losses, smoothed = [], [], []
     memory = 1 - _TENTH / updates
     average = 0.0
-    for rate in np.geomspace(lowest, highest, updates).astype(dtype):
-        state, info = trainer.step(_with_rate(state, rate), next(batches))
+    for rate in map(np.asarray, np.geomspace(lowest, highest, updates).astype(dtype)):
+        opt_state = tree_set(state.opt_state, _is_shown, learning_rate=rate)
+        state, info = trainer.step(replace(state, opt_state=opt_state), next(batches))
         loss = float(info["loss"])
         if not np.isfinite(loss):
             break
@@ -122,29 +128,22 @@ def find_learning_rate(
     return LearningRates(rates, losses, smoothed, _suggestion(rates, smoothed, updates // _TENTH))
 
 
-def _check_bounds(lowest: Any, highest: Any) -> None:
-    bounds = [np.asarray(bound) for bound in (lowest, highest)]
-    are_numbers = all(bound.ndim == 0 and bound.dtype.kind in "iuf" for bound in bounds)
-    if not are_numbers or not 0 < lowest < highest < np.inf:
-        raise ArgumentError(
-            "lowest and highest need to be positive numbers, highest the larger; they are "
-            f"{lowest!r} and {highest!r}.\n  Try lowest=1e-7, highest=10.0."
-        )
-
-
 def _is_in(keeper: str, path: tuple) -> bool:
     return len(path) > 1 and getattr(path[-2], "name", None) == keeper
 
 
+def _is_shown(path: tuple, _: Any) -> bool:
+    return _is_in("hyperparams", path)
+
+
 def _rate_dtype(opt_state: Any) -> np.dtype:
     """Return the dtype of an optimizer's learning rate; `ArgumentError` if it cannot be set."""
-    found = optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")
-    rates = [rate for path, rate in found if _is_in("hyperparams", path)]
+    found = tree_get_all_with_path(opt_state, "learning_rate")
+    rates = [rate for path, rate in found if _is_shown(path, rate)]
     if not rates:
         problem = "does not show its learning rate, which a range test sets."
     elif len(rates) > 1 or np.ndim(rates[0]) > 0:
-        number = sum(np.size(rate) for rate in rates)
-        problem = f"shows {number} learning rates; a range test sets one."
+        problem = f"shows {sum(map(np.size, rates))} learning rates; a range test sets one."
     elif any(_is_in("hyperparams_states", path) for path, _ in found):
         # The schedule sets the rate anew in each step, whatever it was before.
         problem = "takes its learning rate from a schedule; a range test sets a number."
@@ -154,17 +153,7 @@ def _rate_dtype(opt_state: Any) -> np.dtype:
     raise ArgumentError(f"the optimizer {problem}\n  {line}")
 
 
-def _with_rate(state: TrainState, rate: np.generic) -> TrainState:
-    """Set the learning rate in the optimizer's state, an array as it was."""
-    opt_state = optax.tree_utils.tree_set(
-        state.opt_state,
-        lambda path, _: _is_in("hyperparams", path),
-        learning_rate=np.asarray(rate),
-    )
-    return replace(state, opt_state=opt_state)
-
-
-def _full_batches(source: ArraySource | LoaderSource, state: TrainState) -> Iterator[PyTree]:
+def _full_batches(source: Source, state: TrainState) -> Iterator[PyTree]:
     """Yield the batches that are not smaller than the first, epoch after epoch."""
     full = number_of_examples(source.example) or 1
     for epoch in itertools.count(int(state.data_pass)):
@@ -174,10 +163,7 @@ def _full_batches(source: ArraySource | LoaderSource, state: TrainState) -> Iter
                 is_empty = False
                 yield batch
         if is_empty:
-            raise DataError(
-                f"data has no batch of {full} examples when it is read again."
-                "\n  Pass a list, or an object whose __iter__ starts afresh."
-            )
+            raise DataError(f"data has no batch of {full} when it is read again.\n  Pass a list.")
 
 
 def _suggestion(rates: np.ndarray, smoothed: np.ndarray, tenth: int) -> float | None:

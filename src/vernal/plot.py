@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import equinox as eqx
@@ -16,8 +15,9 @@ from vernal.errors import ArgumentError, ShapeError, did_you_mean, optional_impo
 
 # Where predictions are drawn: enough that a curve is smooth at any size of picture.
 _POINTS = 500
-# A loss curve is drawn in so many stretches, at up to four points each: more than a picture has
-# columns.
+# A long curve is drawn in so many stretches, more than a picture has columns. Each is drawn by its
+# first, last, lowest and highest value: the M4 of Jugel et al., *M4: a visualization-oriented time
+# series data aggregation*, 2014.
 _STRETCHES = 1000
 # A curve that falls by such a factor is drawn on a logarithmic scale.
 _LOG_FACTOR = 3
@@ -70,7 +70,11 @@ def history(
         for name in names:
             values, color = columns[name], _COLORS[len(ax.lines) % len(_COLORS)]
             text = f"{label}: {name}" if label and name != "loss" else label or name
-            places = _places(values)
+            places = np.flatnonzero(np.isfinite(values))
+            if len(places) > 4 * _STRETCHES:
+                parts = np.array_split(places, _STRETCHES)
+                kept = [p[[0, values[p].argmin(), values[p].argmax(), -1]] for p in parts]
+                places = np.unique(kept)
             ax.plot(places + 1, values[places], color=color, label=text)
             best = best_epoch(name, values)
             if record.epochs and name == names[-1] and best is not None:
@@ -80,8 +84,7 @@ def history(
     rises = any(best_of(metric) == "max" for metric in metrics)
     is_log = len(drawn) and not rises and 0 < _LOG_FACTOR * drawn.min() <= drawn.max()
     ax.set_yscale("log" if is_log else "linear")
-    ax.set_xlabel("epoch" if record.epochs else "step")
-    ax.set_ylabel(", ".join(metrics))
+    ax.set(xlabel="epoch" if record.epochs else "step", ylabel=", ".join(metrics))
     if len(ax.lines) > 1:
         ax.legend()
     return ax
@@ -105,24 +108,6 @@ def png(record: Any) -> bytes:
     return file.getvalue()
 
 
-def _places(values: np.ndarray) -> np.ndarray:
-    """Choose where to draw a curve: at each finite value; of very many, at as few as look the same.
-
-    These are the first, last, lowest and highest of each stretch: the M4 of Jugel et al., *M4: a
-    visualization-oriented time series data aggregation*, 2014.
-    """
-    if len(values) <= 4 * _STRETCHES:
-        return np.flatnonzero(np.isfinite(values))
-    places: list[int] = []
-    for start, stop in pairwise(np.linspace(0, len(values), _STRETCHES + 1).astype(int)):
-        known = start + np.flatnonzero(np.isfinite(values[start:stop]))
-        if len(known):
-            low = known[values[known].argmin()]
-            high = known[values[known].argmax()]
-            places += sorted({known[0], low, high, known[-1]})
-    return np.array(places, int)
-
-
 def learning_rates(found: Any, *, ax=None):
     """Draw what a learning-rate range test measured: the loss over the rate, and the suggestion.
 
@@ -139,11 +124,9 @@ def learning_rates(found: Any, *, ax=None):
     if found.suggestion is not None:
         label = f"suggestion: {found.suggestion:.2g}"
         ax.axvline(found.suggestion, color="tab:red", linestyle="--", label=label)
-    ax.set_xscale("log")
+    ax.set(xscale="log", xlabel="learning rate", ylabel="loss")
     if np.all(found.losses > 0):
         ax.set_yscale("log")
-    ax.set_xlabel("learning rate")
-    ax.set_ylabel("loss")
     ax.legend()
     return ax
 
@@ -175,8 +158,7 @@ def predictions(models: PyTree, data: tuple[ArrayLike, ArrayLike], *, ax=None):
     ax.scatter(x, y, s=12, color="0.6", label="data")
     for name, curve in curves.items():
         ax.plot(grid.ravel(), curve.ravel(), label=name)
-    ax.set_xlabel("x")
-    ax.set_ylabel("y")
+    ax.set(xlabel="x", ylabel="y")
     ax.legend()
     return ax
 
@@ -185,33 +167,26 @@ def _predicted(model: Any, x: np.ndarray) -> np.ndarray:
     """Apply a model to x, in inference mode; `ShapeError` if it does not return single numbers."""
     model_state = None
     if hasattr(model, "opt_state"):  # a `TrainState`
-        model_state = model.model_state
-        model = model.model
+        model, model_state = model.model, model.model_state
     model = eqx.nn.inference_mode(model)
+
+    def predicted(loss: Any, model: PyTree, x: ArrayLike) -> Array:
+        return losses.predictions(model, x, model_state=model_state)
+
     try:
-        eqx.filter_eval_shape(_apply, model, model_state, x)
+        outputs = np.asarray(eqx.filter_jit(predicted)(None, model, x))
     except Exception as error:
         from vernal._explain.messages import Attempt, explanation  # only where something failed
 
-        def measured(loss, model, x):
-            return losses.predictions(model, x, model_state=model_state)
-
-        attempt = Attempt(None, model, model_state, measured)
+        attempt = Attempt(None, model, model_state, predicted)
         explained = explanation(attempt, x, error, name="x")
         raise explained from explained.__cause__
-    outputs = np.asarray(_apply(model, model_state, x))
     _check_one_number("predictions", outputs)
     return outputs
-
-
-@eqx.filter_jit
-def _apply(model: PyTree, model_state: PyTree, x: ArrayLike) -> Array:
-    return losses.predictions(model, x, model_state=model_state)
 
 
 def _check_one_number(name: str, array: np.ndarray) -> None:
     if array.shape not in [(len(array),), (len(array), 1)]:
         raise ShapeError(
-            f"plot.predictions needs {name} of shape (n,) or (n, 1), one number an example, to "
-            f"draw a line; {name} has shape {array.shape}."
+            f"the picture needs {name} of shape (n,) or (n, 1); {name} has shape {array.shape}."
         )

@@ -151,7 +151,7 @@ def test_a_damaged_file_is_never_taken_for_another_model(tmp_path, long, tried):
         b'{"weight":{"dtype":"F32","shape":[-1,2],"data_offsets":[0,8]}}',
         b'{"../weight":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}',
         b'{"weight":{"dtype":"F99","shape":[1,2],"data_offsets":[0,8]}}',
-        b'{"__metadata__":{"vernal.sha256":"[]"}}',
+        b'{"__metadata__":{"vernal.arrays":"[]"}}',
         b"[]",
         b"{" * 5000,
         b"",

@@ -1,11 +1,16 @@
-"""A checkpoint on disk: arrays by name, and a JSON description with a digest of each."""
+"""A checkpoint on disk: arrays by name, and a JSON description of the run, with a digest of each.
+
+The states of the run, of callbacks and of data loaders are JSON, with their arrays aside. Nothing
+that is read is executed.
+"""
 
 import functools
 import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,19 +19,14 @@ import jax
 import numpy as np
 
 from vernal._checkpointing import named_arrays
-from vernal._checkpointing.encoding import decode, encode
 from vernal._checkpointing.storage import for_orbax, orbax
 from vernal._training.checkpointer import RunState
 from vernal._training.state import TrainState
-from vernal.errors import CheckpointError, first_line, shown
+from vernal.errors import CheckpointError, first_line, kind, shown
 
 _FORMAT = 5
 # The name under which a checkpoint has the arrays of the run's state: the number of those before.
 _STATE = "0"
-
-
-class Damaged(Exception):
-    """What was read is not what was written."""
 
 
 def newest_good(
@@ -59,25 +59,25 @@ def newest_good(
             damaged[path] = first_line(error)
             continue
         for bad, reason in damaged.items():
-            now = ""
+            place = bad
             if rename_damaged:
-                renamed = bad.with_name(f"damaged-{bad.name}")
-                shutil.rmtree(renamed, ignore_errors=True)
-                bad.rename(renamed)
-                now = f"; it is {renamed.name} now"
+                place = bad.with_name(f"damaged-{bad.name}")
+                shutil.rmtree(place, ignore_errors=True)
+                bad.rename(place)
             warnings.warn(
-                f"the checkpoint {shown(bad)} is damaged ({reason}){now}. Vernal takes "
-                f"{path.name}, the one before.",
+                f"the checkpoint {shown(bad)} is damaged ({reason}). It stays as {place.name}; "
+                f"Vernal takes {path.name}, the one before.",
                 RuntimeWarning,
                 stacklevel=4,  # `Trainer.fit`, or the caller of `vernal.load`
             )
         return path, content
-    for newest, reason in damaged.items():
-        raise CheckpointError(
-            f"none of the checkpoints in {shown(directory)} is whole: {newest.name} is damaged "
-            f"({reason}).\n  Pass another directory to begin anew."
-        )
-    return None
+    if not damaged:
+        return None
+    newest, reason = next(iter(damaged.items()))
+    raise CheckpointError(
+        f"none of the checkpoints in {shown(directory)} is whole: {newest.name} is damaged "
+        f"({reason}).\n  Pass another directory to begin anew."
+    )
 
 
 def orbax_args(run: RunState, described: dict[str, Any]) -> Any:
@@ -98,21 +98,16 @@ def orbax_args(run: RunState, described: dict[str, Any]) -> Any:
     owner = "the data loader's state"
     encoded = {name: encode(value, arrays, owner=owner) for name, value in fields.items()}
     encoded["callbacks"] = [encode(pair, arrays, owner=pair[0]) for pair in run.callbacks]
+    written, array_descriptions = named_arrays.written(arrays)
     content = {
         "format": _FORMAT,
         "versions": {name: version(name) for name in ("vernal", "jax", "equinox", "optax")},
-        "arrays": {
-            name: [array.shape, str(array.dtype), named_arrays.digest(array)]
-            for name, array in arrays.items()
-        },
+        "arrays": array_descriptions,
         "began_with": described,
         "run": encoded,
     }
     # Orbax takes no empty arrays. Their description says all that there is to know.
-    not_empty = {name: array for name, array in arrays.items() if array.size}
-    for name, array in not_empty.items():
-        written = named_arrays.written_as(array.shape, array.dtype)
-        not_empty[name] = named_arrays.viewed(array, *written)
+    not_empty = {name: array for name, array in written.items() if array.size}
     args = orbax().args
     return args.Composite(
         arrays=args.StandardSave(not_empty),
@@ -133,19 +128,16 @@ def read_run(path: Path, start: TrainState) -> tuple[RunState, dict[str, Any]]:
 
     Raises:
         CheckpointError: If the checkpoint has other arrays, or another version of Vernal wrote it.
-        Exception: If the checkpoint is damaged: `Damaged`, or whatever reading raises.
+        Exception: If the checkpoint is damaged: `named_arrays.Damaged`, or whatever reading raises.
     """
-    content = _read_content(path)
+    content, arrays = _read(path)
     named_arrays.check_alike(
-        named_arrays.within(_shapes(content), _STATE),
-        named_arrays.of(start),
+        named_arrays.within(arrays, _STATE),
+        named_arrays.of(replace(start, data_state=None)),
         where=f"the checkpoint {shown(path)}",
-        fix=(
-            "Pass the model and the optimizer of that run, or another directory for this one. To "
-            f"take over that model alone: vernal.load({shown(path.parent)!r}, model)."
-        ),
+        fix="Pass the model and the optimizer of that run, or another directory for this one. To "
+        f"take over that model alone: vernal.load({shown(path.parent)!r}, model).",
     )
-    arrays = _read_arrays(path, content)
     run = RunState(**{name: decode(part, arrays, start) for name, part in content["run"].items()})
     return run, content["began_with"]
 
@@ -159,56 +151,130 @@ def read_state(path: Path) -> tuple[dict[str, Any], Callable[[], Any]]:
 
     Raises:
         CheckpointError: If another version of Vernal wrote the checkpoint.
-        Exception: If the checkpoint is damaged: `Damaged`, or whatever reading raises.
+        Exception: If the checkpoint is damaged: `named_arrays.Damaged`, or whatever reading raises.
     """
-    content = _read_content(path)
-    arrays = _read_arrays(path, content)
+    content, arrays = _read(path)
     _, data_state = content["run"]["state"]["@state"]
     return named_arrays.within(arrays, _STATE), functools.partial(decode, data_state, arrays)
 
 
-def _read_content(path: Path) -> dict[str, Any]:
-    """Read the description of a checkpoint, without its digest."""
-    described = _read(path, description=orbax().args.JsonRestore()).description
-    # Version 0.1.0 wrote a text.
-    content = json.loads(described["text"]) if "text" in described else described["content"]
-    if _digest_of_json(content) != described["sha256"]:
-        raise Damaged("its description is not the one that was written")
-    if content["format"] != _FORMAT:
-        raise CheckpointError(
-            f"{shown(path)} was written by vernal {content['versions']['vernal']}, which this "
-            "version cannot read.\n  Resume the run with that version, or pass another directory "
-            "to begin anew."
-        )
-    return content
-
-
-def _read_arrays(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Read all arrays of a checkpoint, as they are stored."""
-    arrays = {}
-    for name, each in _shapes(content).items():
-        # Orbax looks at shape and dtype alone. This takes no memory, whatever its shape.
-        shape, dtype = named_arrays.written_as(each.shape, each.dtype)
-        arrays[name] = np.broadcast_to(np.zeros((), dtype), shape)
-    targets = {name: array for name, array in arrays.items() if array.size}
-    arrays |= _read(path, arrays=orbax().args.StandardRestore(targets)).arrays
-    for name, (shape, dtype, expected) in content["arrays"].items():
-        arrays[name] = named_arrays.viewed(arrays[name], tuple(shape), np.dtype(dtype))
-        if named_arrays.digest(arrays[name]) != expected:
-            raise Damaged(f"{name} is not what was written")
-    return arrays
-
-
-def _shapes(content: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    arrays = content["arrays"].items()
-    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype, _) in arrays}
-
-
-def _read(path: Path, **items: Any) -> Any:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the description of a checkpoint, and its arrays by name, as they are stored."""
     ocp = orbax()
     with for_orbax(path) as link, ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        return reader.restore(link, args=ocp.args.Composite(**items))
+        item = ocp.args.Composite(description=ocp.args.JsonRestore())
+        described = reader.restore(link, args=item).description
+        # Version 0.1.0 wrote a text.
+        content = json.loads(described["text"]) if "text" in described else described["content"]
+        if _digest_of_json(content) != described["sha256"]:
+            raise named_arrays.Damaged("its description is not the one that was written")
+        if content["format"] != _FORMAT:
+            raise CheckpointError(
+                f"{shown(path)} was written by vernal {content['versions']['vernal']}, which this "
+                "version cannot read.\n  Resume the run with that version, or pass another "
+                "directory to begin anew."
+            )
+
+        arrays = {}
+        for name, (shape, dtype, _) in content["arrays"].items():
+            target = named_arrays.written_as(jax.ShapeDtypeStruct(shape, dtype))
+            # Orbax looks at shape and dtype alone. This takes no memory, whatever its shape.
+            arrays[name] = np.broadcast_to(np.zeros((), target.dtype), target.shape)
+        not_empty = {name: array for name, array in arrays.items() if array.size}
+        item = ocp.args.Composite(arrays=ocp.args.StandardRestore(not_empty))
+        arrays |= reader.restore(link, args=item).arrays
+    return content, named_arrays.read_back(arrays, content["arrays"])
 
 
 def _digest_of_json(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def encode(value: Any, arrays: dict[str, Any], *, owner: str) -> Any:
+    """Return a value as JSON takes it, with names in the place of arrays.
+
+    A JSON object with one name that begins with "@" is a value that JSON does not have.
+
+    Args:
+        value: Numbers, strings, bytes, lists, tuples, dicts, arrays, keys and training states,
+            one within another.
+        arrays: Takes in the value's arrays, as they are stored, by their names. A name is the
+            number of arrays before, and for an array of a training state its path, too.
+        owner: Whose value it is, for the message.
+
+    Raises:
+        CheckpointError: If the value holds anything else.
+    """
+    if value is None or isinstance(value, bool | str) or type(value) in (int, float):
+        return value
+
+    part = functools.partial(encode, arrays=arrays, owner=owner)
+
+    def name_of(array: Any) -> str:
+        name = str(len(arrays))
+        arrays[name] = array if isinstance(array, jax.Array) else np.asarray(array)
+        return name
+
+    match value:
+        case bytes():
+            return {"@bytes": name_of(np.frombuffer(value, np.uint8))}
+        case list():
+            return [part(item) for item in value]
+        case tuple():
+            return {"@tuple": [part(item) for item in value]}
+        case dict():
+            return {"@dict": [[part(key), part(item)] for key, item in value.items()]}
+        case jax.Array() if named_arrays.is_key(value):
+            return {"@key": [str(jax.random.key_impl(value)), name_of(jax.random.key_data(value))]}
+        case np.generic() | np.ndarray() | jax.Array() if named_arrays.is_storable(value.dtype):
+            return {"@array": name_of(value)}
+        case TrainState():
+            number = str(len(arrays))
+            for path, array in named_arrays.of(replace(value, data_state=None)).items():
+                arrays[f"{number}.{path}"] = array
+            return {"@state": [number, part(value.data_state)]}
+    if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "numpy"):
+        return {"@torch": name_of(value.numpy())}
+    raise CheckpointError(
+        f"{owner} holds {kind(value)}, which a checkpoint cannot store. It stores numbers, "
+        "strings, bytes, lists, tuples, dicts, arrays and training states."
+    )
+
+
+def decode(encoded: Any, arrays: Mapping[str, np.ndarray], template: Any = None) -> Any:
+    """Return the value that `encode` was given.
+
+    Args:
+        encoded: What `encode` returned.
+        arrays: The arrays that `encode` set aside.
+        template: A state with the structure, the kinds of arrays and the devices that training
+            states get; `None` if there are none.
+    """
+    part = functools.partial(decode, arrays=arrays, template=template)
+    if isinstance(encoded, list):
+        return [part(item) for item in encoded]
+    if not isinstance(encoded, dict):
+        return encoded
+
+    [(mark, content)] = encoded.items()
+    match mark:
+        case "@bytes":
+            return arrays[content].tobytes()
+        case "@tuple":
+            return tuple(part(item) for item in content)
+        case "@dict":
+            return {part(key): part(item) for key, item in content}
+        case "@key":
+            implementation, name = content
+            return jax.random.wrap_key_data(jax.device_put(arrays[name]), impl=implementation)
+        case "@array":
+            return arrays[content][()]  # of an array without axes, the scalar
+        case "@state":
+            number, data_state = content
+            state = named_arrays.with_arrays(template, named_arrays.within(arrays, number))
+            return replace(state, data_state=part(data_state))
+        case "@torch":
+            import torch  # pyright: ignore[reportMissingImports]
+
+            return torch.from_numpy(arrays[content].copy())
+    raise ValueError(f"{mark} is not a kind of value")

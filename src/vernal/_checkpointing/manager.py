@@ -1,28 +1,80 @@
-"""The checkpoints of one run: restored at its beginning, written while it goes on."""
+"""The checkpoints of one run: where and how often; restored at its beginning, written later."""
 
 import contextlib
+import math
 import os
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from vernal._checkpointing.config import Checkpoints
+from vernal import errors
 from vernal._checkpointing.format import newest_good, orbax_args, read_run
 from vernal._checkpointing.same_run import check_same_run, described
 from vernal._checkpointing.storage import for_orbax, orbax
-from vernal._training.checkpointer import Beginning, RunState
-from vernal.errors import CheckpointError, first_line, shown
+from vernal._training.checkpointer import Beginning, Checkpointer, RunState
 
 
-class _Progress(NamedTuple):
-    """How far a run was when it was saved."""
+@dataclass(frozen=True)
+class Checkpoints:
+    """Saves a run while it goes on. The same script, started again, resumes the run.
 
-    step: int
-    epoch: int
-    pending: bool
-    stopped: bool
+    `Trainer.fit(..., checkpoints=...)` begins with what it finds in the directory. The state, the
+    place in the data, the history and the callbacks are as they were, so the rest of the run gives
+    the same bits as without the break. A finished run is returned as it is. Orbax writes each
+    checkpoint in the background, and writes it whole or not at all.
+
+    Whichever interval passes first saves; `None` switches an interval off. In any case `fit` saves
+    before the first step and at the end.
+
+    Args:
+        directory: The directory of this run alone; made if it is missing. `~` is expanded, and a
+            relative path counts from the working directory of now.
+        every_seconds: Save after so many seconds, default 60. Training does not wait: if the last
+            checkpoint is still being written, the next one waits for its end.
+        every_steps: Save after each step whose number is a multiple of this. Training waits for
+            the checkpoint before.
+        every_epochs: Save after each epoch whose number is a multiple of this, once it is
+            validated and seen by the callbacks. Training waits for the checkpoint before.
+        keep: How many checkpoints to keep, default 2. The older ones are deleted. With one alone,
+            a damaged disk may cost the run.
+
+    Raises:
+        MissingExtraError: If Orbax is not installed.
+        ArgumentError: If `directory` is not a path of the file system, an interval is not a number
+            in its range, or `keep` is below 1.
+    """
+
+    directory: str | os.PathLike[str]
+    _: KW_ONLY
+    every_seconds: float | None = 60
+    every_steps: int | None = None
+    every_epochs: int | None = None
+    keep: int = 2
+
+    def __post_init__(self):
+        object.__setattr__(self, "directory", errors.checked_path("directory", self.directory))
+        if self.every_seconds is not None:
+            errors.check_finite("every_seconds", self.every_seconds, "Try every_seconds=60.")
+        for name in ("every_steps", "every_epochs"):
+            if getattr(self, name) is not None:
+                errors.whole_number(name, getattr(self, name), at_least=1)
+        errors.whole_number("keep", self.keep, at_least=1)
+        orbax()
+
+    @property
+    def path(self) -> Path:
+        """The directory of the checkpoints."""
+        return Path(self.directory)
+
+    def open(self) -> Checkpointer:
+        """Open the directory, to restore a run and to save it. `fit` calls this.
+
+        Raises:
+            CheckpointError: If the directory cannot be used.
+        """
+        return Manager(self)
 
 
 class Manager:
@@ -37,11 +89,13 @@ class Manager:
 
     def __init__(self, choices: Checkpoints):
         self.path = choices.path
-        self.every_seconds = choices.every_seconds
+        seconds = choices.every_seconds
+        self._every_seconds = math.inf if seconds is None else seconds
         self.every_steps = choices.every_steps
         self.every_epochs = choices.every_epochs
-        # The last checkpoint, and when it was begun. Before the first one, a checkpoint is due.
-        self._last = _Progress(step=-1, epoch=-1, pending=False, stopped=False)
+        # How far the run was at the last checkpoint, and when that was begun. Before the first one,
+        # a checkpoint is due.
+        self._last = (-1, -1, False, False)
         self._time = time.monotonic()
         self._described: dict[str, Any] = {}  # what the run began with
         self._exits = contextlib.ExitStack()
@@ -58,8 +112,8 @@ class Manager:
             self._orbax = ocp.CheckpointManager(link, options=options)
         except Exception as error:
             self._exits.close()
-            raise CheckpointError(
-                f"{shown(self.path)} cannot hold checkpoints: {first_line(error)}."
+            raise errors.CheckpointError(
+                f"{errors.shown(self.path)} cannot hold checkpoints: {errors.first_line(error)}."
                 "\n  Pass a directory that you may write to."
             ) from error
 
@@ -78,14 +132,21 @@ class Manager:
                 damaged, or if there is no room for another one.
         """
         self._described = described(beginning)
-        template = replace(beginning.state, data_state=None)
-        found = newest_good(self.path, lambda path: read_run(path, template), rename_damaged=True)
+        start = beginning.state
+        found = newest_good(self.path, lambda path: read_run(path, start), rename_damaged=True)
         if found is None:
             return None
         newest, (run, before) = found
         check_same_run(before, self._described, self.path)
         self._orbax.reload()  # damaged ones have other names now
-        self._check_room(newest)
+        # Where there is no checkpoint, saving the first one shows whether it fits.
+        size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
+        free = shutil.disk_usage(self.path).free
+        if free < size or not os.access(self.path, os.W_OK):
+            raise errors.CheckpointError(
+                f"{errors.shown(self.path)} has no room for another checkpoint of {size:,} bytes, "
+                f"or cannot be written to; {free:,} are free.\n  Free some space, and start again."
+            )
         self._last, self._time = _progress(run), time.monotonic()
         return run
 
@@ -98,13 +159,12 @@ class Manager:
         writing = self._orbax.is_saving_in_progress()
         if not writing:
             self.wait()
-        if _passed(self.every_steps, self._last.step, step):
-            return True
-        if _passed(self.every_epochs, self._last.epoch, epoch):
-            return True
-        if self.every_seconds is None or writing:
-            return False
-        return time.monotonic() - self._time >= self.every_seconds
+        intervals = self.every_steps, self.every_epochs
+        for every, before, now in zip(intervals, self._last[:2], (step, epoch), strict=True):
+            # Is there a multiple of `every` after `before`, up to `now`?
+            if every is not None and now // every > before // every:
+                return True
+        return not writing and time.monotonic() - self._time >= self._every_seconds
 
     def save(self, run: RunState) -> None:
         """Begin to write a checkpoint in the background, if there is anything new.
@@ -143,30 +203,13 @@ class Manager:
             self._orbax.close()
         self._exits.close()
 
-    def _not_written(self, error: Exception) -> CheckpointError:
-        return CheckpointError(
-            f"the checkpoint of step {self._last.step:,} could not be written to "
-            f"{shown(self.path)}: {first_line(error)}.\n  Earlier checkpoints are whole. Free some "
-            "space, or make the directory writable, and start the script again: it resumes from "
-            "the last checkpoint."
+    def _not_written(self, error: Exception) -> errors.CheckpointError:
+        return errors.CheckpointError(
+            f"the checkpoint of step {self._last[0]:,} could not be written to "
+            f"{errors.shown(self.path)}: {errors.first_line(error)}.\n  Free some space, or make "
+            "the directory writable, and start the script again: it resumes from the one before."
         )
 
-    def _check_room(self, newest: Path) -> None:
-        """Check that another checkpoint fits; without one to resume, saving the first one does."""
-        size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
-        free = shutil.disk_usage(self.path).free
-        if free < size or not os.access(self.path, os.W_OK):
-            raise CheckpointError(
-                f"{shown(self.path)} has no room for another checkpoint of {size:,} bytes: "
-                f"{free:,} bytes are free, or the directory cannot be written to.\n  Free some "
-                "space, or make the directory writable, and start the script again."
-            )
 
-
-def _progress(run: RunState) -> _Progress:
-    return _Progress(int(run.state.step), int(run.state.epoch), run.pending, run.stopped)
-
-
-def _passed(every: int | None, before: int, now: int) -> bool:
-    """Return whether there is a multiple of `every` after `before`, up to `now`."""
-    return every is not None and now // every > before // every
+def _progress(run: RunState) -> tuple[int, int, bool, bool]:
+    return int(run.state.step), int(run.state.epoch), run.pending, run.stopped

@@ -13,24 +13,32 @@ from jaxtyping import Array, PyTree
 from vernal.errors import CheckpointError
 
 
+class Damaged(Exception):
+    """What was read is not what was written."""
+
+
 def of(tree: PyTree) -> dict[str, Any]:
     """Return the arrays of a PyTree by their paths, such as `layers.0.weight`, as they are stored.
+
+    Of random keys, these are the numbers behind them. Of shapes, these are shapes.
 
     Raises:
         CheckpointError: If two arrays have the same path, or one holds objects.
     """
     found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not _is_array(leaf):
-            continue
+    for path, leaf in jax.tree_util.tree_leaves_with_path(eqx.filter(tree, _is_array)):
         name = _name(path)
         if name in found:
             raise CheckpointError(
                 f"two arrays of the {type(tree).__name__} have the name {name}."
                 "\n  Give the keys of its dicts names without dots."
             )
-        found[name] = stored(leaf)
-        if not is_storable(found[name].dtype):
+        found[name] = leaf
+        if is_key(leaf) and isinstance(leaf, jax.ShapeDtypeStruct):
+            found[name] = jax.eval_shape(jax.random.key_data, leaf)
+        elif is_key(leaf):
+            found[name] = jax.random.key_data(leaf)
+        elif not is_storable(leaf.dtype):
             raise CheckpointError(
                 f"{name} is an array of {leaf.dtype}, which cannot be stored."
                 "\n  Make numbers of it, or keep it in a static field of the model."
@@ -43,8 +51,7 @@ def with_arrays(tree: PyTree, values: Mapping[str, Any]) -> PyTree:
 
     Args:
         tree: Says which kind of array each value becomes, and on which devices.
-        values: Stored values by the names that `of` gives. Arrays without a value stay
-            as they are.
+        values: Stored values by the names that `of` gives. Arrays without a value stay as they are.
     """
 
     def replaced(path, leaf):
@@ -56,20 +63,8 @@ def with_arrays(tree: PyTree, values: Mapping[str, Any]) -> PyTree:
 
 def within(named: Mapping[str, Any], part: str) -> dict[str, Any]:
     """Return the arrays of one part of a PyTree, by their names in this part."""
-    return {
-        name.removeprefix(part).removeprefix("."): value
-        for name, value in named.items()
-        if f"{name}.".startswith(f"{part}.")
-    }
-
-
-def stored(array: Any) -> Any:
-    """Return an array, or its shape, as it is stored: of a random key, the numbers behind it."""
-    if not is_key(array):
-        return array
-    if isinstance(array, jax.ShapeDtypeStruct):
-        return jax.eval_shape(jax.random.key_data, array)
-    return jax.random.key_data(array)
+    start = f"{part}."
+    return {n[len(start) :]: value for n, value in named.items() if f"{n}.".startswith(start)}
 
 
 def is_storable(dtype: Any) -> bool:
@@ -77,22 +72,43 @@ def is_storable(dtype: Any) -> bool:
     return not dtype.hasobject and dtype.names is None
 
 
-def written_as(shape: tuple[int, ...], dtype: np.dtype) -> tuple[tuple[int, ...], np.dtype]:
-    """Return the shape and dtype that a stored array is written with.
+def written_as(array: Any) -> jax.ShapeDtypeStruct:
+    """Return the shape and dtype that a stored array, of which these are given, is written with.
 
     These are its own, or else, of a dtype that not all storage knows, a last axis of bytes.
     """
+    dtype = array.dtype
     is_common = dtype.kind in "biufc" and dtype.itemsize <= 8 and dtype.isnative
     if is_common or dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
-        return shape, dtype
-    return (*shape, dtype.itemsize), np.dtype(np.uint8)
+        return jax.ShapeDtypeStruct(array.shape, dtype)
+    return jax.ShapeDtypeStruct((*array.shape, dtype.itemsize), np.uint8)
 
 
-def viewed(values: Array | np.ndarray, shape: tuple[int, ...], dtype: Any) -> Array | np.ndarray:
+def written(arrays: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list]]:
+    """Return stored arrays as they are written, and what `read_back` needs to know of each."""
+    described = {name: [a.shape, str(a.dtype), digest(a)] for name, a in arrays.items()}
+    return {name: viewed(array, written_as(array)) for name, array in arrays.items()}, described
+
+
+def read_back(arrays: Mapping[str, Any], described: Mapping[str, list]) -> dict[str, Any]:
+    """Return stored arrays from what was written of them.
+
+    Raises:
+        Damaged: If an array is not what it was.
+    """
+    found = {}
+    for name, (shape, dtype, expected) in described.items():
+        found[name] = viewed(arrays[name], jax.ShapeDtypeStruct(shape, dtype))
+        if digest(found[name]) != expected:
+            raise Damaged(f"{name} is not what was written")
+    return found
+
+
+def viewed(values: Any, like: jax.ShapeDtypeStruct) -> Any:
     """Return the bytes of an array as another shape and dtype, to write it or to read it."""
-    if (values.shape, values.dtype) == (shape, dtype):
+    if (values.shape, values.dtype) == (like.shape, like.dtype):
         return values
-    return np.asarray(values, order="C").reshape(-1).view(dtype).reshape(shape)
+    return np.asarray(values, order="C").reshape(-1).view(like.dtype).reshape(like.shape)
 
 
 def is_key(array: Any) -> bool:

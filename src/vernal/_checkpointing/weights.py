@@ -18,14 +18,13 @@ from jaxtyping import PyTree
 
 from vernal import errors
 from vernal._checkpointing import named_arrays
-from vernal._checkpointing.format import Damaged, newest_good, read_state
+from vernal._checkpointing.format import newest_good, read_state
 from vernal._training.state import TrainState
 
 Model = TypeVar("Model", bound=PyTree)
 
-# In a file's metadata: the digests of its arrays by name, and the dtypes of those that are stored
-# as their bytes.
-_DIGESTS, _DTYPES = "vernal.sha256", "vernal.dtypes"
+# In a file's metadata: the shape, dtype and digest of each array by name.
+_DESCRIBED = "vernal.arrays"
 # What safetensors reads only as bytes.
 _FLOAT8 = {"F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2, "F8_E8M0": jnp.float8_e8m0fnu}
 
@@ -53,28 +52,20 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
     safetensors = _safetensors()
     if isinstance(model, TrainState) and model.data_state is not None:
         raise errors.CheckpointError(
-            "the TrainState holds a data loader's state, which a file of arrays cannot store."
-            "\n  Save the run with checkpoints=vernal.Checkpoints(...), or leave that state out: "
-            "dataclasses.replace(state, data_state=None)."
+            "the TrainState holds a data loader's state, which only checkpoints=... can store."
+            "\n  Leave that state out: dataclasses.replace(state, data_state=None)."
         )
     arrays = named_arrays.of(model)
     if not arrays:
         raise errors.ArgumentError(f"model is {errors.kind(model)}, without an array to save.")
 
-    values, dtypes = {}, {}
-    for name, array in arrays.items():
-        # In the order that the file has: others would be written transposed.
-        value = np.asarray(array, order="C")
-        written = named_arrays.written_as(value.shape, value.dtype)
-        values[name] = named_arrays.viewed(value, *written)
-        if values[name].dtype != value.dtype:
-            dtypes[name] = str(value.dtype)
-    digests = {name: named_arrays.digest(value) for name, value in values.items()}
-    metadata = {_DIGESTS: json.dumps(digests), _DTYPES: json.dumps(dtypes)}
+    # In the order that the file has: others would be written transposed.
+    in_c_order = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    values, described = named_arrays.written(in_c_order)
     temporary = path.with_name(f".vernal-{uuid.uuid4().hex}.tmp")  # where a name may be as long
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.save_file(values, temporary, metadata)
+        safetensors.save_file(values, temporary, {_DESCRIBED: json.dumps(described)})
         os.replace(temporary, path)
     except Exception as error:
         with contextlib.suppress(OSError):
@@ -136,14 +127,10 @@ def load(
             )
 
     try:
-        if path.is_dir():
-            read, template = _read_run(path, template)
-        else:
-            read = _read_file(path)
+        read_from = _read_run if path.is_dir() else _read_file
+        read, template = read_from(path, template)
     except errors.VernalError:
         raise
-    except FileNotFoundError as error:
-        raise errors.CheckpointError(f"there is no file {errors.shown(path)}.") from error
     except Exception as error:
         raise errors.CheckpointError(
             f"{errors.shown(path)} is damaged, or no file of arrays: {errors.first_line(error)}."
@@ -162,8 +149,8 @@ def load(
     return named_arrays.with_arrays(template, values)
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    """Read the arrays of a file by name."""
+def _read_file(path: Path, like: Any) -> tuple[dict[str, Any], Any]:
+    """Read the arrays of a file by name, and return `like` with them."""
     safetensors = _safetensors()
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
@@ -175,13 +162,9 @@ def _read_file(path: Path) -> dict[str, Any]:
                 array = np.frombuffer(each["data"], _FLOAT8[kinds[name]])
                 values[name] = array.reshape(each["shape"])
 
-    # A file that another program wrote has no digests.
-    for name, expected in json.loads(metadata.get(_DIGESTS, "{}")).items():
-        if named_arrays.digest(values[name]) != expected:
-            raise Damaged(f"{name} is not what was written")
-    for name, dtype in json.loads(metadata.get(_DTYPES, "{}")).items():
-        values[name] = named_arrays.viewed(values[name], values[name].shape[:-1], dtype)
-    return values
+    # A file that another program wrote has no description.
+    described = json.loads(metadata.get(_DESCRIBED, "{}"))
+    return values | named_arrays.read_back(values, described), like
 
 
 def _read_run(path: Path, like: Any) -> tuple[dict[str, Any], Any]:

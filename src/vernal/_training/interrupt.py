@@ -58,26 +58,22 @@ class Interrupt:
         except KeyboardInterrupt:
             self._again |= self.requested
             self.requested = True
-            return None
 
     def report(self, steps: int, saved_steps: int, checkpoints: Path | None) -> None:
         """Print that the run was interrupted after so many steps, if it was."""
         if not self.requested:
             return
-        if checkpoints is None:
-            kept = "fit returns the state and the history so far"
-        else:
+        kept = "fit returns the state and the history so far"
+        if checkpoints is not None:
             place = "" if steps == saved_steps else f" after step {saved_steps:,}"
             kept = f"the same script resumes{place} from {shown(checkpoints)}"
         print(f"Interrupted after {steps:,} steps: {kept}.", file=sys.stderr)
 
     def end_process(self) -> None:
         """After SIGTERM, do what its former handler does, which is to end the process."""
-        if not self._terminated:
-            return
-        if callable(self._previous[signal.SIGTERM]):
+        if self._terminated and callable(self._previous[signal.SIGTERM]):
             signal.raise_signal(signal.SIGTERM)
-        else:
+        elif self._terminated:
             raise SystemExit(128 + signal.SIGTERM)
 
     def _hold(self, number: int, frame: Any) -> None:

@@ -14,8 +14,8 @@ from vernal._training.recorder import Recorder
 from vernal.errors import shown
 from vernal.history import counted
 
-# How often a bar moves, and how often an epoch has a line, in seconds.
-_SECONDS = {"bar": 0.1, "lines": 3.0}
+# How often a bar moves, how often an epoch has a line, and nothing is shown, in seconds.
+_SECONDS = {"bar": 0.1, "lines": 3.0, "": math.inf}
 # Columns for a bar and the percentage.
 _BAR_COLUMNS = 12
 
@@ -49,7 +49,7 @@ class Progress:
         if style in ("auto", True):
             is_seen = self._in_notebook or (sys.stderr is not None and sys.stderr.isatty())
             style = "bar" if is_seen else "lines"
-        self._style = None if sys.stderr is None or not style else str(style)
+        self._style = "" if sys.stderr is None or not style else str(style)
         self._run = run
         self._recorder = recorder
         self._last_epoch = last_epoch
@@ -62,8 +62,8 @@ class Progress:
         self._values: dict[str, float] = {}
         self._rate = 0.0
         self._counted_at = time.perf_counter()
-        self._next_at = 0.0 if self._style is None else self._counted_at + _SECONDS[self._style]
-        self._shown_epochs, self._shown_steps = recorder.epochs, recorder.steps
+        self._next_at = self._counted_at + _SECONDS[self._style]
+        self._shown = recorder.epochs, recorder.steps
 
     def __enter__(self) -> "Progress":
         return self
@@ -78,53 +78,47 @@ class Progress:
 
     def count(self, chunk: list[Measurements]) -> None:
         """Count the examples of a chunk, for the speed since the chunk before."""
-        examples = 0
-        for call in chunk:
-            examples += int(call.superbatch.sizes(call.cursor, call.cursor + call.steps).sum())
+        sizes = [call.superbatch.sizes(call.cursor, call.cursor + call.steps) for call in chunk]
         now = time.perf_counter()
-        self._rate = examples / (now - self._counted_at)
+        self._rate = float(sum(each.sum() for each in sizes)) / (now - self._counted_at)
         self._counted_at = now
 
     def show(self) -> None:
         """Show how far the run is, if it is time to."""
         began = time.perf_counter()
-        if not self._style or began < self._next_at:
-            return
-        if self._style == "bar":
+        is_bar = self._style == "bar"
+        if began >= self._next_at and (is_bar or self._recorder.epochs > self._shown[0]):
             self._show()
-            # Many short calls in a long epoch take long to average: a fiftieth of the time at most.
-            self._next_at += 50 * (time.perf_counter() - began)
-        elif self._recorder.epochs > self._shown_epochs:
-            self._show()
+            if is_bar:  # many short calls take long to average: a fiftieth of the time at most
+                self._next_at += 50 * (time.perf_counter() - began)
 
     def _show(self) -> None:
         recorder = self._recorder
-        if (recorder.epochs, recorder.steps) == (self._shown_epochs, self._shown_steps):
+        now = recorder.epochs, recorder.steps
+        if now == self._shown:
             return
-        values: dict[str, float] = {}
-        if self._style == "bar" or recorder.epochs == self._shown_epochs:
-            values = recorder.so_far
+        is_bar = self._style == "bar"
+        values = recorder.so_far if is_bar or recorder.epochs == self._shown[0] else {}
         place = f"epoch {self._run.epoch + bool(values):,}/{self._last_epoch:,}"
         if self._total_steps is None:
             place += f"  {recorder.steps:,} steps"
 
-        if self._style == "bar":
+        if is_bar:
             self._values |= values or recorder.latest  # the last validation's stay
             self._show_bar(place)
         else:
             self._values = values or recorder.latest
             _print(place + self._text(math.inf))
-        self._shown_epochs, self._shown_steps = recorder.epochs, recorder.steps
-        self._next_at = time.perf_counter() + _SECONDS[str(self._style)]
+        self._shown = now
+        self._next_at = time.perf_counter() + _SECONDS[self._style]
 
     def _show_bar(self, place: str) -> None:
         from tqdm.auto import tqdm
 
         columns = shutil.get_terminal_size().columns
-        bar, bar_columns = "", 0
-        if self._total_steps is not None:
-            bar, bar_columns = " {bar} {percentage:3.0f}%", _BAR_COLUMNS
-        parts = [place, self._text(columns - len(place) - bar_columns)]
+        bar = "" if self._total_steps is None else " {bar} {percentage:3.0f}%"
+        used = len(place) + (_BAR_COLUMNS if bar else 0)
+        parts = [place, self._text(columns - used)]
         if self._bar is None:
             self._bar = tqdm(
                 total=self._total_steps,
@@ -143,13 +137,10 @@ class Progress:
 
         parts = {name: f"{name} {value:.3g}" for name, value in self._values.items()}
         parts["examples/s"] = f"{tqdm.format_sizeof(self._rate)} examples/s"
-        text = ""
-        for name in sorted(parts, key=self._rank):
-            longer = f"{text}  {parts[name]}"
-            if text and len(longer) > columns:
-                break
-            text = longer
-        return text
+        shown = [f"  {parts[name]}" for name in sorted(parts, key=self._rank)]
+        while len(shown) > 1 and sum(map(len, shown)) > columns:
+            shown.pop()
+        return "".join(shown)
 
     def _rank(self, name: str) -> tuple[bool, int]:
         """Return where a name stands in the line."""

@@ -35,18 +35,19 @@ class CSVLog:
 
     def start(self) -> None:
         """Make the file, or read its columns to append to it."""
-        self._open(rows=None if self.append else 0)
+        self.load_state_dict({"rows": None if self.append else 0})
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many rows of the file belong to the run so far."""
         return {"rows": len(self._rows)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Continue the file, without the rows of epochs that will be trained again."""
-        self._open(rows=saved["rows"])
+        """Continue the file, without the rows of epochs that will be trained again.
 
-    def _open(self, *, rows: int | None) -> None:
-        """Make the file with the first `rows` rows that it has; `None` keeps them all."""
+        Args:
+            saved: How many of its first `"rows"` the file keeps; `None` is all of them.
+        """
+        rows = saved["rows"]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists() and not self.path.is_file():
@@ -58,9 +59,8 @@ class CSVLog:
             columns, *kept = list(csv.reader(whole)) or [_FIRST_COLUMNS]
             if columns[:2] != _FIRST_COLUMNS:
                 raise ArgumentError(
-                    f"{self.path} has the columns {', '.join(columns)}; CSVLog appends only to a "
-                    "file whose first columns are epoch, seconds."
-                    "\n  Pass another path, or append=False, which overwrites the file."
+                    f"{self.path} has the columns {', '.join(columns)}; a log has epoch, seconds "
+                    "first.\n  Pass another path, or append=False, which overwrites the file."
                 )
             self._columns = [*columns]
             self._rows = [dict(zip(columns, row, strict=False)) for row in kept[:rows]]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, Field, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, Literal, cast
 
 from vernal._best import best_of
@@ -25,19 +25,17 @@ class _AbstractWatcher:
 
     def start(self) -> None:
         """Forget an earlier run."""
-        self.load_state_dict({each.name: each.default for each in self._found()})
+        self.load_state_dict({each.name: each.default for each in fields(cast(Any, self))})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to know of the run so far."""
-        return {each.name: getattr(self, each.name) for each in self._found()}
+        """Return what a resumed run needs to know of the run so far, and the arguments."""
+        return {each.name: getattr(self, each.name) for each in fields(cast(Any, self))}
 
     def load_state_dict(self, saved: dict[str, Any]) -> bool | None:
-        """Continue from what `state_dict` returned."""
-        vars(self).update(saved)
-        return None
-
-    def _found(self) -> list[Field]:
-        return [each for each in fields(cast(Any, self)) if not each.init]
+        """Continue from what `state_dict` returned. The arguments stay."""
+        for each in fields(cast(Any, self)):
+            if not each.init:
+                setattr(self, each.name, saved[each.name])
 
     def decide_mode(self, metrics: Mapping[str, AbstractMetric]) -> None:
         """Decide an automatic mode, before a run.
@@ -48,9 +46,9 @@ class _AbstractWatcher:
         Raises:
             ArgumentError: Neither the metric nor its name tells which values are best.
         """
-        if self.mode == self._automatic:
+        if not self._is_chosen:
             metric = metrics.get(self.monitor.removeprefix("val_"))
-            self.mode = self._automatic = best_of(self.monitor, metric) or "auto"
+            self.mode = best_of(self.monitor, metric) or self.mode
         if self.mode == "auto":
             name = type(self).__name__
             raise ArgumentError(
@@ -58,20 +56,19 @@ class _AbstractWatcher:
                 f'\n  Try {name}({self.monitor!r}, mode="max"), or mode="min".'
             )
 
-    def _check_monitor(self) -> None:
+    def __post_init__(self):
         """Check both arguments; an automatic mode becomes the one that the metric's name tells."""
         if not isinstance(self.monitor, str):
             raise ArgumentError(
-                f"monitor is {kind(self.monitor)}; the name of a metric is needed."
-                '\n  Try monitor="val_loss".'
+                f'monitor is {kind(self.monitor)}; the name of a metric is needed: "val_loss".'
             )
         if self.mode not in ("min", "max", "auto"):
             raise ArgumentError(
                 f'mode is {kind(self.mode)}; "min", "max" or "auto" is needed.\n  Try mode="auto".'
             )
-        self._automatic: Mode | None = None  # the mode, if it is not the user's choice
-        if self.mode == "auto":
-            self.mode = self._automatic = best_of(self.monitor) or "auto"
+        self._is_chosen = self.mode != "auto"
+        if not self._is_chosen:
+            self.mode = best_of(self.monitor) or "auto"
 
     def _improves(self, epoch: Epoch, min_delta: float = 0.0) -> bool:
         """Return whether an epoch is the best by more than `min_delta`, and remember it if it is.
@@ -81,11 +78,10 @@ class _AbstractWatcher:
         if self.mode == "auto":  # in a loop of the user's own, where nobody has decided
             self.decide_mode({})
         value = float(epoch.metrics.get(self.monitor, math.nan))
-        if self.best is None:
-            improves = not math.isnan(value)
-        else:
+        gain = math.inf
+        if self.best is not None:
             gain = self.best - value if self.mode == "min" else value - self.best
-            improves = gain > min_delta
+        improves = gain > min_delta and not math.isnan(value)
         if improves:
             self.best, self.epoch = value, epoch.index
         return improves
@@ -128,14 +124,9 @@ class EarlyStopping(_AbstractWatcher):
     stopped_epoch: int | None = field(default=None, init=False)
 
     def __post_init__(self):
-        self._check_monitor()
+        super().__post_init__()
         self.patience = whole_number("patience", self.patience, at_least=1)
-        hint = "Try min_delta=0.0, where every improvement counts."
-        check_finite("min_delta", self.min_delta, hint)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to know of the run so far, and the `min_delta` of it."""
-        return super().state_dict() | {"min_delta": self.min_delta}
+        check_finite("min_delta", self.min_delta, "Try min_delta=0.0.")
 
     def load_state_dict(self, saved: dict[str, Any]) -> bool:
         """Continue from what `state_dict` returned.
@@ -144,10 +135,9 @@ class EarlyStopping(_AbstractWatcher):
             Whether a run that was stopped is to go on: with more patience, or another `min_delta`,
             by which epochs are counted anew.
         """
-        min_delta = self.min_delta
         super().load_state_dict(saved)
-        if self.min_delta != min_delta:
-            self.min_delta, self.waited = min_delta, 0
+        if saved["min_delta"] != self.min_delta:
+            self.waited = 0
         goes_on = self.stopped_epoch is not None and self.waited < self.patience
         if goes_on:
             self.stopped_epoch = None
@@ -157,14 +147,11 @@ class EarlyStopping(_AbstractWatcher):
         """Look at an epoch, and return whether to stop."""
         if self.monitor not in epoch.metrics:
             return False
-        if self._improves(epoch, self.min_delta):
-            self.waited = 0
-            return False
-        self.waited += 1
-        if self.waited < self.patience:
-            return False
-        self.stopped_epoch = epoch.index
-        return True
+        self.waited = 0 if self._improves(epoch, self.min_delta) else self.waited + 1
+        stops = self.waited >= self.patience
+        if stops:
+            self.stopped_epoch = epoch.index
+        return stops
 
     @property
     def reason(self) -> str:
@@ -200,9 +187,6 @@ class BestState(_AbstractWatcher):
     best: float | None = field(default=None, init=False)
     epoch: int | None = field(default=None, init=False)
     state: TrainState | None = field(default=None, init=False, repr=False)
-
-    def __post_init__(self):
-        self._check_monitor()
 
     def __call__(self, epoch: Epoch) -> None:
         """Keep the epoch's state if it is the best so far."""

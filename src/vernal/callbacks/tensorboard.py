@@ -1,10 +1,8 @@
 """A log of each epoch's metrics for TensorBoard."""
 
 import os
-import socket
 import struct
 import time
-from pathlib import Path
 from typing import Any
 
 from vernal._training.epochs import Epoch
@@ -29,33 +27,26 @@ class TensorBoard:
 
     def __init__(self, directory: str | os.PathLike[str]):
         self.directory = checked_path("directory", directory)
-        self._package = optional_import(
-            "tensorboardX", user="callbacks.TensorBoard", extra="tensorboard"
-        )
-        self._file: Path | None = None
+        self._package = optional_import("tensorboardX", user="TensorBoard", extra="tensorboard")
+        self._file: Any = None
 
     def start(self) -> None:
         """Make a new file."""
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{time.time_ns()}"
-        self._open(name, size=0)
+        name = f"events.out.tfevents.{time.time_ns()}.vernal"
+        self.load_state_dict({"file": name, "bytes": 0})
         self._write(file_version="brain.Event:2")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run's file, and how many bytes of it belong to the run so far."""
-        assert self._file is not None
         return {"file": self._file.name, "bytes": self._file.stat().st_size}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continue the file, without the epochs that will be trained again."""
-        self._open(saved["file"], size=saved["bytes"])
-
-    def _open(self, name: str, *, size: int) -> None:
-        """Open a file, with at most so many bytes of what it holds."""
-        self._file = Path(self.directory, name)
+        self._file = self.directory / saved["file"]
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("ab") as file:
-                file.truncate(min(size, file.tell()))
+                file.truncate(min(saved["bytes"], file.tell()))
         except OSError as error:
             raise unwritable(self.directory, error) from error
 
@@ -63,15 +54,12 @@ class TensorBoard:
         """Write an epoch's metrics."""
         if self._file is None:
             self.start()
-        values = [
-            {"tag": _tag(name), "simple_value": float(value)}
-            for name, value in epoch.metrics.items()
-        ]
+        metrics = epoch.metrics.items()
+        values = [{"tag": _tag(name), "simple_value": float(value)} for name, value in metrics]
         self._write(step=epoch.index, summary={"value": values})
 
     def _write(self, **fields: Any) -> None:
         """Append an event, in TensorFlow's format of records."""
-        assert self._file is not None
         event = self._package.proto.event_pb2.Event(wall_time=time.time(), **fields)
         content = event.SerializeToString()
         record = b""
