@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vernal._checkpointing.named_arrays import digest
-from vernal._data.array_source import ArraySource
 from vernal._data.arrays import leaf_name
 from vernal._data.files import FileArray
 from vernal._shapes.modules import shapes_of
@@ -55,11 +54,8 @@ def check_same_run(before: dict[str, Any], now: dict[str, Any], path: Path) -> N
                 f"\n  Resume it with {name} as before, or pass another directory for a new run."
             )
 
-    changes = [
-        name
-        for name, value in before["fingerprint"].items()
-        if now["fingerprint"].get(name, value) != value
-    ]
+    old, new = before["fingerprint"], now["fingerprint"]
+    changes = [name for name, value in old.items() if new.get(name, value) != value]
     # Another version writes the same program in other words.
     if any(name.startswith(_VERSION) for name in changes):
         changes = [name for name in changes if name != _PROGRAM]
@@ -110,17 +106,14 @@ def _fingerprint(beginning: Beginning) -> dict[str, str]:
 
 def _of_arrays(name: str, data: CheckedData | None) -> dict[str, str]:
     """Describe each array by its shape, its dtype and a digest of a sample, by name."""
-    if data is None:
-        return {}
-    source = data.source
-    arrays = source.arrays if isinstance(source, ArraySource) else source.example
-    leaves, _ = jax.tree_util.tree_flatten_with_path(arrays)
-    return {
-        f"{leaf_name(name, arrays, path)} of {name}": (
-            f"{leaf.shape} {leaf.dtype} {digest(_sample(leaf))}"
-        )
-        for path, leaf in leaves
-    }
+    arrays = None
+    if data is not None:
+        arrays = getattr(data.source, "arrays", data.source.example)
+    described = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        array = f"{leaf.shape} {leaf.dtype} {digest(_sample(leaf))}"
+        described[f"{leaf_name(name, arrays, path)} of {name}"] = array
+    return described
 
 
 def _sample(leaf: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from vernal import _limits
-from vernal._data.arrays import nbytes, row_of
+from vernal._data.arrays import row_of
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,6 @@ class Superbatch:
 
         parts = [self.batches] if self.last_batches is None else [self.batches, self.last_batches]
         return sum(len(jax.tree.leaves(part)[0]) for part in parts)
-
-    @property
-    def nbytes(self) -> int:
-        """The size of the arrays, in bytes."""
-        return nbytes((self.batches, self.last_batches))
 
     def location(self, cursor: int) -> tuple[int, int]:
         """Return a cursor as the number of a pass, and of a batch in it."""

@@ -211,7 +211,7 @@ class TrainingRun:
                     self._following = next(self._superbatches)
                 except (Exception, KeyboardInterrupt) as failure:
                     return failure
-                passed_bytes += superbatch.nbytes
+                passed_bytes += nbytes((superbatch.batches, superbatch.last_batches))
             if time.perf_counter() - began > self._chunk_seconds:  # the data takes long to read
                 break
 

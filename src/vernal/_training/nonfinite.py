@@ -9,6 +9,7 @@ bad one by bisection.
 A state that is too large to be copied is not: then the run ends at the end of the chunk.
 """
 
+import bisect
 from collections.abc import Callable
 
 import equinox as eqx
@@ -51,15 +52,7 @@ def good_steps(bad: int, is_good: Callable[[int], bool]) -> int:
         bad: So many steps are known to be too many.
         is_good: Whether the first so many steps may be made.
     """
-    good = 0
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        if is_good(middle):
-            good = middle
-        else:
-            bad = middle
-
-    return good
+    return bisect.bisect_left(range(1, bad), True, key=lambda steps: not is_good(steps))
 
 
 def steps_with_finite_losses(chunk: list[Measurements]) -> int:
