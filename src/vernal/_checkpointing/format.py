@@ -136,7 +136,8 @@ def read_run(path: Path, start: TrainState) -> RunState:
         )
     if run.state.key != start.key:
         raise CheckpointError(
-            f"the checkpoint {shown(path)} is of a run with another key.\n  Pass its key, or another directory."
+            f"the checkpoint {shown(path)} is of a run with another key."
+            "\n  Pass its key, or another directory for another run."
         )
     return run
 
