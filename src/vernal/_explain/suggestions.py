@@ -128,7 +128,7 @@ def _found(attempt: Attempt, batch: PyTree, *, names: list[str], at_most: int) -
         A fix for each array; nothing if none was found, or none is needed.
     """
     until = time.thread_time() + _PATIENCE
-    loss: Any = attempt.loss
+    loss = attempt.loss
     is_supervised = isinstance(loss, losses.AbstractSupervised)
     has_parts = loss is not None and isinstance(batch, tuple | list)
     arrays = batch if has_parts else (batch,)
@@ -141,7 +141,7 @@ def _found(attempt: Attempt, batch: PyTree, *, names: list[str], at_most: int) -
         if not is_supervised:
             return attempt.works(jax.tree.structure(batch).unflatten([x, *others]))
         made = predicted(x)
-        return made is not None and _traces(loss.average, made, *others)
+        return made is not None and _traces(attempt.loss.average, made, *others)
 
     options = [fixes_of(names[0], arrays[0])]
     classes = 0

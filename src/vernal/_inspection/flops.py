@@ -3,6 +3,7 @@
 import math
 import re
 from collections import defaultdict
+from typing import Any
 
 import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
@@ -66,9 +67,7 @@ def total_flops(program: Jaxpr) -> float:
     return sum(Counts(program).flops.values())
 
 
-def counted_calls(
-    model: PyTree, *args: PyTree, key: PyTree = None
-) -> tuple[PyTree, list[Call], Counts]:
+def counted_calls(model: PyTree, *args: Any, key: Any = None) -> tuple[Any, list[Call], Counts]:
     """Trace `model(*args)` on shapes, and count the operations of each call of a module.
 
     Args:

@@ -73,6 +73,8 @@ def _description(parts: dict[str, Any]) -> dict[str, str]:
     for name, part in parts.items():
         for keys, leaf in jax.tree_util.tree_leaves_with_path(part):
             found[name + jax.tree_util.keystr(keys)] = _shown(leaf)
+        if name == "state":  # the optimizer's state repeats the model's modules
+            name, part = "model", part.model
         for path, module in module_paths(part).values():
             found.setdefault(name + path, type(module).__name__)
             for field in dataclasses.fields(module):  # pyright: ignore[reportArgumentType]

@@ -114,9 +114,7 @@ def _frames_left(error: BaseException | None) -> Iterator[FrameType]:
         error = error.__context__
 
 
-def watched(
-    function: Callable, model: PyTree, *args: PyTree
-) -> tuple[Any, Calls, Exception | None]:
+def watched(function: Callable, model: PyTree, *args: Any) -> tuple[Any, Calls, Exception | None]:
     """Trace `function(model, *args)` on the shapes of `args`, and watch the model's modules.
 
     The model is closed over and not an argument, so that its modules keep their identity.

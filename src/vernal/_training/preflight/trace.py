@@ -11,10 +11,10 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from vernal import errors
 from vernal._shapes.jaxprs import holds
 from vernal._shapes.modules import shapes_of
 from vernal._training.objective import Objective, measure
+from vernal.errors import ShapeError, VernalError
 from vernal.losses import AbstractSupervised, predictions
 
 
@@ -85,14 +85,12 @@ class Preflight:
         try:
             return self.trace(batch)
         except Exception as error:
-            if isinstance(error, errors.VernalError) and not isinstance(error, errors.ShapeError):
+            if isinstance(error, VernalError) and not isinstance(error, ShapeError):
                 raise
             explained = self.explained(error, batch, given=given)
             raise explained from explained.__cause__
 
-    def explained(
-        self, error: Exception, batch: PyTree = None, *, given: PyTree
-    ) -> errors.ShapeError | errors.CallError:
+    def explained(self, error: Exception, batch: PyTree = None, *, given: PyTree) -> VernalError:
         """Explain why model, loss and data do not fit, with a fix if one was found to work.
 
         Args:
