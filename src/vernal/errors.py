@@ -227,10 +227,8 @@ def optional_import(module: str, *, user: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtraError(
-            f"{user} needs {module.partition('.')[0]}, which is not installed."
-            f"\n  Run: pip install 'vernal[{extra}]'"
-        ) from error
+        hint = f"Run: pip install 'vernal[{extra}]'"
+        raise MissingExtraError(f"{user} needs {module}, which is missing.\n  {hint}") from error
 
 
 def about(name: str, message: str) -> str:
@@ -277,7 +275,7 @@ def calling(what: str) -> Iterator[None]:
 _HINTS = {
     "TracerBool": "`if` cannot depend on the values of arrays. Try jnp.where(condition, a, b).",
     "TracerArray": "NumPy cannot take such arrays. Try jnp in place of np, as in jnp.maximum(...).",
-    "Concretization|TracerInteger": "Python needs the value of an array. Try jnp.asarray(...).",
+    "Concretization|TracerInteger": "float(...) needs a known value. Try jnp.asarray(...).",
     "RuntimeError: .*requires a key": "Take a key, and hand it on: self.dropout(x, key=key).",
     "NameError: .*axis name": 'The axis of the examples is called "batch": give it that name.',
 }

@@ -149,6 +149,8 @@ class LoaderSource:
             )
         batch = as_batch(item, aligned=self._aligned)
         self._check_labels(batch)
+        if isinstance(self._loader, list):
+            return batch
         # A copy, on the host: a loader may fill the same memory again for its next batch.
         return jax.tree.map(np.array, batch)
 

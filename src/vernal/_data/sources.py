@@ -3,7 +3,6 @@
 import operator
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
@@ -58,7 +57,7 @@ def as_source(
     return ArraySource(data, batch_size, shuffle=shuffle, trains=trains, finite=finite, name=name)
 
 
-def _check_no_batch_size(batch_size: Any) -> None:
+def _check_no_batch_size(batch_size: int | None) -> None:
     """Raise `ArgumentError` for a batch size: ready batches have a size already."""
     if batch_size is not None:
         given = f"batch_size={batch_size} was given with a loader, whose batches have a size."
