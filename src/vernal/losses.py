@@ -189,11 +189,11 @@ class AbstractSupervised(eqx.Module):
         self._check(prediction, y)
         terms = jax.vmap(self.of_example)(prediction, y)
         if weight is not None and weight.shape not in (terms.shape[:1], terms.shape):
-            of_terms = f", or {terms.shape}: one a term" if terms.ndim > 1 else ""
-            raise ShapeError(
-                f"sample_weight has shape {weight.shape}, but {type(self).__name__} needs "
-                f"{terms.shape[:1]}: one weight an example{of_terms}."
-            )
+            needed = f"{terms.shape[:1]}: one weight an example"
+            if terms.ndim > 1:
+                needed = f"{terms.shape[:1]} or {terms.shape}: one weight an example, or one a term"
+            given = f"sample_weight has shape {weight.shape}"
+            raise ShapeError(f"{given}, but {type(self).__name__} needs {needed}.")
         return weighted_mean(terms, self.weights_of(y, weight))
 
     def weights_of(self, y: Array, weight: Array | None) -> Array | None:
