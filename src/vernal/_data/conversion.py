@@ -17,6 +17,7 @@ from vernal.errors import DataError
 # minutes.
 _LINES = (
     "{0}.detach().cpu().numpy()",
+    "{0}.detach().cpu().float().numpy()",
     "{0}.toarray()",
     "{0}.cat.codes",
     "jax.random.key_data({0})",
@@ -25,6 +26,7 @@ _LINES = (
     '({0} - {0}.min()) / np.timedelta64(1, "D")',
     '({0} - np.nanmin({0})) / np.timedelta64(1, "D")',
     "{0}.astype(np.float32)",
+    "{0}.astype(float)",
     "np.unique({0}, return_inverse=True)[1]",
 )
 
@@ -98,10 +100,10 @@ def in_memory(name: str, given: Any, values: np.ndarray, start: int = 0) -> np.n
         array = _as_numpy(name, given)
         scaled = f"{array} / np.abs({array}[np.isfinite({array})]).max()"
         line = f"{array}.astype(np.float32) for a quantity" if is_integer else scaled
-        raise DataError(
-            f"{name}{place(wrong, start)} is {values[wrong][0]!s}: too large for {dtype}."
-            f'\n  Try {line}, or jax.config.update("jax_enable_x64", True).'
-        )
+        if narrows(np.dtype(float)):  # without double precision
+            line += ', or jax.config.update("jax_enable_x64", True)'
+        first = f"{name}{place(wrong, start)} is {values[wrong][0]!s}"
+        raise DataError(f"{first}: too large for {dtype}.\n  Try {line}.")
     return held
 
 
