@@ -63,7 +63,8 @@ def measure(
     model = cast(model, dtype)
     if isinstance(loss, AbstractSupervised) and not loss.has_own_call:
         x, y, weights = loss.parts_of(batch)
-        prediction, new_state = predicted(model, model_state, x, key, dtype)
+        prediction, new_state = forward(model, cast(x, dtype), key, model_state)
+        prediction = _in_full_precision(prediction, dtype)
         info = {"loss": loss.average(prediction, y, weights)}
         measured = _with_metrics(objective, info, prediction, y, loss.weights_of(y, weights))
     else:

@@ -46,7 +46,8 @@ class TrainState(eqx.Module, Generic[Model]):
     data_state: PyTree = None
 
     def __repr__(self) -> str:
-        arrays = [leaf for leaf in jax.tree.leaves(self.model) if hasattr(leaf, "dtype")]
+        kinds = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+        arrays = [leaf for leaf in jax.tree.leaves(self.model) if isinstance(leaf, kinds)]
         parameters = sum(leaf.size for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.inexact))
         nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
         # Optax's states are named tuples, in tuples and dicts.
