@@ -45,6 +45,25 @@ class Dropped(eqx.Module):
         return self.last(self.dropout(jax.nn.relu(self.first(x)), key=key))
 
 
+def shaken(x, key):
+    """An example with a little noise."""
+    return x + 0.1 * jax.random.normal(key, x.shape)
+
+
+class Augmented(eqx.Module):
+    """With noise in training alone."""
+
+    augment: nn.Augment
+    layers: nn.MLP
+
+    def __init__(self):
+        self.augment = nn.Augment(shaken)
+        self.layers = nn.MLP(6, 1, 8, 1, key=key(3))
+
+    def __call__(self, x, *, key=None):
+        return self.layers(self.augment(x, key=key))
+
+
 class Normed(eqx.Module):
     """With batch norm."""
 
@@ -98,8 +117,12 @@ def trainer(rate=1e-2):
     if rate == "scheduled":
         schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 10, 60)
         optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=schedule)
-    r2: Any = vernal.metrics.R2()
-    return vernal.Trainer(optimizer, losses.MeanSquaredError(), metrics={"r2": r2})
+    averaged = None
+    if rate == "averaged":
+        optimizer = vernal.average_weights(optax.adam(1e-2), decay=0.9)
+        averaged = vernal.averaged
+    loss, r2 = losses.MeanSquaredError(), vernal.metrics.R2()
+    return vernal.Trainer(optimizer, loss, metrics={"r2": r2}, eval_params=averaged)
 
 
 def run_of(name: str) -> tuple[vernal.Trainer, Any, dict[str, Any]]:
@@ -136,12 +159,23 @@ def run_of(name: str) -> tuple[vernal.Trainer, Any, dict[str, Any]]:
             return tr, model, {"data": batches, "epochs": 12}
         case "stateful loader":
             return tr, model, {"data": Loader(16), "epochs": 12}
+        case "averaged weights":
+            return trainer("averaged"), model, ragged | watched | {"callbacks": [best]}
+        case "steps per epoch":
+            return tr, model, ragged | watched | {"steps_per_epoch": 7}
+        case "augmented":
+            return tr, Augmented(), ragged | watched
+        case "weights of terms":
+            several = nn.MLP(6, 3, 8, 1, key=key(3))
+            weighted = X, np.repeat(Y, 3, axis=1), np.abs(X[:, :3])
+            return tr, several, ragged | {"data": weighted}
     raise ValueError(name)
 
 
 RUNS = (
     *("plain", "full batch", "in order", "ragged", "dropout", "batch norm", "schedule"),
-    *("early stopping", "validated", "streaming", "stateful loader"),
+    *("early stopping", "validated", "streaming", "stateful loader", "averaged weights"),
+    *("steps per epoch", "augmented", "weights of terms"),
 )
 
 
