@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from typing import Any, TextIO
+from typing import Any
 
 from vernal._training.epochs import Epoch
 from vernal.errors import ArgumentError, checked_path, shown, unwritable
@@ -82,20 +82,17 @@ class CSVLog:
         self._rows.append(row)
         # Opened for each row: so a killed run leaves no row unwritten.
         with self.path.open("a", encoding="utf-8", newline="") as file:
-            self._writer(file).writerow(row)
+            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
 
     def _replace(self) -> None:
         """Replace the file at once: at any moment it is the old one or the new one."""
         target = self.path.resolve()  # a link stays a link
         temporary = target.with_name(f"{target.name}.tmp")
         with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = self._writer(file)
+            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self._rows)
         os.replace(temporary, target)
-
-    def _writer(self, file: TextIO) -> csv.DictWriter:
-        return csv.DictWriter(file, self._columns, lineterminator="\n")
 
     def __repr__(self) -> str:
         return f"CSVLog({shown(self.path)!r}, append={self.append})"
