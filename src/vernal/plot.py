@@ -59,9 +59,9 @@ def history(
     columns = record.epochs or record.steps or {"loss": np.empty(0)}
     for metric in metrics:
         if metric not in columns and f"val_{metric}" not in columns:
-            hint = did_you_mean(metric, columns)
             raise ArgumentError(
-                f"metrics holds {metric!r}, and the history {', '.join(columns)}.{hint}"
+                f"metrics holds {metric!r}, and the history {', '.join(columns)}."
+                f"{did_you_mean(metric, columns)}"
             )
 
     ax = _axes(ax)
@@ -124,9 +124,8 @@ def learning_rates(found: Any, *, ax=None):
     if found.suggestion is not None:
         label = f"suggestion: {found.suggestion:.2g}"
         ax.axvline(found.suggestion, color="tab:red", linestyle="--", label=label)
-    ax.set(xscale="log", xlabel="learning rate", ylabel="loss")
-    if np.all(found.losses > 0):
-        ax.set_yscale("log")
+    yscale = "log" if np.all(found.losses > 0) else "linear"
+    ax.set(xscale="log", yscale=yscale, xlabel="learning rate", ylabel="loss")
     ax.legend()
     return ax
 
@@ -178,8 +177,7 @@ def _predicted(model: Any, x: np.ndarray) -> np.ndarray:
     except Exception as error:
         from vernal._explain.messages import Attempt, explanation  # only where something failed
 
-        attempt = Attempt(None, model, model_state, predicted)
-        explained = explanation(attempt, x, error, name="x")
+        explained = explanation(Attempt(None, model, model_state, predicted), x, error, name="x")
         raise explained from explained.__cause__
     _check_one_number("predictions", outputs)
     return outputs

@@ -13,10 +13,6 @@ from jaxtyping import Array, PyTree
 from vernal.errors import CheckpointError
 
 
-class Damaged(Exception):
-    """What was read is not what was written."""
-
-
 def of(tree: PyTree) -> dict[str, Any]:
     """Return the arrays of a PyTree by their paths, such as `layers.0.weight`, as they are stored.
 
@@ -94,13 +90,13 @@ def read_back(arrays: Mapping[str, Any], described: Mapping[str, list]) -> dict[
     """Return stored arrays from what was written of them.
 
     Raises:
-        Damaged: If an array is not what it was.
+        ValueError: If an array is not what it was.
     """
     found = {}
     for name, (shape, dtype, expected) in described.items():
         found[name] = viewed(arrays[name], jax.ShapeDtypeStruct(shape, dtype))
         if digest(found[name]) != expected:
-            raise Damaged(f"{name} is not what was written")
+            raise ValueError(f"{name} is not what was written")
     return found
 
 

@@ -76,9 +76,7 @@ def _settings(beginning: Beginning) -> dict[str, Any]:
     return {
         **beginning.settings,
         "batches in a pass": beginning.data.source.pass_length,
-        "step": int(state.step),
-        "epoch": int(state.epoch),
-        "batch": int(state.batch),
+        **{name: int(getattr(state, name)) for name in ("step", "epoch", "batch")},
         "key": f"{jax.random.key_impl(state.key)} {numbers}",
     }
 
@@ -106,9 +104,7 @@ def _fingerprint(beginning: Beginning) -> dict[str, str]:
 
 def _of_arrays(name: str, data: CheckedData | None) -> dict[str, str]:
     """Describe each array by its shape, its dtype and a digest of a sample, by name."""
-    arrays = None
-    if data is not None:
-        arrays = getattr(data.source, "arrays", data.source.example)
+    arrays = None if data is None else getattr(data.source, "arrays", data.source.example)
     described = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         array = f"{leaf.shape} {leaf.dtype} {digest(_sample(leaf))}"

@@ -116,9 +116,7 @@ def load(
     arrays = named_arrays.of(template)
     parts = (keep,) if isinstance(keep, str) else tuple(keep)
     needed = _without(arrays, parts)
-    if callable(names):
-        names = {name: names(name) for name in needed}
-    renamed = names or {}
+    renamed = {name: names(name) for name in needed} if callable(names) else names or {}
     for argument, part in [*(("keep", part) for part in parts), *(("names", n) for n in renamed)]:
         if not named_arrays.within(arrays, part):
             raise errors.ArgumentError(
@@ -153,7 +151,8 @@ def _read_file(path: Path, like: Any) -> tuple[dict[str, Any], Any]:
     """Read the arrays of a file by name, and return `like` with them."""
     safetensors = _safetensors()
     with safetensors.safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
+        # A file that another program wrote has no description.
+        described = json.loads((file.metadata() or {}).get(_DESCRIBED, "{}"))
         kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
         values = {name: file.get_tensor(name) for name in kinds if kinds[name] not in _FLOAT8}
     if len(values) < len(kinds):
@@ -161,9 +160,6 @@ def _read_file(path: Path, like: Any) -> tuple[dict[str, Any], Any]:
             if name not in values:
                 array = np.frombuffer(each["data"], _FLOAT8[kinds[name]])
                 values[name] = array.reshape(each["shape"])
-
-    # A file that another program wrote has no description.
-    described = json.loads(metadata.get(_DESCRIBED, "{}"))
     return values | named_arrays.read_back(values, described), like
 
 
@@ -189,8 +185,7 @@ def _read_run(path: Path, like: Any) -> tuple[dict[str, Any], Any]:
         return named_arrays.of((model, model_state)), like
     if model_state:
         warnings.warn(
-            f"{errors.shown(path)} holds a model_state, too, such as what BatchNorm has learned; "
-            "it is left out.\n  Pass the pair (model, model_state) as like.",
+            f"{errors.shown(path)} holds a model_state, too: left out.\n  Pass (model, model_state).",
             RuntimeWarning,
             stacklevel=3,
         )
