@@ -184,11 +184,9 @@ def _read_run(path: Path, like: Any) -> tuple[dict[str, Any], Any]:
     if model_state and isinstance(like, tuple) and len(like) == 2:
         return named_arrays.of((model, model_state)), like
     if model_state:
-        warnings.warn(
-            f"{errors.shown(path)} holds a model_state, too: left out.\n  Pass (model, model_state).",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        hint = "It is left out: pass the pair (model, model_state) as like."
+        message = f"{errors.shown(path)} holds a model_state, too.\n  {hint}"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
     return model, like
 
 
