@@ -59,10 +59,8 @@ def history(
     columns = record.epochs or record.steps or {"loss": np.empty(0)}
     for metric in metrics:
         if metric not in columns and f"val_{metric}" not in columns:
-            raise ArgumentError(
-                f"metrics holds {metric!r}, and the history {', '.join(columns)}."
-                f"{did_you_mean(metric, columns)}"
-            )
+            found = f"metrics holds {metric!r}, and the history {', '.join(columns)}."
+            raise ArgumentError(found + did_you_mean(metric, columns))
 
     ax = _axes(ax)
     for metric in metrics:

@@ -63,20 +63,16 @@ def newest_good(
             if rename:
                 shutil.rmtree(place, ignore_errors=True)
                 bad.rename(place)
-            warnings.warn(
-                f"the checkpoint {shown(bad)} is damaged ({reason}). It stays as {place.name}; "
-                f"Vernal takes {path.name}, the one before.",
-                RuntimeWarning,
-                stacklevel=4,  # `Trainer.fit`, or the caller of `vernal.load`
-            )
+            taken = f"It stays as {place.name}; Vernal takes {path.name}, the one before."
+            message = f"the checkpoint {shown(bad)} is damaged ({reason}). {taken}"
+            # Of `Trainer.fit`, or of the caller of `vernal.load`.
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
         return path, content
     if not damaged:
         return None
     newest, reason = next(iter(damaged.items()))
-    raise CheckpointError(
-        f"none of the checkpoints in {shown(directory)} is whole: {newest.name} is damaged "
-        f"({reason}).\n  Pass another directory to begin anew."
-    )
+    problem = f"no checkpoint in {shown(directory)} is whole: {newest.name} is damaged ({reason})."
+    raise CheckpointError(f"{problem}\n  Pass another directory to begin anew.")
 
 
 def orbax_args(run: RunState, described: dict[str, Any]) -> Any:
@@ -168,11 +164,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if _digest_of_json(content) != described["sha256"]:
             raise ValueError("its description is not the one that was written")
         if content["format"] != _FORMAT:
-            raise CheckpointError(
-                f"{shown(path)} was written by vernal {content['versions']['vernal']}, which this "
-                "version cannot read.\n  Resume the run with that version, or pass another "
-                "directory to begin anew."
-            )
+            writer = f"vernal {content['versions']['vernal']}, which this version cannot read"
+            hint = "Resume the run with that version, or pass another directory to begin anew."
+            raise CheckpointError(f"{shown(path)} was written by {writer}.\n  {hint}")
 
         arrays = {}
         for name, (shape, dtype, _) in content["arrays"].items():
@@ -234,10 +228,8 @@ def encode(value: Any, arrays: dict[str, Any], *, owner: str) -> Any:
             return {"@state": [number, part(value.data_state)]}
     if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "numpy"):
         return {"@torch": name_of(value.numpy())}
-    raise CheckpointError(
-        f"{owner} holds {kind(value)}, which a checkpoint cannot store. It stores numbers, "
-        "strings, bytes, lists, tuples, dicts, arrays and training states."
-    )
+    stored = "numbers, strings, bytes, lists, tuples, dicts, arrays and training states"
+    raise CheckpointError(f"{owner} holds {kind(value)}, which is not stored: only {stored} are.")
 
 
 def decode(encoded: Any, arrays: Mapping[str, np.ndarray], template: Any = None) -> Any:

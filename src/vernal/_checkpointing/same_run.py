@@ -49,10 +49,9 @@ def check_same_run(before: dict[str, Any], now: dict[str, Any], path: Path) -> N
     for name, value in before["settings"].items():
         setting = now["settings"].get(name)
         if setting != value:
-            raise CheckpointError(
-                f"the run in {shown(path)} began with {name} = {value!r}; now it is {setting!r}."
-                f"\n  Resume it with {name} as before, or pass another directory for a new run."
-            )
+            began = f"the run in {shown(path)} began with {name} = {value!r}"
+            hint = f"Resume it with {name} as before, or pass another directory for a new run."
+            raise CheckpointError(f"{began}; now it is {setting!r}.\n  {hint}")
 
     old, new = before["fingerprint"], now["fingerprint"]
     changes = [name for name, value in old.items() if new.get(name, value) != value]
@@ -60,13 +59,10 @@ def check_same_run(before: dict[str, Any], now: dict[str, Any], path: Path) -> N
     if any(name.startswith(_VERSION) for name in changes):
         changes = [name for name in changes if name != _PROGRAM]
     if changes:
-        warnings.warn(
-            f"the script has changed since the run in {shown(path)} was saved: "
-            f"{', '.join(changes)}. The run goes on with what the script has now."
-            "\n  Pass another directory for a new run.",
-            RuntimeWarning,
-            stacklevel=5,  # the caller of `Trainer.fit`
-        )
+        saved = f"the script has changed since the run in {shown(path)} was saved"
+        hint = "The run goes on with what the script has now. Pass another directory for a new run."
+        message = f"{saved}: {', '.join(changes)}.\n  {hint}"
+        warnings.warn(message, RuntimeWarning, stacklevel=5)  # the caller of `Trainer.fit`
 
 
 def _settings(beginning: Beginning) -> dict[str, Any]:

@@ -20,7 +20,7 @@ _SECONDS = {"bar": 0.1, "lines": 3.0, "": math.inf}
 _BAR_COLUMNS = 12
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager["Progress"]):
     """Shows where a run is, what it measured, and how many examples a second it trains on.
 
     A bar has the averages of the epoch so far. A line is for an epoch that is complete.
@@ -64,9 +64,6 @@ class Progress:
         self._counted_at = time.perf_counter()
         self._next_at = self._counted_at + _SECONDS[self._style]
         self._shown = recorder.epochs, recorder.steps
-
-    def __enter__(self) -> "Progress":
-        return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         if self._style and kind is None:

@@ -51,10 +51,9 @@ class _AbstractWatcher:
             self.mode = best_of(self.monitor, metric) or self.mode
         if self.mode == "auto":
             name = type(self).__name__
-            raise ArgumentError(
-                f"{name} monitors {self.monitor!r}, and does not know which of its values are best."
-                f'\n  Try {name}({self.monitor!r}, mode="max"), or mode="min".'
-            )
+            problem = f"{name} monitors {self.monitor!r}, and does not know which values are best."
+            hint = f'Try {name}({self.monitor!r}, mode="max"), or mode="min".'
+            raise ArgumentError(f"{problem}\n  {hint}")
 
     def __post_init__(self):
         """Check both arguments; an automatic mode becomes the one that the metric's name tells."""
