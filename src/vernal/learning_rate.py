@@ -98,10 +98,9 @@ def find_learning_rate(
     bounds = [np.asarray(bound) for bound in (lowest, highest)]
     are_numbers = all(bound.ndim == 0 and bound.dtype.kind in "iuf" for bound in bounds)
     if not are_numbers or not 0 < lowest < highest < np.inf:
-        raise ArgumentError(
-            "lowest and highest need to be positive numbers, highest the larger; they are "
-            f"{lowest!r} and {highest!r}.\n  Try lowest=1e-7, highest=10.0."
-        )
+        need = "lowest and highest need to be positive numbers, highest the larger"
+        hint = "Try lowest=1e-7, highest=10.0."
+        raise ArgumentError(f"{need}; they are {lowest!r} and {highest!r}.\n  {hint}")
     checked, _ = trainer._checked(model_or_state, data, None, batch_size=batch_size, shuffle=True)
     state = trainer._state_of(model_or_state)
     dtype = _rate_dtype(state.opt_state)

@@ -183,6 +183,5 @@ def _predicted(model: Any, x: np.ndarray) -> np.ndarray:
 
 def _check_one_number(name: str, array: np.ndarray) -> None:
     if array.shape not in [(len(array),), (len(array), 1)]:
-        raise ShapeError(
-            f"the picture needs {name} of shape (n,) or (n, 1); {name} has shape {array.shape}."
-        )
+        need = f"the picture needs {name} of shape (n,) or (n, 1)"
+        raise ShapeError(f"{need}; {name} has shape {array.shape}.")

@@ -112,10 +112,9 @@ class Manager:
             self._exits.callback(self._orbax.close)
         except Exception as error:
             self._exits.close()
-            raise errors.CheckpointError(
-                f"{errors.shown(self.path)} cannot hold checkpoints: {errors.first_line(error)}."
-                "\n  Pass a directory that you may write to."
-            ) from error
+            problem = f"{errors.shown(self.path)} cannot hold checkpoints"
+            message = f"{problem}: {errors.first_line(error)}.\n  Pass a writable directory."
+            raise errors.CheckpointError(message) from error
 
     def restore(self, beginning: Beginning) -> RunState | None:
         """Read the newest good checkpoint, and rename newer ones, which are damaged.

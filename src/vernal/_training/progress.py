@@ -100,7 +100,7 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         if is_bar:
             self._show_bar(place)
             # Many short calls take long to average: a fiftieth of the time at most.
-            self._next_at += 51 * (time.perf_counter() - began)
+            self._next_at += 50 * (time.perf_counter() - began)
         else:
             _print(place + self._text(math.inf))
 

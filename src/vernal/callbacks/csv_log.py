@@ -58,10 +58,9 @@ class CSVLog:
             whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
             columns, *kept = list(csv.reader(whole)) or [_FIRST_COLUMNS]
             if columns[:2] != _FIRST_COLUMNS:
-                raise ArgumentError(
-                    f"{self.path} has the columns {', '.join(columns)}; a log has epoch, seconds "
-                    "first.\n  Pass another path, or append=False, which overwrites the file."
-                )
+                found = f"{self.path} has the columns {', '.join(columns)}, not epoch, seconds, ..."
+                hint = "Pass another path, or append=False, which overwrites the file."
+                raise ArgumentError(f"{found}\n  {hint}")
             self._columns = [*columns]
             self._rows = [dict(zip(columns, row, strict=False)) for row in kept[:rows]]
             self._replace()
