@@ -109,9 +109,6 @@ def averaged(opt_state: PyTree, params: PyTree) -> PyTree:
 
 def _is_applied(before: Any, after: Any) -> Array:
     """Return whether an update was applied: `optax.MultiSteps` counts those that it applies."""
-    counts = [
-        [value for _, value in optax.tree_utils.tree_get_all_with_path(state, "gradient_step")]
-        for state in (before, after)
-    ]
-    changes = [new != old for old, new in zip(*counts, strict=True)]
+    counts = [optax.tree_utils.tree_get_all_with_path(s, "gradient_step") for s in (before, after)]
+    changes = [new != old for (_, old), (_, new) in zip(*counts, strict=True)]
     return jnp.any(jnp.stack(changes)) if changes else jnp.array(True)

@@ -98,16 +98,15 @@ def find_learning_rate(
     bounds = [np.asarray(bound) for bound in (lowest, highest)]
     are_numbers = all(bound.ndim == 0 and bound.dtype.kind in "iuf" for bound in bounds)
     if not are_numbers or not 0 < lowest < highest < np.inf:
-        raise ArgumentError(
-            "lowest and highest need to be positive numbers, highest the larger; they are "
-            f"{lowest!r} and {highest!r}.\n  Try lowest=1e-7, highest=10.0."
-        )
+        need = "lowest and highest need to be positive numbers, highest the larger"
+        hint = "Try lowest=1e-7, highest=10.0."
+        raise ArgumentError(f"{need}; they are {lowest!r} and {highest!r}.\n  {hint}")
     checked, _ = trainer._checked(model_or_state, data, None, batch_size=batch_size, shuffle=True)
     state = trainer._state_of(model_or_state)
     dtype = _rate_dtype(state.opt_state)
     batches = _full_batches(checked.source, state)
 
-    rates, losses, smoothed = [], [], []
+    rows = []
     memory = 1 - _TENTH / updates
     average = 0.0
     for rate in map(np.asarray, np.geomspace(lowest, highest, updates).astype(dtype)):
@@ -117,40 +116,35 @@ def find_learning_rate(
         if not np.isfinite(loss):
             break
         average = memory * average + (1 - memory) * loss
-        rates.append(rate)
-        losses.append(loss)
-        smoothed.append(average / (1 - memory ** len(rates)))
-        low = min(smoothed)
-        if smoothed[-1] > low + (_WORST - 1) * abs(low):
+        smooth = average / (1 - memory ** (len(rows) + 1))
+        rows.append((rate, loss, smooth))
+        low = min(smooth for _, _, smooth in rows)
+        if smooth > low + (_WORST - 1) * abs(low):
             break
 
-    rates, losses, smoothed = np.array([rates, losses, smoothed], jnp.result_type(float))
+    rates, losses, smoothed = np.array(rows, jnp.result_type(float)).reshape(-1, 3).T
     return LearningRates(rates, losses, smoothed, _suggestion(rates, smoothed, updates // _TENTH))
 
 
-def _is_in(keeper: str, path: tuple) -> bool:
-    return len(path) > 1 and getattr(path[-2], "name", None) == keeper
-
-
 def _is_shown(path: tuple, _: Any) -> bool:
-    return _is_in("hyperparams", path)
+    return len(path) > 1 and getattr(path[-2], "name", None) == "hyperparams"
 
 
 def _rate_dtype(opt_state: Any) -> np.dtype:
     """Return the dtype of an optimizer's learning rate; `ArgumentError` if it cannot be set."""
-    found = tree_get_all_with_path(opt_state, "learning_rate")
-    rates = [rate for path, rate in found if _is_shown(path, rate)]
+    rates = [rate for _, rate in tree_get_all_with_path(opt_state, "learning_rate", _is_shown)]
+    schedules = tree_get_all_with_path(opt_state, "hyperparams_states")
     if not rates:
         problem = "does not show its learning rate, which a range test sets."
     elif len(rates) > 1 or np.ndim(rates[0]) > 0:
         problem = f"shows {sum(map(np.size, rates))} learning rates; a range test sets one."
-    elif any(_is_in("hyperparams_states", path) for path, _ in found):
+    elif any("learning_rate" in states for _, states in schedules):
         # The schedule sets the rate anew in each step, whatever it was before.
         problem = "takes its learning rate from a schedule; a range test sets a number."
     else:
         return jnp.result_type(rates[0], float)
-    line = "Try optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)."
-    raise ArgumentError(f"the optimizer {problem}\n  {line}")
+    hint = "Try optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)."
+    raise ArgumentError(f"the optimizer {problem}\n  {hint}")
 
 
 def _full_batches(source: Source, state: TrainState) -> Iterator[PyTree]:

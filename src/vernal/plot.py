@@ -59,10 +59,8 @@ def history(
     columns = record.epochs or record.steps or {"loss": np.empty(0)}
     for metric in metrics:
         if metric not in columns and f"val_{metric}" not in columns:
-            hint = did_you_mean(metric, columns)
-            raise ArgumentError(
-                f"metrics holds {metric!r}, and the history {', '.join(columns)}.{hint}"
-            )
+            found = f"metrics holds {metric!r}, and the history {', '.join(columns)}."
+            raise ArgumentError(found + did_you_mean(metric, columns))
 
     ax = _axes(ax)
     for metric in metrics:
@@ -124,9 +122,8 @@ def learning_rates(found: Any, *, ax=None):
     if found.suggestion is not None:
         label = f"suggestion: {found.suggestion:.2g}"
         ax.axvline(found.suggestion, color="tab:red", linestyle="--", label=label)
-    ax.set(xscale="log", xlabel="learning rate", ylabel="loss")
-    if np.all(found.losses > 0):
-        ax.set_yscale("log")
+    yscale = "log" if np.all(found.losses > 0) else "linear"
+    ax.set(xscale="log", yscale=yscale, xlabel="learning rate", ylabel="loss")
     ax.legend()
     return ax
 
@@ -178,8 +175,7 @@ def _predicted(model: Any, x: np.ndarray) -> np.ndarray:
     except Exception as error:
         from vernal._explain.messages import Attempt, explanation  # only where something failed
 
-        attempt = Attempt(None, model, model_state, predicted)
-        explained = explanation(attempt, x, error, name="x")
+        explained = explanation(Attempt(None, model, model_state, predicted), x, error, name="x")
         raise explained from explained.__cause__
     _check_one_number("predictions", outputs)
     return outputs
@@ -187,6 +183,5 @@ def _predicted(model: Any, x: np.ndarray) -> np.ndarray:
 
 def _check_one_number(name: str, array: np.ndarray) -> None:
     if array.shape not in [(len(array),), (len(array), 1)]:
-        raise ShapeError(
-            f"the picture needs {name} of shape (n,) or (n, 1); {name} has shape {array.shape}."
-        )
+        need = f"the picture needs {name} of shape (n,) or (n, 1)"
+        raise ShapeError(f"{need}; {name} has shape {array.shape}.")

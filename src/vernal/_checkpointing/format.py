@@ -30,7 +30,7 @@ _STATE = "0"
 
 
 def newest_good(
-    directory: Path, read: Callable[[Path], Any], *, rename_damaged: bool = False
+    directory: Path, read: Callable[[Path], Any], *, rename: bool = False
 ) -> tuple[Path, Any] | None:
     """Read the newest checkpoint of a directory that is not damaged.
 
@@ -40,7 +40,7 @@ def newest_good(
         directory: Has a subdirectory for each checkpoint, whose name is a number.
         read: Reads one checkpoint. It raises `CheckpointError` if the checkpoint is whole but
             cannot be used, and anything else if it is damaged.
-        rename_damaged: Whether damaged ones are renamed, so that they are not read again.
+        rename: Whether damaged ones are renamed, so that they are not read again.
 
     Returns:
         The checkpoint's path and what `read` returned; `None` if there is no checkpoint yet.
@@ -59,25 +59,20 @@ def newest_good(
             damaged[path] = first_line(error)
             continue
         for bad, reason in damaged.items():
-            place = bad
-            if rename_damaged:
-                place = bad.with_name(f"damaged-{bad.name}")
+            place = bad.with_name(f"damaged-{bad.name}") if rename else bad
+            if rename:
                 shutil.rmtree(place, ignore_errors=True)
                 bad.rename(place)
-            warnings.warn(
-                f"the checkpoint {shown(bad)} is damaged ({reason}). It stays as {place.name}; "
-                f"Vernal takes {path.name}, the one before.",
-                RuntimeWarning,
-                stacklevel=4,  # `Trainer.fit`, or the caller of `vernal.load`
-            )
+            taken = f"It stays as {place.name}; Vernal takes {path.name}, the one before."
+            message = f"the checkpoint {shown(bad)} is damaged ({reason}). {taken}"
+            # Of `Trainer.fit`, or of the caller of `vernal.load`.
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
         return path, content
     if not damaged:
         return None
     newest, reason = next(iter(damaged.items()))
-    raise CheckpointError(
-        f"none of the checkpoints in {shown(directory)} is whole: {newest.name} is damaged "
-        f"({reason}).\n  Pass another directory to begin anew."
-    )
+    problem = f"no checkpoint in {shown(directory)} is whole: {newest.name} is damaged ({reason})."
+    raise CheckpointError(f"{problem}\n  Pass another directory to begin anew.")
 
 
 def orbax_args(run: RunState, described: dict[str, Any]) -> Any:
@@ -128,7 +123,7 @@ def read_run(path: Path, start: TrainState) -> tuple[RunState, dict[str, Any]]:
 
     Raises:
         CheckpointError: If the checkpoint has other arrays, or another version of Vernal wrote it.
-        Exception: If the checkpoint is damaged: `named_arrays.Damaged`, or whatever reading raises.
+        Exception: If the checkpoint is damaged: whatever reading raises.
     """
     content, arrays = _read(path)
     named_arrays.check_alike(
@@ -151,7 +146,7 @@ def read_state(path: Path) -> tuple[dict[str, Any], Callable[[], Any]]:
 
     Raises:
         CheckpointError: If another version of Vernal wrote the checkpoint.
-        Exception: If the checkpoint is damaged: `named_arrays.Damaged`, or whatever reading raises.
+        Exception: If the checkpoint is damaged: whatever reading raises.
     """
     content, arrays = _read(path)
     _, data_state = content["run"]["state"]["@state"]
@@ -167,13 +162,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         # Version 0.1.0 wrote a text.
         content = json.loads(described["text"]) if "text" in described else described["content"]
         if _digest_of_json(content) != described["sha256"]:
-            raise named_arrays.Damaged("its description is not the one that was written")
+            raise ValueError("its description is not the one that was written")
         if content["format"] != _FORMAT:
-            raise CheckpointError(
-                f"{shown(path)} was written by vernal {content['versions']['vernal']}, which this "
-                "version cannot read.\n  Resume the run with that version, or pass another "
-                "directory to begin anew."
-            )
+            writer = f"vernal {content['versions']['vernal']}, which this version cannot read"
+            hint = "Resume the run with that version, or pass another directory to begin anew."
+            raise CheckpointError(f"{shown(path)} was written by {writer}.\n  {hint}")
 
         arrays = {}
         for name, (shape, dtype, _) in content["arrays"].items():
@@ -235,10 +228,8 @@ def encode(value: Any, arrays: dict[str, Any], *, owner: str) -> Any:
             return {"@state": [number, part(value.data_state)]}
     if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "numpy"):
         return {"@torch": name_of(value.numpy())}
-    raise CheckpointError(
-        f"{owner} holds {kind(value)}, which a checkpoint cannot store. It stores numbers, "
-        "strings, bytes, lists, tuples, dicts, arrays and training states."
-    )
+    stored = "numbers, strings, bytes, lists, tuples, dicts, arrays and training states"
+    raise CheckpointError(f"{owner} holds {kind(value)}, which is not stored: only {stored} are.")
 
 
 def decode(encoded: Any, arrays: Mapping[str, np.ndarray], template: Any = None) -> Any:
@@ -273,8 +264,7 @@ def decode(encoded: Any, arrays: Mapping[str, np.ndarray], template: Any = None)
             number, data_state = content
             state = named_arrays.with_arrays(template, named_arrays.within(arrays, number))
             return replace(state, data_state=part(data_state))
-        case "@torch":
+        case _:  # "@torch"
             import torch  # pyright: ignore[reportMissingImports]
 
             return torch.from_numpy(arrays[content].copy())
-    raise ValueError(f"{mark} is not a kind of value")

@@ -89,8 +89,7 @@ class Manager:
 
     def __init__(self, choices: Checkpoints):
         self.path = choices.path
-        seconds = choices.every_seconds
-        self._every_seconds = math.inf if seconds is None else seconds
+        self._every_seconds = math.inf if choices.every_seconds is None else choices.every_seconds
         self.every_steps = choices.every_steps
         self.every_epochs = choices.every_epochs
         # How far the run was at the last checkpoint, and when that was begun. Before the first one,
@@ -110,12 +109,12 @@ class Manager:
             self.path.mkdir(parents=True, exist_ok=True)
             link = self._exits.enter_context(for_orbax(self.path))
             self._orbax = ocp.CheckpointManager(link, options=options)
+            self._exits.callback(self._orbax.close)
         except Exception as error:
             self._exits.close()
-            raise errors.CheckpointError(
-                f"{errors.shown(self.path)} cannot hold checkpoints: {errors.first_line(error)}."
-                "\n  Pass a directory that you may write to."
-            ) from error
+            problem = f"{errors.shown(self.path)} cannot hold checkpoints"
+            message = f"{problem}: {errors.first_line(error)}.\n  Pass a writable directory."
+            raise errors.CheckpointError(message) from error
 
     def restore(self, beginning: Beginning) -> RunState | None:
         """Read the newest good checkpoint, and rename newer ones, which are damaged.
@@ -132,8 +131,7 @@ class Manager:
                 damaged, or if there is no room for another one.
         """
         self._described = described(beginning)
-        start = beginning.state
-        found = newest_good(self.path, lambda path: read_run(path, start), rename_damaged=True)
+        found = newest_good(self.path, lambda path: read_run(path, beginning.state), rename=True)
         if found is None:
             return None
         newest, (run, before) = found
@@ -197,11 +195,8 @@ class Manager:
 
     def close(self) -> None:
         """Wait for what is being written, and end Orbax's threads. Never raises."""
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), self._exits:
             self.wait()
-        with contextlib.suppress(Exception):
-            self._orbax.close()
-        self._exits.close()
 
     def _not_written(self, error: Exception) -> errors.CheckpointError:
         return errors.CheckpointError(

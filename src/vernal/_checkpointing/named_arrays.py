@@ -13,10 +13,6 @@ from jaxtyping import Array, PyTree
 from vernal.errors import CheckpointError
 
 
-class Damaged(Exception):
-    """What was read is not what was written."""
-
-
 def of(tree: PyTree) -> dict[str, Any]:
     """Return the arrays of a PyTree by their paths, such as `layers.0.weight`, as they are stored.
 
@@ -29,20 +25,17 @@ def of(tree: PyTree) -> dict[str, Any]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(eqx.filter(tree, _is_array)):
         name = _name(path)
         if name in found:
-            raise CheckpointError(
-                f"two arrays of the {type(tree).__name__} have the name {name}."
-                "\n  Give the keys of its dicts names without dots."
-            )
+            problem = f"two arrays of the {type(tree).__name__} have the name {name}."
+            raise CheckpointError(f"{problem}\n  Give the keys of its dicts names without dots.")
         found[name] = leaf
         if is_key(leaf) and isinstance(leaf, jax.ShapeDtypeStruct):
             found[name] = jax.eval_shape(jax.random.key_data, leaf)
         elif is_key(leaf):
             found[name] = jax.random.key_data(leaf)
         elif not is_storable(leaf.dtype):
-            raise CheckpointError(
-                f"{name} is an array of {leaf.dtype}, which cannot be stored."
-                "\n  Make numbers of it, or keep it in a static field of the model."
-            )
+            hint = "Make numbers of it, or keep it in a static field of the model."
+            problem = f"{name} is an array of {leaf.dtype}, which cannot be stored."
+            raise CheckpointError(f"{problem}\n  {hint}")
     return found
 
 
@@ -94,13 +87,13 @@ def read_back(arrays: Mapping[str, Any], described: Mapping[str, list]) -> dict[
     """Return stored arrays from what was written of them.
 
     Raises:
-        Damaged: If an array is not what it was.
+        ValueError: If an array is not what it was.
     """
     found = {}
     for name, (shape, dtype, expected) in described.items():
         found[name] = viewed(arrays[name], jax.ShapeDtypeStruct(shape, dtype))
         if digest(found[name]) != expected:
-            raise Damaged(f"{name} is not what was written")
+            raise ValueError(f"{name} is not what was written")
     return found
 
 

@@ -49,10 +49,9 @@ def check_same_run(before: dict[str, Any], now: dict[str, Any], path: Path) -> N
     for name, value in before["settings"].items():
         setting = now["settings"].get(name)
         if setting != value:
-            raise CheckpointError(
-                f"the run in {shown(path)} began with {name} = {value!r}; now it is {setting!r}."
-                f"\n  Resume it with {name} as before, or pass another directory for a new run."
-            )
+            began = f"the run in {shown(path)} began with {name} = {value!r}"
+            hint = f"Resume it with {name} as before, or pass another directory for a new run."
+            raise CheckpointError(f"{began}; now it is {setting!r}.\n  {hint}")
 
     old, new = before["fingerprint"], now["fingerprint"]
     changes = [name for name, value in old.items() if new.get(name, value) != value]
@@ -60,13 +59,10 @@ def check_same_run(before: dict[str, Any], now: dict[str, Any], path: Path) -> N
     if any(name.startswith(_VERSION) for name in changes):
         changes = [name for name in changes if name != _PROGRAM]
     if changes:
-        warnings.warn(
-            f"the script has changed since the run in {shown(path)} was saved: "
-            f"{', '.join(changes)}. The run goes on with what the script has now."
-            "\n  Pass another directory for a new run.",
-            RuntimeWarning,
-            stacklevel=5,  # the caller of `Trainer.fit`
-        )
+        saved = f"the script has changed since the run in {shown(path)} was saved"
+        hint = "The run goes on with what the script has now. Pass another directory for a new run."
+        message = f"{saved}: {', '.join(changes)}.\n  {hint}"
+        warnings.warn(message, RuntimeWarning, stacklevel=5)  # the caller of `Trainer.fit`
 
 
 def _settings(beginning: Beginning) -> dict[str, Any]:
@@ -76,9 +72,7 @@ def _settings(beginning: Beginning) -> dict[str, Any]:
     return {
         **beginning.settings,
         "batches in a pass": beginning.data.source.pass_length,
-        "step": int(state.step),
-        "epoch": int(state.epoch),
-        "batch": int(state.batch),
+        **{name: int(getattr(state, name)) for name in ("step", "epoch", "batch")},
         "key": f"{jax.random.key_impl(state.key)} {numbers}",
     }
 
@@ -106,9 +100,7 @@ def _fingerprint(beginning: Beginning) -> dict[str, str]:
 
 def _of_arrays(name: str, data: CheckedData | None) -> dict[str, str]:
     """Describe each array by its shape, its dtype and a digest of a sample, by name."""
-    arrays = None
-    if data is not None:
-        arrays = getattr(data.source, "arrays", data.source.example)
+    arrays = None if data is None else getattr(data.source, "arrays", data.source.example)
     described = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         array = f"{leaf.shape} {leaf.dtype} {digest(_sample(leaf))}"

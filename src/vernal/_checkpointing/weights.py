@@ -51,10 +51,9 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
     path = errors.checked_path("path", path)
     safetensors = _safetensors()
     if isinstance(model, TrainState) and model.data_state is not None:
-        raise errors.CheckpointError(
-            "the TrainState holds a data loader's state, which only checkpoints=... can store."
-            "\n  Leave that state out: dataclasses.replace(state, data_state=None)."
-        )
+        given = "the TrainState holds a data loader's state, which only checkpoints=... can store."
+        hint = "Leave that state out: dataclasses.replace(state, data_state=None)."
+        raise errors.CheckpointError(f"{given}\n  {hint}")
     arrays = named_arrays.of(model)
     if not arrays:
         raise errors.ArgumentError(f"model is {errors.kind(model)}, without an array to save.")
@@ -70,10 +69,10 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
     except Exception as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise errors.CheckpointError(
-            f"the model could not be written to {errors.shown(path)}: {errors.first_line(error)}."
-            "\n  Free some space, or pass a path that can be written to."
-        ) from error
+        problem = f"the model could not be written to {errors.shown(path)}"
+        hint = "Free some space, or pass a path that can be written to."
+        message = f"{problem}: {errors.first_line(error)}.\n  {hint}"
+        raise errors.CheckpointError(message) from error
 
 
 def load(
@@ -116,15 +115,11 @@ def load(
     arrays = named_arrays.of(template)
     parts = (keep,) if isinstance(keep, str) else tuple(keep)
     needed = _without(arrays, parts)
-    if callable(names):
-        names = {name: names(name) for name in needed}
-    renamed = names or {}
+    renamed = {name: names(name) for name in needed} if callable(names) else names or {}
     for argument, part in [*(("keep", part) for part in parts), *(("names", n) for n in renamed)]:
         if not named_arrays.within(arrays, part):
-            raise errors.ArgumentError(
-                f"{argument} names {part!r}, and the model has no arrays there; it has "
-                f"{', '.join(list(arrays)[:5])}."
-            )
+            problem = f"{argument} names {part!r}, and the model has no arrays there"
+            raise errors.ArgumentError(f"{problem}; it has {', '.join(list(arrays)[:5])}.")
 
     try:
         read_from = _read_run if path.is_dir() else _read_file
@@ -132,9 +127,8 @@ def load(
     except errors.VernalError:
         raise
     except Exception as error:
-        raise errors.CheckpointError(
-            f"{errors.shown(path)} is damaged, or no file of arrays: {errors.first_line(error)}."
-        ) from error
+        problem = f"{errors.shown(path)} is damaged, or no file of arrays"
+        raise errors.CheckpointError(f"{problem}: {errors.first_line(error)}.") from error
 
     fix = 'Pass what was saved; or keep parts of it: keep="..."; or convert floats: cast=True.'
     values = _without(read, parts) if names is None else {}
@@ -153,7 +147,8 @@ def _read_file(path: Path, like: Any) -> tuple[dict[str, Any], Any]:
     """Read the arrays of a file by name, and return `like` with them."""
     safetensors = _safetensors()
     with safetensors.safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
+        # A file that another program wrote has no description.
+        described = json.loads((file.metadata() or {}).get(_DESCRIBED, "{}"))
         kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
         values = {name: file.get_tensor(name) for name in kinds if kinds[name] not in _FLOAT8}
     if len(values) < len(kinds):
@@ -161,9 +156,6 @@ def _read_file(path: Path, like: Any) -> tuple[dict[str, Any], Any]:
             if name not in values:
                 array = np.frombuffer(each["data"], _FLOAT8[kinds[name]])
                 values[name] = array.reshape(each["shape"])
-
-    # A file that another program wrote has no description.
-    described = json.loads(metadata.get(_DESCRIBED, "{}"))
     return values | named_arrays.read_back(values, described), like
 
 
@@ -188,12 +180,9 @@ def _read_run(path: Path, like: Any) -> tuple[dict[str, Any], Any]:
     if model_state and isinstance(like, tuple) and len(like) == 2:
         return named_arrays.of((model, model_state)), like
     if model_state:
-        warnings.warn(
-            f"{errors.shown(path)} holds a model_state, too, such as what BatchNorm has learned; "
-            "it is left out.\n  Pass the pair (model, model_state) as like.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        hint = "It is left out: pass the pair (model, model_state) as like."
+        message = f"{errors.shown(path)} holds a model_state, too.\n  {hint}"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
     return model, like
 
 

@@ -17,6 +17,8 @@ _HINT = (
     "\n  Try a smaller learning rate, or optax.clip_by_global_norm(1.0) before the optimizer."
     '\n  Trainer(..., on_nonfinite="ignore") trains on regardless.'
 )
+_KEPT = "Vernal did not make this step: the error has the `state` and the `history` before it."
+_LOST = "The error has no `state`, as no copy was kept: the last checkpoint is what there is."
 # The last line of a traceback, in the text of an error that JAX raises for a callback's.
 _RAISED = re.compile(r"^(?:[\w.]*\.)?_?(\w*(?:Error|Exception)): (.+)$", re.MULTILINE)
 
@@ -29,28 +31,25 @@ def nonfinite_step(
     Args:
         state: The state before the step.
         batch: The step's batch.
-        found: The loss, the norm of the gradients, and whether each array is finite, by what the
-            arrays are.
+        found: The loss, the norm of the gradients, and whether each array is finite, by when it
+            is looked at and by which part of the state has it; "" is the model.
         last_norm: The norm of the gradients of the step before, if there was one.
     """
     loss, norm, finite = found
     norm = float(norm) if np.isfinite(norm) else last_norm
     problems = [] if np.isfinite(loss) else [f"the loss is {loss}"]
+    bad = [keys for keys, is_finite in jax.tree_util.tree_leaves_with_path(finite) if not is_finite]
     path = None
-    for what, tree in finite.items():
-        flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-        bad = [jax.tree_util.keystr(keys) for keys, is_finite in flat if not is_finite]
-        if bad and path is None:
-            part = what.partition("step ")[2]  # "opt_state", "model_state", or "" for the model
-            path = (part or type(state.model).__name__) + bad[0]
-            problems.append(f"{what.removesuffix(part)}{path} is not finite")
+    if bad:
+        when, part = bad[0][0].key
+        path = (part or type(state.model).__name__) + jax.tree_util.keystr(bad[0][1:])
+        problems.append(f"{when} {path} is not finite")
 
     step, epoch = int(state.step), int(state.epoch)
     last = "" if norm is None else f" The norm of the last finite gradients is {norm:.3g}."
     message = (
         f"in step {step}, of epoch {epoch}, {', and '.join(problems) or 'a number is not finite'}."
-        f"{_not_finite_in(batch)}{last}\n  Vernal did not make this step: the error's `state` is "
-        f"the one before it, its `history` the record up to there.{_HINT}"
+        f"{_not_finite_in(batch)}{last}\n  {_KEPT}{_HINT}"
     )
     return NonFiniteError(message, update=step, epoch=epoch, path=path, grad_norm=norm, state=state)
 
@@ -67,11 +66,7 @@ def _not_finite_in(batch: PyTree) -> str:
 def nonfinite_chunk(step: int, epoch: int, loss: float) -> NonFiniteError:
     """Make the error for a chunk that cannot be made again: no copy of the state was kept."""
     found = "the state is not finite" if np.isfinite(loss) else f"the loss is {loss}"
-    message = (
-        f"in step {step}, of epoch {epoch}, {found}.\n  The state is too large to be copied while "
-        "it trains, so the error has no `state`: the last checkpoint is what there is. Its "
-        f"`history` is the record up to the end of the chunk.{_HINT}"
-    )
+    message = f"in step {step}, of epoch {epoch}, {found}.\n  {_LOST}{_HINT}"
     return NonFiniteError(message, update=step, epoch=epoch, path=None, grad_norm=None, state=None)
 
 
@@ -84,15 +79,8 @@ def failed_step(error: Exception, *, step: int | None) -> CallError:
     """
     raised = _RAISED.findall(str(error))
     reason = ": ".join(raised[-1]) if raised else first_line(error)
-    if step is None:
-        return CallError(
-            f"a step failed while it ran: {reason}\n  No copy of the state was kept, so the error "
-            "has no `state`: the last checkpoint is what there is."
-        )
-    return CallError(
-        f"step {step} failed while it ran: {reason}\n  Vernal did not make this step: the error's "
-        "`state` is the one before it, its `history` the record up to there."
-    )
+    which, rest = ("a step", _LOST) if step is None else (f"step {step}", _KEPT)
+    return CallError(f"{which} failed while it ran: {reason}\n  {rest}")
 
 
 @contextlib.contextmanager

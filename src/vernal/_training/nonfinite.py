@@ -77,10 +77,10 @@ def look(choices: Choices, state: TrainState, batch: PyTree) -> tuple[Array, Arr
     new_state, measured, grads = update(choices, state, batch)
     changed, _ = changing_part(choices, new_state)
     named = {
-        "the gradient of ": grads,
-        "after the step ": changed.model,
-        "after the step opt_state": changed.opt_state,
-        "after the step model_state": changed.model_state,
+        ("the gradient of", ""): grads,
+        ("after the step", ""): changed.model,
+        ("after the step", "opt_state"): changed.opt_state,
+        ("after the step", "model_state"): changed.model_state,
     }
     return measured.info["loss"], _norm(jax.tree.leaves(grads)), jax.tree.map(_is_finite, named)
 

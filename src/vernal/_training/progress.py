@@ -20,7 +20,7 @@ _SECONDS = {"bar": 0.1, "lines": 3.0, "": math.inf}
 _BAR_COLUMNS = 12
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager["Progress"]):
     """Shows where a run is, what it measured, and how many examples a second it trains on.
 
     A bar has the averages of the epoch so far. A line is for an epoch that is complete.
@@ -65,12 +65,9 @@ class Progress:
         self._next_at = self._counted_at + _SECONDS[self._style]
         self._shown = recorder.epochs, recorder.steps
 
-    def __enter__(self) -> "Progress":
-        return self
-
     def __exit__(self, kind: Any, *_: Any) -> None:
         if self._style and kind is None:
-            self._show()
+            self.show(is_end=True)
         if self._bar is not None:
             self._bar.close()
         if self._style and self.stopped_because is not None:
@@ -83,42 +80,36 @@ class Progress:
         self._rate = float(sum(each.sum() for each in sizes)) / (now - self._counted_at)
         self._counted_at = now
 
-    def show(self) -> None:
-        """Show how far the run is, if it is time to."""
+    def show(self, *, is_end: bool = False) -> None:
+        """Show how far the run is, if it is time to, or the run ends."""
         began = time.perf_counter()
-        is_bar = self._style == "bar"
-        if began >= self._next_at and (is_bar or self._recorder.epochs > self._shown[0]):
-            self._show()
-            if is_bar:  # many short calls take long to average: a fiftieth of the time at most
-                self._next_at += 50 * (time.perf_counter() - began)
-
-    def _show(self) -> None:
-        recorder = self._recorder
+        recorder, is_bar = self._recorder, self._style == "bar"
         now = recorder.epochs, recorder.steps
-        if now == self._shown:
+        has_news = now != self._shown if is_bar or is_end else recorder.epochs > self._shown[0]
+        if not has_news or (began < self._next_at and not is_end):
             return
-        is_bar = self._style == "bar"
         values = recorder.so_far if is_bar or recorder.epochs == self._shown[0] else {}
         place = f"epoch {self._run.epoch + bool(values):,}/{self._last_epoch:,}"
         if self._total_steps is None:
             place += f"  {recorder.steps:,} steps"
 
-        if is_bar:
-            self._values |= values or recorder.latest  # the last validation's stay
-            self._show_bar(place)
-        else:
-            self._values = values or recorder.latest
-            _print(place + self._text(math.inf))
+        # In a bar, the last validation's stay.
+        self._values = (self._values if is_bar else {}) | (values or recorder.latest)
         self._shown = now
         self._next_at = time.perf_counter() + _SECONDS[self._style]
+        if is_bar:
+            self._show_bar(place)
+            # Many short calls take long to average: a fiftieth of the time at most.
+            self._next_at += 50 * (time.perf_counter() - began)
+        else:
+            _print(place + self._text(math.inf))
 
     def _show_bar(self, place: str) -> None:
         from tqdm.auto import tqdm
 
         columns = shutil.get_terminal_size().columns
         bar = "" if self._total_steps is None else " {bar} {percentage:3.0f}%"
-        used = len(place) + (_BAR_COLUMNS if bar else 0)
-        parts = [place, self._text(columns - used)]
+        parts = [place, self._text(columns - len(place) - _BAR_COLUMNS)]
         if self._bar is None:
             self._bar = tqdm(
                 total=self._total_steps,
@@ -135,18 +126,14 @@ class Progress:
         """Return what was measured, the most important first, as far as there is space."""
         from tqdm import tqdm
 
-        parts = {name: f"{name} {value:.3g}" for name, value in self._values.items()}
-        parts["examples/s"] = f"{tqdm.format_sizeof(self._rate)} examples/s"
-        shown = [f"  {parts[name]}" for name in sorted(parts, key=self._rank)]
+        parts = {name: f"  {name} {value:.3g}" for name, value in self._values.items()}
+        parts["examples/s"] = f"  {tqdm.format_sizeof(self._rate)} examples/s"
+        validation = [name for name in parts if name.startswith("val_")]
+        order = dict.fromkeys([*self._monitored, "loss", "val_loss", *validation, *parts])
+        shown = [parts[name] for name in order if name in parts]
         while len(shown) > 1 and sum(map(len, shown)) > columns:
             shown.pop()
         return "".join(shown)
-
-    def _rank(self, name: str) -> tuple[bool, int]:
-        """Return where a name stands in the line."""
-        place = 2 if name.startswith("val_") else 3
-        places = {"loss": 0, "val_loss": 1, "examples/s": 4, "learning_rate": 5}
-        return name not in self._monitored, places.get(name, place)
 
 
 def _print(line: str) -> None:

@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from typing import Any, TextIO
+from typing import Any
 
 from vernal._training.epochs import Epoch
 from vernal.errors import ArgumentError, checked_path, shown, unwritable
@@ -58,10 +58,9 @@ class CSVLog:
             whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
             columns, *kept = list(csv.reader(whole)) or [_FIRST_COLUMNS]
             if columns[:2] != _FIRST_COLUMNS:
-                raise ArgumentError(
-                    f"{self.path} has the columns {', '.join(columns)}; a log has epoch, seconds "
-                    "first.\n  Pass another path, or append=False, which overwrites the file."
-                )
+                found = f"{self.path} has the columns {', '.join(columns)}, not epoch, seconds, ..."
+                hint = "Pass another path, or append=False, which overwrites the file."
+                raise ArgumentError(f"{found}\n  {hint}")
             self._columns = [*columns]
             self._rows = [dict(zip(columns, row, strict=False)) for row in kept[:rows]]
             self._replace()
@@ -82,20 +81,17 @@ class CSVLog:
         self._rows.append(row)
         # Opened for each row: so a killed run leaves no row unwritten.
         with self.path.open("a", encoding="utf-8", newline="") as file:
-            self._writer(file).writerow(row)
+            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
 
     def _replace(self) -> None:
         """Replace the file at once: at any moment it is the old one or the new one."""
         target = self.path.resolve()  # a link stays a link
         temporary = target.with_name(f"{target.name}.tmp")
         with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = self._writer(file)
+            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self._rows)
         os.replace(temporary, target)
-
-    def _writer(self, file: TextIO) -> csv.DictWriter:
-        return csv.DictWriter(file, self._columns, lineterminator="\n")
 
     def __repr__(self) -> str:
         return f"CSVLog({shown(self.path)!r}, append={self.append})"

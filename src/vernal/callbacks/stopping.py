@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from vernal._best import best_of
 from vernal._training.epochs import Epoch
 from vernal._training.state import TrainState
-from vernal.errors import ArgumentError, check_finite, kind, whole_number
+from vernal.errors import ArgumentError, check_finite, whole_number, wrong_argument
 from vernal.history import counted
 from vernal.metrics import AbstractMetric
 
@@ -51,21 +51,17 @@ class _AbstractWatcher:
             self.mode = best_of(self.monitor, metric) or self.mode
         if self.mode == "auto":
             name = type(self).__name__
-            raise ArgumentError(
-                f"{name} monitors {self.monitor!r}, and does not know which of its values are best."
-                f'\n  Try {name}({self.monitor!r}, mode="max"), or mode="min".'
-            )
+            problem = f"{name} monitors {self.monitor!r}, and does not know which values are best."
+            hint = f'Try {name}({self.monitor!r}, mode="max"), or mode="min".'
+            raise ArgumentError(f"{problem}\n  {hint}")
 
     def __post_init__(self):
         """Check both arguments; an automatic mode becomes the one that the metric's name tells."""
         if not isinstance(self.monitor, str):
-            raise ArgumentError(
-                f'monitor is {kind(self.monitor)}; the name of a metric is needed: "val_loss".'
-            )
+            hint = 'Try monitor="val_loss".'
+            raise wrong_argument("monitor", self.monitor, "the name of a metric", hint)
         if self.mode not in ("min", "max", "auto"):
-            raise ArgumentError(
-                f'mode is {kind(self.mode)}; "min", "max" or "auto" is needed.\n  Try mode="auto".'
-            )
+            raise wrong_argument("mode", self.mode, '"min", "max" or "auto"', 'Try mode="auto".')
         self._is_chosen = self.mode != "auto"
         if not self._is_chosen:
             self.mode = best_of(self.monitor) or "auto"
@@ -148,10 +144,9 @@ class EarlyStopping(_AbstractWatcher):
         if self.monitor not in epoch.metrics:
             return False
         self.waited = 0 if self._improves(epoch, self.min_delta) else self.waited + 1
-        stops = self.waited >= self.patience
-        if stops:
+        if self.waited >= self.patience:
             self.stopped_epoch = epoch.index
-        return stops
+        return self.waited >= self.patience
 
     @property
     def reason(self) -> str:

@@ -1,6 +1,5 @@
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from typing import Literal
 
 import equinox as eqx
@@ -112,5 +111,5 @@ def _draw_layers(sizes, biases, weight_init, bias_init, dtype, key) -> tuple[Lin
     """Draw every layer in one compiled program: one by one they cost half a second of compiling."""
     make = partial(Linear, weight_init=weight_init, bias_init=bias_init, dtype=dtype)
     keys = jax.random.split(key, len(biases))
-    layers = zip(pairwise(sizes), biases, keys, strict=True)
-    return tuple(make(n_in, n_out, bias, key=key) for (n_in, n_out), bias, key in layers)
+    layers = zip(sizes[:-1], sizes[1:], biases, keys, strict=True)
+    return tuple(make(n_in, n_out, bias, key=key) for n_in, n_out, bias, key in layers)
