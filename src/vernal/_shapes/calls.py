@@ -67,8 +67,9 @@ class Calls:
         return self
 
     def __exit__(self, kind, error: BaseException | None, frames) -> None:
-        # Before Python 3.12, a cProfile.Profile is no function, and ends here.
         sys.setprofile(self._previous if callable(self._previous) else None)
+        if hasattr(self._previous, "enable"):  # a cProfile.Profile, before Python 3.12
+            self._previous.enable()
         left = set(_frames_left(error))
         self.failed = [call for frame, call in self._frames.items() if frame in left]
         self._frames.clear()  # they keep all their variables
