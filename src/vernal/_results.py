@@ -25,10 +25,8 @@ def parts_of_result(result: Any, *, stateful: bool) -> tuple[Any, dict[str, Any]
 
     kinds = ["array" if eqx.is_array(part) else type(part).__name__ for part in parts]
     given = f"a tuple ({', '.join(kinds)})" if isinstance(result, tuple) else kind(result)
-    raise ShapeError(
-        f"a loss needs to return {needed}; it returns {given}."
-        '\n  No metric may be called "loss" or "learning_rate".'
-    )
+    hint = 'No metric may be called "loss" or "learning_rate".'
+    raise ShapeError(f"a loss needs to return {needed}; it returns {given}.\n  {hint}")
 
 
 def checked_scalar(name: str, value: Any) -> Array:
@@ -52,10 +50,8 @@ def checked_scalar(name: str, value: Any) -> Array:
 def parts_of_weighted(weighted: Weighted, *, has_metrics: bool) -> tuple[Array, Array]:
     """Return a loss, and its batch's weight in averages over batches."""
     if has_metrics:
-        raise ShapeError(
-            "the loss returns losses.Weighted, beside metrics=..., which have weights of their "
-            'own.\n  Return the metrics from the loss: (Weighted(...), {"name": value}).'
-        )
+        hint = 'Return the metrics from the loss: (Weighted(...), {"name": value}).'
+        raise ShapeError(f"the loss returns losses.Weighted, beside metrics=....\n  {hint}")
     return weighted.value, checked_scalar("the weight", weighted.weight)
 
 
@@ -65,11 +61,9 @@ def with_dtypes_of(old: PyTree, new: PyTree) -> PyTree:
     Raises:
         ShapeError: If the structure or a shape has changed.
     """
-    if jax.tree.structure(old) != jax.tree.structure(new):
-        raise ShapeError(
-            f"the model_state that comes back is another PyTree: {jax.tree.structure(new)},"
-            f"\n  and was {jax.tree.structure(old)}."
-        )
+    was, now = jax.tree.structure(old), jax.tree.structure(new)
+    if was != now:
+        raise ShapeError(f"the model_state that comes back is another PyTree: {now}, not {was}.")
 
     def converted(path: tuple, old: Any, new: Any) -> Any:
         name = f"model_state{jax.tree_util.keystr(path)}"

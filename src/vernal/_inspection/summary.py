@@ -135,10 +135,9 @@ def summary(model: PyTree, x: PyTree, *, trainable: PyTree = eqx.is_inexact_arra
 
     for path, numbers in calls_by_path.items():
         first = calls[numbers[0]]
-        taken = [value for name, value in first.arguments.items() if name != "key"]
         rows[path] = replace(
             rows[path],
-            inputs=_shapes(taken),
+            inputs=_shapes(list(first.arguments.values())),
             outputs=_shapes(first.result),
             # A call without operations has no runs: nothing tells which loop the call is in.
             calls=_sum(counts.runs, numbers, default=1),

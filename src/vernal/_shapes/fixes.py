@@ -56,10 +56,17 @@ def fixes_of(name: str, array: Any, classes: int = 0) -> list[Fix]:
     low, high = (-1, classes) if classes else (-_MOST_INT32, _MOST_INT32)
     whole = _is_whole(array, low, high)
     classes = classes if _is_whole(array, 0, classes - 1) else 0
-    one_hot = all_blocks(array, _is_one_hot)
-    every: list[Fix] = []
+    every = [start]
+    if all_blocks(array, _is_one_hot):
+        every += _tried(start, [(1, "{0}.argmax(-1)")])
+    lines: list[tuple[int, str]] = []
+    if not jnp.issubdtype(start.array.dtype, jnp.inexact):
+        lines.append((2, '{0}.astype("float32")'))
+    if jnp.issubdtype(start.array.dtype, jnp.integer):
+        lines += [(4, f"jax.nn.one_hot({{0}}, {classes})")] if classes else []
+    elif whole:
+        lines.append((2, "{0}.astype(int)"))
     for fix in [start, *_tried(start, _shape_lines(len(start.array.shape)))]:
-        lines = _dtype_lines(fix.array.dtype, whole, one_hot and fix is start, classes)
         every += [fix, *_tried(fix, lines)]
 
     likeliest: dict[Any, Fix] = {}
@@ -80,21 +87,6 @@ def _shape_lines(rank: int) -> Iterator[tuple[int, str]]:
     if rank == 2:
         yield 3, "{0}.T"
     yield from _SHAPE_LINES
-
-
-def _dtype_lines(
-    dtype: np.dtype, whole: bool, one_hot: bool, classes: int
-) -> Iterator[tuple[int, str]]:
-    """Give lines that change a dtype, with braces for the array, each after its cost."""
-    if one_hot:
-        yield 1, "{0}.argmax(-1)"
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        yield 2, '{0}.astype("float32")'
-    is_integer = jnp.issubdtype(dtype, jnp.integer)
-    if whole and not is_integer:
-        yield 2, "{0}.astype(int)"
-    if classes and is_integer:
-        yield 4, f"jax.nn.one_hot({{0}}, {classes})"
 
 
 def _tried(fix: Fix, lines: Iterable[tuple[int, str]]) -> Iterator[Fix]:
