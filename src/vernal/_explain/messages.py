@@ -98,12 +98,10 @@ def _of_layer(fault: Unmet, calls: Calls, model: PyTree, batch: PyTree) -> str:
         and calls.made[call.depth] is call
     )
     is_of_dtype = isinstance(fault.given, np.dtype)
+    which = f"{fault.argument} of shape " if len(needs(call.module)) > 1 else ""
+    needed = f"{which}{fault.need}"
     if is_of_dtype:
         needed = "integers" if fault.need.dtype is jnp.integer else "floats"
-    elif len(needs(call.module)) == 1:
-        needed = f"{fault.need}"
-    else:
-        needed = f"{fault.argument} of shape {fault.need}"
 
     if is_of_data and is_of_dtype:
         return f"x is {fault.given}, but {layer} needs {needed}."

@@ -91,8 +91,7 @@ def suggestion(attempt: Attempt, batch: PyTree, given: PyTree, *, of_layer: bool
     """
     loss = attempt.loss
     at_most = 3
-    is_supervised = isinstance(loss, losses.AbstractSupervised)
-    if loss is not None and not is_supervised:
+    if not isinstance(loss, losses.AbstractSupervised | None):
         if isinstance(given, list) and len(given) <= len(PARTS) and attempt.works(tuple(given)):
             return "\n  Pass a tuple, (x, y): a list holds ready batches."
         if replace(attempt, model=jax.vmap(attempt.model)).works(batch):

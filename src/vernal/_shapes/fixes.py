@@ -54,8 +54,8 @@ def fixes_of(name: str, array: Any, classes: int = 0) -> list[Fix]:
     start = Fix(name, name, shapes_of(array))
     # From -1: labels of -1 and 1, or from 1 on, have a line of their own once they are integers.
     low, high = (-1, classes) if classes else (-_MOST_INT32, _MOST_INT32)
-    whole = _is_whole(array, low, high)
-    classes = classes if _is_whole(array, 0, classes - 1) else 0
+    whole = all_blocks(array, partial(_is_whole, low=low, high=high))
+    classes = classes if all_blocks(array, partial(_is_whole, low=0, high=classes - 1)) else 0
     every = [start]
     if all_blocks(array, _is_one_hot):
         every += _tried(start, [(1, "{0}.argmax(-1)")])
@@ -104,13 +104,9 @@ def _run(line: str, array: Any) -> Any:
     return eval(line, {"np": jnp, "jax": jax, "len": len, "array": array})
 
 
-def _is_whole(array: Any, low: int, high: int) -> bool:
+def _is_whole(part: np.ndarray, low: int, high: int) -> bool:
     """Say whether all values are bools, or whole numbers in a range."""
-
-    def is_whole(part: np.ndarray) -> bool:
-        return bool(np.all((part == np.rint(part)) & (part >= low) & (part <= high)))
-
-    return all_blocks(array, is_whole)
+    return bool(np.all((part == np.rint(part)) & (part >= low) & (part <= high)))
 
 
 def _is_one_hot(rows: np.ndarray) -> bool:
