@@ -4,9 +4,12 @@ All of the messages are written to build/errors.txt, to be read from start to en
 """
 
 import ast
+import cProfile
 import functools
 import pathlib
+import pstats
 import re
+import sys
 import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -1198,6 +1201,36 @@ def test_classes_on_the_first_axis_are_to_be_moved_to_the_last():
     measured = trainer.evaluate(Fixed(convolution), (images, labels))
     logits = np.moveaxis(np.asarray(jax.vmap(convolution)(jnp.asarray(images))), 1, -1)
     assert measured["accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == labels))
+
+
+# ----- a profile of one's own
+
+
+def called_afterwards():
+    return sum(range(9))
+
+
+def a_wrong_run():
+    with pytest.raises(ShapeError, match="each of its 20 examples"):
+        Trainer(SGD, MSE).fit(a_line(), (f(N, 5), f(N, 1)), epochs=1)
+
+
+def test_a_running_profile_goes_on_after_an_explanation():
+    with cProfile.Profile() as profile:
+        a_wrong_run()
+        called_afterwards()
+    assert "called_afterwards" in {name for _, _, name in pstats.Stats(profile).stats}
+
+    seen = []
+    own = lambda frame, event, result: seen.append(frame.f_code.co_name)
+    sys.setprofile(own)
+    try:
+        a_wrong_run()
+        called_afterwards()
+        assert sys.getprofile() is own
+    finally:
+        sys.setprofile(None)
+    assert "called_afterwards" in seen
 
 
 # ----- x and y

@@ -201,10 +201,8 @@ def _classes(name: str, prediction: Array, target: Array) -> tuple[Array, Array,
     if shape == jnp.shape(target):
         target = jnp.argmax(target, axis=-1)
     elif shape[:-1] != jnp.shape(target) or not shape:
-        raise ShapeError(
-            f"y has shape {jnp.shape(target)} an example, "
-            f"but {name} needs {shape[:-1]}, or one-hot {shape}, for predictions of {shape}."
-        )
+        needed = f"{shape[:-1]}, or one-hot {shape}, for predictions of {shape}"
+        raise ShapeError(f"y has shape {jnp.shape(target)} an example, but {name} needs {needed}.")
     if not jnp.issubdtype(target.dtype, jnp.integer):
         raise ShapeError(f"y is {target.dtype}, but {name} needs integer labels.")
     return prediction, jnp.argmax(prediction, axis=-1), target

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from vernal._explain.suggestions import Attempt, suggestion
-from vernal._shapes.calls import Calls, located, watched
+from vernal._explain.suggestions import Attempt, suggestion, whole_batch
+from vernal._shapes.calls import Calls, located
 from vernal._shapes.layer_shapes import Unmet, at_fault, needs
 from vernal.errors import CallError, ExamplesError, ShapeError, about, call_error, first_line, kind
 from vernal.losses import AbstractSupervised
@@ -31,18 +31,16 @@ def explanation(
         The error to raise, with a fix if one was found. Its cause is the original error where no
         layer is at fault: it shows the line of the user's program that failed.
     """
+    is_built_in = isinstance(attempt.loss, AbstractSupervised | None)
     if isinstance(error, ExamplesError):
-        is_own = not isinstance(attempt.loss, AbstractSupervised | None)
-        has_values = all(np.size(leaf) for leaf in jax.tree.leaves(error.arrays))
-        hint = suggestion(attempt, error.arrays, given) if has_values else ""
-        if is_own and has_values and attempt.works(error.arrays):
-            hint = f"\n  Try [{name}]: a list of ready batches, which are taken as they are."
+        hint = ""
+        if all(np.size(leaf) for leaf in jax.tree.leaves(error.arrays)):
+            hint = suggestion(attempt, error.arrays, given)
+            if not is_built_in and attempt.works(error.arrays):
+                hint = f"\n  Try [{name}]: a list of ready batches, which are taken as they are."
         return ExamplesError(about(name, error.args[0] + hint))
 
-    def measured(model, batch):
-        return attempt.measured(attempt.loss, model, batch)
-
-    _, calls, again = watched(measured, attempt.model, batch)
+    _, calls, again = attempt.traced(batch)
     error = again or error
     fault = at_fault(calls)
     if fault is not None:
@@ -56,8 +54,8 @@ def explanation(
         # What JAX calls a tracer is an array to the user.
         reason = re.sub(r"\w*Tracer", "array", first_line(error))
         message = f"{what} fails{on}: {reason}"
-    is_of_layer = fault is not None
-    hint = suggestion(attempt, batch, given, in_model=bool(calls.failed), of_layer=is_of_layer)
+    hint = whole_batch(attempt, batch) if calls.failed else ""
+    hint = hint or suggestion(attempt, batch, given, of_layer=fault is not None)
     explained = ShapeError(about(name, message + hint))
     if fault is None and not isinstance(error, ShapeError):
         explained.__cause__ = error
@@ -77,7 +75,7 @@ def _where(attempt: Attempt, batch: PyTree, calls: Calls) -> tuple[str, str]:
     if calls.failed:
         call = calls.failed[-1]
         arrays = {name: x for name, x in call.arguments.items() if hasattr(x, "shape")}
-        given = [f"{name} of shape {x.shape}" for name, x in arrays.items() if name != "key"]
+        given = [f"{name} of shape {x.shape}" for name, x in arrays.items()]
         on = " and ".join(given) or "its input"
         return located(attempt.model, call.path, call.module), f" on {on}"
     if isinstance(attempt.loss, AbstractSupervised | None) and not calls.made:
@@ -100,12 +98,10 @@ def _of_layer(fault: Unmet, calls: Calls, model: PyTree, batch: PyTree) -> str:
         and calls.made[call.depth] is call
     )
     is_of_dtype = isinstance(fault.given, np.dtype)
+    which = f"{fault.argument} of shape " if len(needs(call.module)) > 1 else ""
+    needed = f"{which}{fault.need}"
     if is_of_dtype:
         needed = "integers" if fault.need.dtype is jnp.integer else "floats"
-    elif len(needs(call.module)) == 1:
-        needed = f"{fault.need}"
-    else:
-        needed = f"{fault.argument} of shape {fault.need}"
 
     if is_of_data and is_of_dtype:
         return f"x is {fault.given}, but {layer} needs {needed}."
@@ -114,10 +110,8 @@ def _of_layer(fault: Unmet, calls: Calls, model: PyTree, batch: PyTree) -> str:
         each = f"has shape {tuple(example)}" if example else "is a single number"
         its = "its one example" if n == 1 else f"each of its {n} examples"
         return f"x has shape {x.shape}: {its} {each}, but {layer} needs {needed}."
-    if hasattr(x, "shape"):
-        data = f"x has shape {x.shape}"
-    else:
-        data = f"the batch is {kind(batch)}" if x is batch else f"x is {kind(x)}"
+    name = "the batch" if x is batch else "x"
+    data = f"x has shape {x.shape}" if hasattr(x, "shape") else f"{name} is {kind(x)}"
     return f"{layer} needs {needed}, and is given {fault.given}; {data}."
 
 

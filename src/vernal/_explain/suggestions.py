@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 from vernal import losses
 from vernal._data.arrays import PARTS
-from vernal._shapes.calls import watched
+from vernal._shapes.calls import Calls, watched
 from vernal._shapes.fixes import Fix, all_blocks, as_line, fixes_of
 from vernal._shapes.layer_shapes import unmet
 
@@ -46,9 +46,13 @@ class Attempt:
     model_state: PyTree
     measured: Callable[[Callable | None, PyTree, PyTree], PyTree]
 
+    def traced(self, batch: PyTree) -> tuple[Any, Calls, Exception | None]:
+        """Trace on the shapes of a batch, and watch the model's modules: see `watched`."""
+        return watched(functools.partial(self.measured, self.loss), self.model, batch)
+
     def works(self, batch: PyTree) -> bool:
         """Say whether a batch can be measured, with the shapes that the layers are made for."""
-        return self._made(functools.partial(self.measured, self.loss), batch) is not None
+        return _made(self.traced(batch)) is not None
 
     def predicted(self, x: PyTree) -> Any:
         """Trace the model's predictions, as shapes; `None` if a layer is not made for them."""
@@ -56,13 +60,15 @@ class Attempt:
         def apply(model, x):
             return losses.predictions(model, x, jax.random.key(0), self.model_state)
 
-        return self._made(apply, x)
+        return _made(watched(apply, self.model, x))
 
-    def _made(self, function: Callable, batch: PyTree) -> Any:
-        # Equinox's layers let some shapes through that they are not made for: a matrix times a
-        # matrix, and a bias that is broadcast.
-        made, calls, _ = watched(function, self.model, batch)
-        return None if any(map(unmet, calls.made)) else made
+
+def _made(traced: tuple[Any, Calls, Exception | None]) -> Any:
+    """Return what a trace returned; `None` if it failed, or a layer is not made for its shapes."""
+    # Equinox's layers let some shapes through that they are not made for: a matrix times a matrix,
+    # and a bias that is broadcast.
+    made, calls, _ = traced
+    return None if any(map(unmet, calls.made)) else made
 
 
 def _traces(function: Callable, *args: PyTree) -> bool:
@@ -71,21 +77,13 @@ def _traces(function: Callable, *args: PyTree) -> bool:
     return error is None
 
 
-def suggestion(
-    attempt: Attempt,
-    batch: PyTree,
-    given: PyTree,
-    *,
-    in_model: bool = False,
-    of_layer: bool = False,
-) -> str:
+def suggestion(attempt: Attempt, batch: PyTree, given: PyTree, *, of_layer: bool = False) -> str:
     """Find a line that fixes the data, the use of the model or the loss.
 
     Args:
         attempt: What failed.
         batch: The arrays that it failed on.
         given: What the user passed, where the batch was made from it: lists do not index as arrays.
-        in_model: Whether a call of the model has failed.
         of_layer: Whether a layer was given what it is not made for.
 
     Returns:
@@ -93,12 +91,7 @@ def suggestion(
     """
     loss = attempt.loss
     at_most = 3
-    is_supervised = isinstance(loss, losses.AbstractSupervised)
-    if is_supervised and in_model:
-        line = _whole_batch(loss, attempt.model, batch)
-        if line:
-            return line
-    if loss is not None and not is_supervised:
+    if not isinstance(loss, losses.AbstractSupervised | None):
         if isinstance(given, list) and len(given) <= len(PARTS) and attempt.works(tuple(given)):
             return "\n  Pass a tuple, (x, y): a list holds ready batches."
         if replace(attempt, model=jax.vmap(attempt.model)).works(batch):
@@ -177,11 +170,13 @@ def _other_loss(attempt: Attempt, batch: PyTree) -> str:
     return ""
 
 
-def _whole_batch(loss: losses.AbstractSupervised, model: PyTree, batch: PyTree) -> str:
-    """Suggest another loss where the model takes a whole batch."""
-    x, *others = batch
-    is_one = len(jax.tree.leaves(x)[0]) == 1  # one example and a batch of one look alike
-    if is_one or not _traces(lambda x, *y: loss.average(model(x), *y), x, *others):
+def whole_batch(attempt: Attempt, batch: PyTree) -> str:
+    """Suggest another loss, as `suggestion` does, where the model takes a whole batch."""
+    loss, model = attempt.loss, attempt.model
+    # One example and a batch of one look alike.
+    if not isinstance(loss, losses.AbstractSupervised) or len(jax.tree.leaves(batch)[0]) == 1:
+        return ""
+    if not _traces(lambda x, *y: loss.average(model(x), *y), *batch):
         return ""
     code = repr(loss)
     if isinstance(loss, losses.Supervised):

@@ -119,13 +119,12 @@ def update_cost(
     # Of a loop XLA counts one round, and on a GPU it leaves out what its libraries compute.
     has_loop = holds(jaxpr.jaxpr, *LOOPS)
     counts_all = not has_loop and jax.default_backend() == "cpu"
-    flops = costs.get("flops", 0.0) if counts_all else total_flops(jaxpr.jaxpr)
     arguments = memory.argument_size_in_bytes
     outputs = memory.output_size_in_bytes
     temporaries = memory.temp_size_in_bytes
     return Cost(
         batch_size=examples,
-        flops=known(flops),
+        flops=known(costs.get("flops", 0.0) if counts_all else total_flops(jaxpr.jaxpr)),
         bytes_accessed=None if has_loop else known(costs.get("bytes accessed", -1)),
         # Not JAX's `peak_memory_in_bytes`, which leaves out the temporaries on a CPU.
         peak_memory=arguments + outputs + temporaries - memory.alias_size_in_bytes,

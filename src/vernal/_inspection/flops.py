@@ -110,8 +110,7 @@ def _xla_flops(eqns: list[JaxprEqn]) -> float:
     try:
         # Lowered for a CPU, which is always there: on a GPU, XLA counts only compiled programs.
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            inputs = [[atom.aval for atom in eqn.invars] for eqn in eqns]
-            lowered = jax.jit(program).lower(inputs)
+            lowered = jax.jit(program).lower([[atom.aval for atom in eqn.invars] for eqn in eqns])
             costs = lowered.cost_analysis()
     except Exception:  # an operation without a translation for a CPU, or on references
         return math.inf

@@ -53,7 +53,7 @@ def _watch(program: str, parts: dict[str, PyTree]) -> None:
         RecompilationError: The program compiles again, inside of `no_recompilation`.
     """
     new = _description(parts)
-    changes = min((_changes(old, new) for old in [{}, *_compiled[program]]), key=len)
+    changes = min((list(_changes(old, new)) for old in [{}, *_compiled[program]]), key=len)
     if 2 * len(changes) > len(new):  # another model
         _log.info("%s compiles, for the first time with such a model and data", program)
     else:
@@ -99,16 +99,14 @@ def _shown(leaf: Any) -> str:
     return repr(leaf)
 
 
-def _changes(old: dict[str, str], new: dict[str, str]) -> list[str]:
-    """Return a sentence for each difference."""
-    changes = []
+def _changes(old: dict[str, str], new: dict[str, str]) -> Iterator[str]:
+    """Yield a sentence for each difference."""
     for path in new | old:
         before, now = old.get(path, "nothing"), new.get(path, "nothing")
         if before != now:
             before, now = before.partition(" at 0x")[0], now.partition(" at 0x")[0]
             change = f"is another {now}" if before == now else f"was {before}, and is {now}"
-            changes.append(f"{path} {change}")
-    return changes
+            yield f"{path} {change}"
 
 
 def _listed(changes: list[str]) -> str:

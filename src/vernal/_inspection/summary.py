@@ -135,19 +135,17 @@ def summary(model: PyTree, x: PyTree, *, trainable: PyTree = eqx.is_inexact_arra
 
     for path, numbers in calls_by_path.items():
         first = calls[numbers[0]]
-        taken = [value for name, value in first.arguments.items() if name != "key"]
         rows[path] = replace(
             rows[path],
-            inputs=_shapes(taken),
+            inputs=_shapes(list(first.arguments.values())),
             outputs=_shapes(first.result),
             # A call without operations has no runs: nothing tells which loop the call is in.
             calls=_sum(counts.runs, numbers, default=1),
             flops=_sum(counts.flops, numbers),
         )
     flops = _sum(counts.flops, [OUTSIDE, *calls_by_path[""]])
-    rows[""] = replace(
-        rows[""], inputs=_shapes(example), outputs=_shapes(outputs), calls=1, flops=flops
-    )
+    taken, made = _shapes(example), _shapes(outputs)
+    rows[""] = replace(rows[""], inputs=taken, outputs=made, calls=1, flops=flops)
     shown = [row for row in rows.values() if row.calls != 0 or row.bytes or row.shared_with]
     return Summary(tuple(shown))
 
@@ -171,9 +169,8 @@ def _sum(counts: dict[int, float], calls: list[int], default: int = 0) -> int | 
 
 
 def _layer(row: Row) -> str:
-    if row.calls is None:
-        return f"? × {row.layer}"
-    return f"{row.calls} × {row.layer}" if row.calls > 1 else row.layer
+    times = "?" if row.calls is None else row.calls
+    return row.layer if times in (0, 1) else f"{times} × {row.layer}"
 
 
 def _output(row: Row) -> str:

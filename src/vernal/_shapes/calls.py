@@ -3,7 +3,7 @@
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -25,7 +25,7 @@ class Call:
     Attributes:
         module: The module that was called.
         path: Where it is in the model, as Python writes it: ".layers[0]"; "" is the model itself.
-        arguments: The arguments by name, as they were when the call began.
+        arguments: The arguments by name, without a key, as they were when the call began.
         depth: How many calls it was made inside of.
         result: What the call returned; `None`, too, if it raised.
     """
@@ -67,9 +67,15 @@ class Calls:
         return self
 
     def __exit__(self, kind, error: BaseException | None, frames) -> None:
-        # Before Python 3.12, a cProfile.Profile is no function, and ends here.
-        sys.setprofile(self._previous if callable(self._previous) else None)
-        left = set(_frames_left(error))
+        if hasattr(self._previous, "enable"):  # a cProfile.Profile, before Python 3.12
+            self._previous.enable()
+        else:
+            sys.setprofile(self._previous)
+        left: set[FrameType] = set()
+        while error is not None:  # and those before it
+            for frames in (error.__traceback__, getattr(error, "full_traceback", None)):
+                left.update(frame for frame, _ in traceback.walk_tb(frames))
+            error = error.__context__
         self.failed = [call for frame, call in self._frames.items() if frame in left]
         self._frames.clear()  # they keep all their variables
 
@@ -89,7 +95,7 @@ class Calls:
         if self._open and self._open[-1][0].module is module:
             return  # the module called a method that it inherits
         path, module = self._modules[id(module)]
-        arguments = {name: shapes_of(frame.f_locals[name]) for name in names[1:]}
+        arguments = {name: shapes_of(frame.f_locals[name]) for name in names[1:] if name != "key"}
         call = Call(module, path, arguments, depth=len(self._open))
         scope = jax.named_scope(f"{SCOPE}{len(self.made)}")
         scope.__enter__()
@@ -104,14 +110,6 @@ class Calls:
         if isinstance(call.module, eqx.nn.Shared):  # it returns copies, to be called
             for path, module in module_paths(result).values():
                 self._modules[id(module)] = f"{call.path}.pytree{path}", module
-
-
-def _frames_left(error: BaseException | None) -> Iterator[FrameType]:
-    """Go through the frames that an exception left, and those of the exceptions before it."""
-    while error is not None:
-        for left in (error.__traceback__, getattr(error, "full_traceback", None)):
-            yield from (frame for frame, _ in traceback.walk_tb(left))
-        error = error.__context__
 
 
 def watched(function: Callable, model: PyTree, *args: Any) -> tuple[Any, Calls, Exception | None]:

@@ -54,12 +54,19 @@ def fixes_of(name: str, array: Any, classes: int = 0) -> list[Fix]:
     start = Fix(name, name, shapes_of(array))
     # From -1: labels of -1 and 1, or from 1 on, have a line of their own once they are integers.
     low, high = (-1, classes) if classes else (-_MOST_INT32, _MOST_INT32)
-    whole = _is_whole(array, low, high)
-    classes = classes if _is_whole(array, 0, classes - 1) else 0
-    one_hot = all_blocks(array, _is_one_hot)
-    every: list[Fix] = []
+    whole = all_blocks(array, partial(_is_whole, low=low, high=high))
+    classes = classes if all_blocks(array, partial(_is_whole, low=0, high=classes - 1)) else 0
+    every = [start]
+    if all_blocks(array, _is_one_hot):
+        every += _tried(start, [(1, "{0}.argmax(-1)")])
+    lines: list[tuple[int, str]] = []
+    if not jnp.issubdtype(start.array.dtype, jnp.inexact):
+        lines.append((2, '{0}.astype("float32")'))
+    if jnp.issubdtype(start.array.dtype, jnp.integer):
+        lines += [(4, f"jax.nn.one_hot({{0}}, {classes})")] if classes else []
+    elif whole:
+        lines.append((2, "{0}.astype(int)"))
     for fix in [start, *_tried(start, _shape_lines(len(start.array.shape)))]:
-        lines = _dtype_lines(fix.array.dtype, whole, one_hot and fix is start, classes)
         every += [fix, *_tried(fix, lines)]
 
     likeliest: dict[Any, Fix] = {}
@@ -82,21 +89,6 @@ def _shape_lines(rank: int) -> Iterator[tuple[int, str]]:
     yield from _SHAPE_LINES
 
 
-def _dtype_lines(
-    dtype: np.dtype, whole: bool, one_hot: bool, classes: int
-) -> Iterator[tuple[int, str]]:
-    """Give lines that change a dtype, with braces for the array, each after its cost."""
-    if one_hot:
-        yield 1, "{0}.argmax(-1)"
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        yield 2, '{0}.astype("float32")'
-    is_integer = jnp.issubdtype(dtype, jnp.integer)
-    if whole and not is_integer:
-        yield 2, "{0}.astype(int)"
-    if classes and is_integer:
-        yield 4, f"jax.nn.one_hot({{0}}, {classes})"
-
-
 def _tried(fix: Fix, lines: Iterable[tuple[int, str]]) -> Iterator[Fix]:
     """Keep the lines that run on an array of this shape."""
     for cost, line in lines:
@@ -112,13 +104,9 @@ def _run(line: str, array: Any) -> Any:
     return eval(line, {"np": jnp, "jax": jax, "len": len, "array": array})
 
 
-def _is_whole(array: Any, low: int, high: int) -> bool:
+def _is_whole(part: np.ndarray, low: int, high: int) -> bool:
     """Say whether all values are bools, or whole numbers in a range."""
-
-    def is_whole(part: np.ndarray) -> bool:
-        return bool(np.all((part == np.rint(part)) & (part >= low) & (part <= high)))
-
-    return all_blocks(array, is_whole)
+    return bool(np.all((part == np.rint(part)) & (part >= low) & (part <= high)))
 
 
 def _is_one_hot(rows: np.ndarray) -> bool:

@@ -54,27 +54,19 @@ def needs(layer: Any) -> dict[str, Needed]:
             return {"x": Needed(() if size == "scalar" else (size,), dtype, batched)}
         case _, eqx.nn.Conv() | eqx.nn.ConvTranspose():
             return {"x": Needed((layer.in_channels, *_SPATIAL[layer.num_spatial_dims]), floats)}
-        case _, eqx.nn.Pool():
-            return {"x": Needed(("channels", *_SPATIAL[layer.num_spatial_dims]))}
-        case _, eqx.nn.AdaptivePool():
-            return {"x": Needed(("channels", *_SPATIAL[len(layer.target_shape)]))}
+        case _, eqx.nn.Pool(kernel_size=sizes) | eqx.nn.AdaptivePool(target_shape=sizes):
+            return {"x": Needed(("channels", *_SPATIAL[len(sizes)]))}
         case _, eqx.nn.LayerNorm() | eqx.nn.RMSNorm():
             return {"x": Needed(tuple(layer.shape))}
-        case _, eqx.nn.GroupNorm(channels=int(channels)):
-            return {"x": Needed((channels, "..."))}
-        case _, eqx.nn.BatchNorm():
-            return {"x": Needed((layer.input_size, "..."))}
+        case _, eqx.nn.GroupNorm(channels=int(size)) | eqx.nn.BatchNorm(input_size=size):
+            return {"x": Needed((size, "..."))}
         case _, eqx.nn.Embedding():
             return {"x": Needed((), jnp.integer)}
         case _, eqx.nn.GRUCell() | eqx.nn.LSTMCell():
-            hidden = Needed((layer.hidden_size,))
-            return {"input": Needed((layer.input_size,)), "hidden": hidden}
+            return {"input": Needed((layer.input_size,)), "hidden": Needed((layer.hidden_size,))}
         case _, eqx.nn.MultiheadAttention():
-            return {
-                "query": Needed(("length", layer.query_size)),
-                "key_": Needed(("length", layer.key_size)),
-                "value": Needed(("length", layer.value_size)),
-            }
+            sizes = {"query": layer.query_size, "key_": layer.key_size, "value": layer.value_size}
+            return {name: Needed(("length", size)) for name, size in sizes.items()}
         case _, eqx.nn.WeightNorm():
             return needs(layer.layer)
     return {}

@@ -1,8 +1,9 @@
 """Data is made a source of batches, and checked against model and loss."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import equinox as eqx
 from jaxtyping import PyTree
 
 from vernal import _limits, errors
@@ -130,12 +131,13 @@ def _label_check(preflight: Preflight, batch: PyTree) -> Callable[[PyTree], None
     loss = preflight.loss
     if type(loss) not in (CrossEntropy, BinaryCrossEntropy):  # a subclass may have other labels
         return lambda batch: None
-    _, *example = preflight.trace_predictions(batch[0]).shape
+    inferring = eqx.nn.inference_mode(preflight.model)
+    predicted = replace(preflight, objective=None, model=inferring).trace(batch[0]).shapes
 
     def check(batch: PyTree) -> None:
         y = batch[1]
         try:
-            loss.check_labels(y, (len(y), *example))
+            loss.check_labels(y, (len(y), *predicted.shape[1:]))
         except errors.ExamplesError as error:
             raise errors.ExamplesError(errors.about(preflight.name, error.args[0])) from None
 

@@ -11,7 +11,7 @@ from vernal._optimizers import Optimizer
 from vernal._training.objective import Objective
 from vernal._training.state import TrainState
 from vernal._training.update import Choices
-from vernal.errors import ArgumentError, kind
+from vernal.errors import ArgumentError, kind, wrong_argument
 
 
 def model_of(model_or_state: Any) -> tuple[PyTree, PyTree]:
@@ -23,37 +23,27 @@ def model_of(model_or_state: Any) -> tuple[PyTree, PyTree]:
     if isinstance(model_or_state, TrainState):
         return model_or_state.model, model_or_state.model_state
 
+    is_tuple = isinstance(model_or_state, tuple) and model_or_state
+    parts = model_or_state if is_tuple else (None,)
     if isinstance(model_or_state, type):
-        raise ArgumentError(
-            f"model is {kind(model_or_state)}; an instance of an eqx.Module is needed, or a "
-            "TrainState."
-        )
-    is_pair = isinstance(model_or_state, tuple) and model_or_state
-    if is_pair and isinstance(model_or_state[0], TrainState):
-        raise ArgumentError(
-            "model is a tuple, with a TrainState: what fit and step return."
-            "\n  Unpack it: state, history = trainer.fit(...), or state, info = trainer.step(...)."
-        )
-    if isinstance(getattr(model_or_state, "state", None), TrainState):
-        name = type(model_or_state).__name__.lower()
-        raise ArgumentError(
-            f"model is {kind(model_or_state)}, which has a TrainState.\n  Pass {name}.state."
-        )
-    if is_pair and isinstance(model_or_state[-1], eqx.nn.State):
-        raise ArgumentError(
-            "model is a tuple, with an eqx.nn.State; a model is needed, or a TrainState."
-            "\n  Try trainer.init(model, model_state=model_state)."
-        )
-    return model_or_state, None
+        hint = "Pass an instance of it."
+    elif isinstance(parts[0], TrainState):
+        hint = "Unpack it: state, history = trainer.fit(...), or state, info = trainer.step(...)."
+    elif isinstance(parts[-1], eqx.nn.State):
+        hint = "Try trainer.init(model, model_state=model_state)."
+    elif isinstance(getattr(model_or_state, "state", None), TrainState):
+        hint = f"Pass {type(model_or_state).__name__.lower()}.state."
+    else:
+        return model_or_state, None
+    need = "an instance of an eqx.Module, or a TrainState,"
+    raise wrong_argument("model", model_or_state, need, hint)
 
 
 def check_state(state: Any) -> None:
     """Raise `ArgumentError` if this is not a `TrainState`, which a step needs."""
     if not isinstance(state, TrainState):
-        raise ArgumentError(
-            f"step needs a TrainState; it is given {kind(state)}."
-            "\n  Try trainer.step(trainer.init(model), batch)."
-        )
+        hint = "Try trainer.step(trainer.init(model), batch)."
+        raise wrong_argument("state", state, "a TrainState", hint)
 
 
 def trained_leaves(model: PyTree, trainable: PyTree) -> tuple[bool, ...]:
@@ -70,20 +60,15 @@ def trained_leaves(model: PyTree, trainable: PyTree) -> tuple[bool, ...]:
     def picks(choice: Any, part: PyTree) -> list[bool]:
         if not callable(choice) and not isinstance(choice, bool | np.bool_):
             raise ValueError(f"{choice!r} is neither True, False nor a function of an array")
-
-        def picked(leaf: Any) -> bool:
-            return bool(choice(leaf) if callable(choice) else choice)
-
-        return [eqx.is_inexact_array(leaf) and picked(leaf) for leaf in jax.tree.leaves(part)]
+        picked = choice if callable(choice) else lambda leaf: choice
+        return [eqx.is_inexact_array(leaf) and bool(picked(leaf)) for leaf in jax.tree.leaves(part)]
 
     try:
         return tuple(jax.tree.leaves(jax.tree.map(picks, trainable, model)))
     except ValueError as error:
-        raise ArgumentError(
-            f"trainable is {kind(trainable)}; a function of an array is needed, or a PyTree of "
-            f"True and False with the structure of the model, {kind(model)}."
-            "\n  Make one from the model: jax.tree.map(lambda _: False, model), then eqx.tree_at."
-        ) from error
+        need = "a function of an array, or a PyTree of True and False as large as the model,"
+        hint = "Make one from the model: jax.tree.map(lambda _: False, model), then eqx.tree_at."
+        raise wrong_argument("trainable", trainable, need, hint) from error
 
 
 def choices_for(
@@ -96,8 +81,6 @@ def choices_for(
     """
     trained = trained_leaves(model, trainable)
     if not any(trained):
-        raise ArgumentError(
-            f"model is {kind(model)}, without a float array to train."
-            "\n  Pass an instance of an eqx.Module, and see what `trainable` picks of it."
-        )
+        hint = "Pass an instance of an eqx.Module, and see what `trainable` picks of it."
+        raise ArgumentError(f"model is {kind(model)}, without a float array to train.\n  {hint}")
     return Choices(optimizer, objective, trained)

@@ -33,11 +33,9 @@ def with_checked_opt_state(choices: Choices, state: TrainState) -> TrainState:
     made = eqx.filter_eval_shape(_initial_opt_state, choices.optimizer, params)
     made = eqx.filter(made, lambda leaf: hasattr(leaf, "dtype"))
     if signature(made) != signature(arrays):
-        arguments = "state.model"
-        if state.model_state is not None:
-            arguments += ", model_state=state.model_state"
+        stateful = "" if state.model_state is None else ", model_state=state.model_state"
         raise ArgumentError(
             "state.opt_state was made by another optimizer, or for other trainable parameters."
-            f"\n  Begin anew with the model: trainer.init({arguments})."
+            f"\n  Begin anew with the model: trainer.init(state.model{stateful})."
         )
     return state

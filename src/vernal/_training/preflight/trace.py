@@ -4,7 +4,7 @@ Only if the trace fails is anything explained, by `vernal._explain`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -65,11 +65,6 @@ class Preflight:
         args = shapes_of((self.objective, self.model, self.model_state, batch))
         jaxpr, shapes, _ = eqx.filter_make_jaxpr(_kept_measured)(*args)
         return Traced(shapes, convolves=holds(jaxpr.jaxpr, "conv_general_dilated"))
-
-    def trace_predictions(self, x: PyTree) -> PyTree:
-        """Return the predictions that the model makes in inference mode, as shapes."""
-        inferring = eqx.nn.inference_mode(self.model)
-        return replace(self, objective=None, model=inferring).trace(x).shapes
 
     def check(self, batch: PyTree, *, given: PyTree = None) -> Traced:
         """Trace as `trace` does, and explain a failure.
