@@ -19,6 +19,20 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+# The public names, which `vernal` has, too.
+__all__ = [
+    "ArgumentError",
+    "CallError",
+    "CheckpointError",
+    "DataError",
+    "ExamplesError",
+    "MissingExtraError",
+    "NonFiniteError",
+    "RecompilationError",
+    "ShapeError",
+    "VernalError",
+]
+
 Function = TypeVar("Function", bound=Callable)
 
 _NO_BREAK = "\u00a0"
