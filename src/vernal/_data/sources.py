@@ -8,8 +8,10 @@ import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from vernal._data.array_source import ArraySource
-from vernal._data.loader_source import is_function
+from vernal._data.loader_source import LoaderSource, is_function
 from vernal.errors import ArgumentError, DataError, kind, whole_number
+
+Source = ArraySource | LoaderSource
 
 
 def is_loader(data: PyTree) -> bool:

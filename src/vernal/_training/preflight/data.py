@@ -8,7 +8,7 @@ from jaxtyping import PyTree
 from vernal import _limits, errors
 from vernal._data.array_source import ArraySource
 from vernal._data.loader_source import LoaderSource
-from vernal._data.sources import check_no_batch_size, is_loader
+from vernal._data.sources import Source, check_no_batch_size, is_loader
 from vernal._optimizers import learning_rate
 from vernal._training.objective import Measured
 from vernal._training.preflight.trace import Preflight, Traced
@@ -26,7 +26,7 @@ class CheckedData:
         measured: What is measured of a batch, as shapes; the outputs of a model alone.
     """
 
-    source: ArraySource | LoaderSource
+    source: Source
     loops: bool
     measured: Measured | PyTree
 
