@@ -95,10 +95,8 @@ def initial_opt_state(optimizer: Optimizer, params: PyTree) -> PyTree:
     """
 
     def after_a_step(opt_state: PyTree) -> PyTree:
-        def loss_of(params: PyTree) -> Array:
-            return jnp.zeros(())
-
-        extra = extra_arguments(optimizer, loss_of(params), params, loss_of)
+        loss = jnp.zeros(())
+        extra = extra_arguments(optimizer, loss, params, lambda params: loss)
         return optimizer.update(params, opt_state, params, **extra)[1]
 
     def promoted(leaf: Any, after: Any) -> Any:
