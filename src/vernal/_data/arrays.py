@@ -7,7 +7,6 @@ from collections.abc import Hashable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
@@ -147,11 +146,6 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     offset = -memory.ctypes.data % _ALIGNMENT
 
     return memory[offset : offset + size].view(dtype).reshape(shape)
-
-
-def on_device(arrays: PyTree) -> PyTree:
-    """Return arrays on the device; JAX's own stay where they are."""
-    return jax.tree.map(jnp.asarray, arrays)
 
 
 def row_of(arrays: PyTree, row: Any) -> PyTree:
