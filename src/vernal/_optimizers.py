@@ -23,21 +23,17 @@ def strongly_typed(leaf: Any) -> Any:
 
 
 @jax.custom_vjp
-def _with_ascending_gradient(array: Array) -> Array:
+def _uphill(array: Array) -> Array:
     """Return a complex array whose gradient points uphill: JAX's own is the conjugate of it."""
     return array
 
 
-_with_ascending_gradient.defvjp(
-    lambda array: (array, None), lambda _, gradient: (jnp.conj(gradient),)
-)
+_uphill.defvjp(lambda array: (array, None), lambda _, gradient: (jnp.conj(gradient),))
 
 
 def with_ascending_gradients(params: PyTree) -> PyTree:
-    def converted(leaf: Array) -> Array:
-        return _with_ascending_gradient(leaf) if jnp.iscomplexobj(leaf) else leaf
-
-    return jax.tree.map(converted, params)
+    """Return parameters whose gradients point uphill, those of complex ones included."""
+    return jax.tree.map(lambda leaf: _uphill(leaf) if jnp.iscomplexobj(leaf) else leaf, params)
 
 
 def extra_arguments(

@@ -41,8 +41,6 @@ _WRAPPER = textwrap.TextWrapper(
 )
 # The libraries whose frames say nothing to a user about a mistake in the user's own program.
 _LIBRARIES = ("vernal", "jax", "equinox", "optax", "jaxtyping", "beartype", "contextlib")
-# Names that are read with a vowel first, besides those that are written with one.
-_AN = ("A", "E", "I", "O", "a", "e", "i", "o", "MLP", "LSTM")
 
 
 class VernalError(Exception):
@@ -297,8 +295,7 @@ _HINTS = {
 
 def first_line(error: Exception) -> str:
     """Word another library's error in one line of at most 200 characters."""
-    text = " ".join(str(part) for part in error.args)
-    line = f"{type(error).__name__}: {text}".partition("\n")[0]
+    line = f"{type(error).__name__}: {' '.join(map(str, error.args))}".partition("\n")[0]
     return textwrap.shorten(line, 200, placeholder=" ...")
 
 
@@ -311,6 +308,7 @@ def kind(thing: Any) -> str:
     if hasattr(thing, "shape"):
         return f"a single array of shape {thing.shape}"
     name = type(thing).__name__
-    article = "an" if name.startswith(_AN) else "a"
+    # MLP and LSTM are read with a vowel first, besides names that are written with one.
+    article = "an" if re.match("[AEIOaeio]|MLP|LSTM", name) else "a"
     size = f" of {len(thing)}" if isinstance(thing, tuple | list) else ""
     return f"{article} {name}{size}"

@@ -200,11 +200,10 @@ class AbstractSupervised(eqx.Module):
         """Split a batch in x, y and sample weights, or `None`; `DataError` if it has not these."""
         name = type(self).__name__
         if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-            raise DataError(
-                f"{name} needs batches (x, y) or (x, y, sample_weight); it is given {kind(batch)}."
-                "\n  Pass a tuple, (x, y): a list holds ready batches."
-                "\n  For other batches write a function loss(model, batch, key)."
-            )
+            hint = "Pass a tuple, (x, y): a list holds ready batches."
+            own = "For other batches write a function loss(model, batch, key)."
+            needed = f"{name} needs batches (x, y) or (x, y, sample_weight)"
+            raise DataError(f"{needed}; it is given {kind(batch)}.\n  {hint}\n  {own}")
         x, y, weight = (*batch, None)[:3]
         if y is None:
             raise DataError(f"{name} needs targets; y is None.")

@@ -35,9 +35,7 @@ def as_arrays(data: PyTree, *, name="data", finite=False, files=False, aligned=T
             way: by a narrower dtype, or without its mask.
         ExamplesError: If lengths differ, or there is no example.
     """
-    flat, treedef = jax.tree_util.tree_flatten_with_path(
-        data, is_leaf=lambda node: isinstance(node, list)
-    )
+    flat, treedef = jax.tree.flatten_with_path(data, is_leaf=lambda node: isinstance(node, list))
     if not flat:
         raise DataError(f"{name} has no arrays in it: {data!r}.\n  Pass (x, y).")
     leaves = {leaf_name(name, data, path): leaf for path, leaf in flat}

@@ -82,5 +82,4 @@ def batches(
         DataError: If `data` cannot be trained on.
         ArgumentError: If `batch_size` is not a whole number from 1.
     """
-    source = ArraySource(data, batch_size, shuffle=shuffle, trains=True)
-    return source.batches(epoch, key)
+    return ArraySource(data, batch_size, shuffle=shuffle).batches(epoch, key)
