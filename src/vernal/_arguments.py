@@ -29,16 +29,14 @@ def check_optimizer(optimizer) -> None:
 
 def check_loss(loss) -> None:
     """Raise `ArgumentError` if this cannot be called as `loss(model, batch, key)`."""
+    is_optax = (getattr(loss, "__module__", "") or "").startswith("optax")
+    if (_accepts(loss, 3) or _accepts(loss, 4)) and not is_optax:
+        return
+    hint = f"Try losses.Supervised({_name_of(loss)}) if it takes one prediction and target."
     if isinstance(loss, type) or not callable(loss):
         is_class = isinstance(loss, type) and issubclass(loss, AbstractSupervised)
         hint = f"Try losses.{loss.__name__ if is_class else 'MeanSquaredError'}()."
-        raise wrong_argument("loss", loss, "a callable loss(model, batch, key)", hint)
-    is_loss = _accepts(loss, 3) or _accepts(loss, 4)
-    if not is_loss or (getattr(loss, "__module__", "") or "").startswith("optax"):
-        name = _name_of(loss)
-        called = f"loss is called as loss(model, batch, key), which {name} is not made for"
-        hint = f"Try losses.Supervised({name}) if it takes one example's prediction and target."
-        raise ArgumentError(f"{called}.\n  {hint}")
+    raise wrong_argument("loss", loss, "a callable loss(model, batch, key)", hint)
 
 
 def check_key(key: Any) -> None:

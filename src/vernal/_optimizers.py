@@ -57,8 +57,7 @@ def extra_arguments(
     def grad_fn(params: PyTree, _: Any = None) -> PyTree:
         return jax.grad(loss_of)(params)
 
-    known = {"value": loss, "grad": grads, "value_fn": value_fn}
-    known |= {"obj_fn": loss_of, "grad_fn": grad_fn}
+    known = dict(value=loss, grad=grads, value_fn=value_fn, obj_fn=loss_of, grad_fn=grad_fn)
     parameters = inspect.signature(optimizer.update).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return known
@@ -96,9 +95,8 @@ def initial_opt_state(optimizer: Optimizer, params: PyTree) -> PyTree:
         return optimizer.update(params, opt_state, params, **extra)[1]
 
     def promoted(leaf: Any, after: Any) -> Any:
-        if not eqx.is_array(leaf) or leaf.dtype == after.dtype:
-            return leaf
-        return lax.convert_element_type(leaf, after.dtype)
+        changes = eqx.is_array(leaf) and leaf.dtype != after.dtype
+        return lax.convert_element_type(leaf, after.dtype) if changes else leaf
 
     opt_state = jax.tree.map(strongly_typed, optimizer.init(params))
     for _ in range(2):  # one part of a state may promote another in the step after

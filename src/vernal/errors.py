@@ -52,13 +52,7 @@ class VernalError(Exception):
             `None` where nothing was left out. `traceback.print_tb` prints them.
     """
 
-    __module__ = "vernal"
-
     full_traceback: TracebackType | None = None
-
-    def __init_subclass__(cls) -> None:
-        if cls.__module__ == __name__:
-            cls.__module__ = "vernal"  # where users import it from
 
     def __str__(self) -> str:
         # Paths, code and what is in parentheses, such as a shape, stay in one piece, and with the
@@ -139,6 +133,10 @@ class RecompilationError(VernalError, RuntimeError):
 
 class MissingExtraError(VernalError, ImportError):
     """An optional dependency is not installed; the message has the command that installs it."""
+
+
+for _name in __all__:
+    globals()[_name].__module__ = "vernal"  # where users import it from
 
 
 def short_traceback(function: Function) -> Function:
