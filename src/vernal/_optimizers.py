@@ -17,9 +17,8 @@ Optimizer = optax.GradientTransformation | optax.MultiSteps
 
 def strongly_typed(leaf: Any) -> Any:
     """Return an array whose dtype stays: JAX's weak types, of Python's numbers, do not."""
-    if not eqx.is_array(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return leaf
-    return lax.convert_element_type(leaf, leaf.dtype)
+    is_weak = getattr(leaf, "weak_type", False)
+    return lax.convert_element_type(leaf, leaf.dtype) if is_weak else leaf
 
 
 @jax.custom_vjp
