@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from vernal import callbacks, losses, metrics, nn, plot
+from vernal import callbacks, errors, losses, metrics, nn, plot
 from vernal._checkpointing.manager import Checkpoints
 from vernal._checkpointing.weights import load, save
 from vernal._data.sources import batches, steps
@@ -13,40 +13,19 @@ from vernal._training.epochs import Epoch
 from vernal._training.state import TrainState
 from vernal._training.trainer import Trainer
 from vernal.averaging import average_weights, averaged
-from vernal.errors import (
-    ArgumentError,
-    CallError,
-    CheckpointError,
-    DataError,
-    ExamplesError,
-    MissingExtraError,
-    NonFiniteError,
-    RecompilationError,
-    ShapeError,
-    VernalError,
-)
+from vernal.errors import *  # noqa: F403
 from vernal.history import History
 from vernal.learning_rate import LearningRates, find_learning_rate
 
 __all__ = [
-    "ArgumentError",
-    "CallError",
-    "CheckpointError",
     "Checkpoints",
     "Cost",
-    "DataError",
     "Epoch",
-    "ExamplesError",
     "History",
     "LearningRates",
-    "MissingExtraError",
-    "NonFiniteError",
-    "RecompilationError",
-    "ShapeError",
     "Summary",
     "TrainState",
     "Trainer",
-    "VernalError",
     "average_weights",
     "averaged",
     "batches",
@@ -64,6 +43,7 @@ __all__ = [
     "update_cost",
     "update_jaxpr",
 ]
+__all__ += errors.__all__
 
 __version__ = version("vernal")
 del version

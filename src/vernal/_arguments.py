@@ -29,17 +29,14 @@ def check_optimizer(optimizer) -> None:
 
 def check_loss(loss) -> None:
     """Raise `ArgumentError` if this cannot be called as `loss(model, batch, key)`."""
+    is_optax = (getattr(loss, "__module__", "") or "").startswith("optax")
+    if (_accepts(loss, 3) or _accepts(loss, 4)) and not is_optax:
+        return
+    hint = f"Try losses.Supervised({_name_of(loss)}) if it takes one prediction and target."
     if isinstance(loss, type) or not callable(loss):
         is_class = isinstance(loss, type) and issubclass(loss, AbstractSupervised)
         hint = f"Try losses.{loss.__name__ if is_class else 'MeanSquaredError'}()."
-        raise wrong_argument("loss", loss, "a callable loss(model, batch, key)", hint)
-    is_loss = _accepts(loss, 3) or _accepts(loss, 4)
-    if not is_loss or (getattr(loss, "__module__", "") or "").startswith("optax"):
-        name = _name_of(loss)
-        raise ArgumentError(
-            f"loss is called as loss(model, batch, key), which {name} is not made for."
-            f"\n  Try losses.Supervised({name}) if it takes one example's prediction and target."
-        )
+    raise wrong_argument("loss", loss, "a callable loss(model, batch, key)", hint)
 
 
 def check_key(key: Any) -> None:
@@ -55,10 +52,8 @@ def check_key(key: Any) -> None:
 def check_no_key(key: Any) -> None:
     """Raise `ArgumentError` if a key is given where a `TrainState` is."""
     if key is not None:
-        raise ArgumentError(
-            "key is given with a TrainState, which has a key already."
-            "\n  Pass the key to trainer.init(model, key=key), where the state begins."
-        )
+        hint = "Pass the key to trainer.init(model, key=key), where the state begins."
+        raise ArgumentError(f"key is given with a TrainState, which has a key already.\n  {hint}")
 
 
 def checked_steps_per_epoch(steps: Any) -> int | None:
@@ -96,13 +91,14 @@ def check_stateful(loss: Callable | None, model: PyTree, model_state: PyTree) ->
             f"\n  Make both: model, model_state = eqx.nn.make_with_state({name})(...),"
             "\n  and pass trainer.init(model, model_state=model_state) in place of the model."
         )
-    arguments = 3 if model_state is None else 4
-    if loss is None or isinstance(loss, AbstractSupervised) or _accepts(loss, arguments):
+    given, called = "no", ["model", "batch", "key"]
+    if model_state is not None:
+        given, called = "a", [*called, "model_state"]
+    if loss is None or _accepts(loss, len(called)):
         return
-    called = "model, batch, key" if model_state is None else "model, batch, key, model_state"
     raise ArgumentError(
-        f"with {'no' if model_state is None else 'a'} model_state the loss is called as "
-        f"loss({called}), which {_name_of(loss)} is not made for."
+        f"with {given} model_state the loss is called as loss({', '.join(called)}), "
+        f"which {_name_of(loss)} is not made for."
         "\n  For a loss that returns (scalar, dict of metrics, model_state), pass "
         "trainer.init(model, model_state=...) in place of the model."
     )
@@ -128,18 +124,14 @@ def checked_metrics(metrics: Any, loss: Callable) -> dict[str, AbstractMetric]:
         hint = 'Try metrics={"accuracy": metrics.accuracy}.'
         raise wrong_argument("metrics", metrics, "a dict of functions by name", hint)
     if metrics and not isinstance(loss, AbstractSupervised):
-        raise ArgumentError(
-            "metrics are for the losses of vernal.losses; a loss of your own measures both."
-            '\n  Return the metrics from the loss: (scalar, {"name": value}).'
-        )
+        hint = 'Return the metrics from the loss: (scalar, {"name": value}).'
+        raise ArgumentError(f"metrics are for losses of vernal.losses, not your own.\n  {hint}")
     checked = {}
     for name, metric in metrics.items():
         is_taken = name in ("loss", "learning_rate")
         if not isinstance(name, str) or is_taken or name.startswith("val_"):
-            raise ArgumentError(
-                f"metrics cannot be called {name!r}; a string is needed that is not "
-                '"loss" or "learning_rate" and does not begin with "val_".'
-            )
+            need = 'a string is needed that is not "loss", "learning_rate" or "val_..."'
+            raise ArgumentError(f"metrics cannot be called {name!r}; {need}.")
         if not isinstance(metric, AbstractMetric) and not _accepts(metric, 2):
             need = "a function fn(prediction, target) of one example, or an AbstractMetric,"
             hint = "Try metrics.top_k(5)." if metric is top_k else ""
@@ -200,10 +192,8 @@ def check_monitored(callback: Any, names: Collection[str]) -> None:
     hint = f"{did_you_mean(monitor, names)}\n  A callback before it may measure it: {measure}"
     if monitor.removeprefix("val_") in names:
         hint = "\n  Pass validation_data."
-    raise ArgumentError(
-        f"{type(callback).__name__} monitors {monitor!r}, which is not measured; there are "
-        f"{', '.join(names)}.{hint}"
-    )
+    problem = f"{type(callback).__name__} monitors {monitor!r}, which is not measured"
+    raise ArgumentError(f"{problem}; there are {', '.join(names)}.{hint}")
 
 
 def check_progress(progress: Any) -> None:

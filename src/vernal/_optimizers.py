@@ -17,27 +17,22 @@ Optimizer = optax.GradientTransformation | optax.MultiSteps
 
 def strongly_typed(leaf: Any) -> Any:
     """Return an array whose dtype stays: JAX's weak types, of Python's numbers, do not."""
-    if not eqx.is_array(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return leaf
-    return lax.convert_element_type(leaf, leaf.dtype)
+    is_weak = getattr(leaf, "weak_type", False)
+    return lax.convert_element_type(leaf, leaf.dtype) if is_weak else leaf
 
 
 @jax.custom_vjp
-def _with_ascending_gradient(array: Array) -> Array:
+def _uphill(array: Array) -> Array:
     """Return a complex array whose gradient points uphill: JAX's own is the conjugate of it."""
     return array
 
 
-_with_ascending_gradient.defvjp(
-    lambda array: (array, None), lambda _, gradient: (jnp.conj(gradient),)
-)
+_uphill.defvjp(lambda array: (array, None), lambda _, gradient: (jnp.conj(gradient),))
 
 
 def with_ascending_gradients(params: PyTree) -> PyTree:
-    def converted(leaf: Array) -> Array:
-        return _with_ascending_gradient(leaf) if jnp.iscomplexobj(leaf) else leaf
-
-    return jax.tree.map(converted, params)
+    """Return parameters whose gradients point uphill, those of complex ones included."""
+    return jax.tree.map(lambda leaf: _uphill(leaf) if jnp.iscomplexobj(leaf) else leaf, params)
 
 
 def extra_arguments(
@@ -61,8 +56,7 @@ def extra_arguments(
     def grad_fn(params: PyTree, _: Any = None) -> PyTree:
         return jax.grad(loss_of)(params)
 
-    known = {"value": loss, "grad": grads, "value_fn": value_fn}
-    known |= {"obj_fn": loss_of, "grad_fn": grad_fn}
+    known = dict(value=loss, grad=grads, value_fn=value_fn, obj_fn=loss_of, grad_fn=grad_fn)
     parameters = inspect.signature(optimizer.update).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return known
@@ -95,16 +89,13 @@ def initial_opt_state(optimizer: Optimizer, params: PyTree) -> PyTree:
     """
 
     def after_a_step(opt_state: PyTree) -> PyTree:
-        def loss_of(params: PyTree) -> Array:
-            return jnp.zeros(())
-
-        extra = extra_arguments(optimizer, loss_of(params), params, loss_of)
+        loss = jnp.zeros(())
+        extra = extra_arguments(optimizer, loss, params, lambda params: loss)
         return optimizer.update(params, opt_state, params, **extra)[1]
 
     def promoted(leaf: Any, after: Any) -> Any:
-        if not eqx.is_array(leaf) or leaf.dtype == after.dtype:
-            return leaf
-        return lax.convert_element_type(leaf, after.dtype)
+        changes = eqx.is_array(leaf) and leaf.dtype != after.dtype
+        return lax.convert_element_type(leaf, after.dtype) if changes else leaf
 
     opt_state = jax.tree.map(strongly_typed, optimizer.init(params))
     for _ in range(2):  # one part of a state may promote another in the step after

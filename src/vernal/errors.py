@@ -19,6 +19,20 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+# The public names, which `vernal` has, too.
+__all__ = [
+    "ArgumentError",
+    "CallError",
+    "CheckpointError",
+    "DataError",
+    "ExamplesError",
+    "MissingExtraError",
+    "NonFiniteError",
+    "RecompilationError",
+    "ShapeError",
+    "VernalError",
+]
+
 Function = TypeVar("Function", bound=Callable)
 
 _NO_BREAK = "\u00a0"
@@ -27,8 +41,6 @@ _WRAPPER = textwrap.TextWrapper(
 )
 # The libraries whose frames say nothing to a user about a mistake in the user's own program.
 _LIBRARIES = ("vernal", "jax", "equinox", "optax", "jaxtyping", "beartype", "contextlib")
-# Names that are read with a vowel first, besides those that are written with one.
-_AN = ("A", "E", "I", "O", "a", "e", "i", "o", "MLP", "LSTM")
 
 
 class VernalError(Exception):
@@ -40,13 +52,7 @@ class VernalError(Exception):
             `None` where nothing was left out. `traceback.print_tb` prints them.
     """
 
-    __module__ = "vernal"
-
     full_traceback: TracebackType | None = None
-
-    def __init_subclass__(cls) -> None:
-        if cls.__module__ == __name__:
-            cls.__module__ = "vernal"  # where users import it from
 
     def __str__(self) -> str:
         # Paths, code and what is in parentheses, such as a shape, stay in one piece, and with the
@@ -127,6 +133,10 @@ class RecompilationError(VernalError, RuntimeError):
 
 class MissingExtraError(VernalError, ImportError):
     """An optional dependency is not installed; the message has the command that installs it."""
+
+
+for _name in __all__:
+    globals()[_name].__module__ = "vernal"  # where users import it from
 
 
 def short_traceback(function: Function) -> Function:
@@ -283,8 +293,7 @@ _HINTS = {
 
 def first_line(error: Exception) -> str:
     """Word another library's error in one line of at most 200 characters."""
-    text = " ".join(str(part) for part in error.args)
-    line = f"{type(error).__name__}: {text}".partition("\n")[0]
+    line = f"{type(error).__name__}: {' '.join(map(str, error.args))}".partition("\n")[0]
     return textwrap.shorten(line, 200, placeholder=" ...")
 
 
@@ -297,6 +306,7 @@ def kind(thing: Any) -> str:
     if hasattr(thing, "shape"):
         return f"a single array of shape {thing.shape}"
     name = type(thing).__name__
-    article = "an" if name.startswith(_AN) else "a"
+    # MLP and LSTM are read with a vowel first, besides names that are written with one.
+    article = "an" if re.match("[AEIOaeio]|MLP|LSTM", name) else "a"
     size = f" of {len(thing)}" if isinstance(thing, tuple | list) else ""
     return f"{article} {name}{size}"

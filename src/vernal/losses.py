@@ -64,10 +64,8 @@ def forward(
         # A copy: an `eqx.nn.State` serves once.
         result = model(example, jax.tree.map(lambda leaf: leaf, model_state), **named)
         if not isinstance(result, tuple) or len(result) != 2:
-            raise ShapeError(
-                f"a model with a model_state needs to return (output, model_state); "
-                f"{type(model).__name__} returns {kind(result)}."
-            )
+            needed = "a model with a model_state needs to return (output, model_state)"
+            raise ShapeError(f"{needed}; {type(model).__name__} returns {kind(result)}.")
         return result
 
     try:
@@ -80,10 +78,9 @@ def forward(
     except ValueError as error:
         if "out_axes" not in str(error):
             raise
-        raise ShapeError(
-            f"the model_state that {type(model).__name__} returns differs from example to example."
-            '\n  Average it over the batch: jax.lax.pmean(value, "batch").'
-        ) from error
+        hint = 'Average it over the batch: jax.lax.pmean(value, "batch").'
+        given = f"the model_state that {type(model).__name__} returns differs by example"
+        raise ShapeError(f"{given}.\n  {hint}") from error
     return outputs, new if is_stateful else model_state
 
 
@@ -91,8 +88,7 @@ def predictions(
     model: Callable, x: PyTree[Array], key: PRNGKeyArray | None = None, model_state: PyTree = None
 ) -> Array:
     """Apply a model to a batch, as `forward` does, and leave out the new model state."""
-    outputs, _ = forward(model, x, key, model_state)
-    return outputs
+    return forward(model, x, key, model_state)[0]
 
 
 def needs_key(model: Callable) -> bool:
@@ -200,20 +196,14 @@ class AbstractSupervised(eqx.Module):
         """Return the weights of the terms of a batch's loss, given its sample weights."""
         return weight
 
-    @property
-    def has_own_call(self) -> bool:
-        """Whether a subclass has a `__call__` of its own, which is called as it is written."""
-        return type(self).__call__ is not AbstractSupervised.__call__
-
     def parts_of(self, batch: PyTree) -> tuple[PyTree, Array, Array | None]:
         """Split a batch in x, y and sample weights, or `None`; `DataError` if it has not these."""
         name = type(self).__name__
         if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-            raise DataError(
-                f"{name} needs batches (x, y) or (x, y, sample_weight); it is given {kind(batch)}."
-                "\n  Pass a tuple, (x, y): a list holds ready batches."
-                "\n  For other batches write a function loss(model, batch, key)."
-            )
+            hint = "Pass a tuple, (x, y): a list holds ready batches."
+            own = "For other batches write a function loss(model, batch, key)."
+            needed = f"{name} needs batches (x, y) or (x, y, sample_weight)"
+            raise DataError(f"{needed}; it is given {kind(batch)}.\n  {hint}\n  {own}")
         x, y, weight = (*batch, None)[:3]
         if y is None:
             raise DataError(f"{name} needs targets; y is None.")
@@ -227,10 +217,8 @@ class AbstractSupervised(eqx.Module):
                 raise ShapeError(f"{what} {kind(array)}, but {name} needs one array.")
         needed = self.target_shape(prediction.shape)
         if y.shape != needed:
-            raise ShapeError(
-                f"y has shape {y.shape}, "
-                f"but {name} needs {needed} for predictions of shape {prediction.shape}."
-            )
+            given = f"for predictions of shape {prediction.shape}"
+            raise ShapeError(f"y has shape {y.shape}, but {name} needs {needed} {given}.")
 
 
 class Supervised(AbstractSupervised):
@@ -287,7 +275,7 @@ class BinaryCrossEntropy(AbstractSupervised):
 
     def check_labels(self, y: Array, prediction_shape: tuple[int, ...]) -> None:
         """Raise `ExamplesError` if not all labels are from 0 to 1."""
-        _check_range(y, 1, "BinaryCrossEntropy needs 0 to 1", for_signs="(y + 1) / 2", ignored=None)
+        _check_range(y, 1, "BinaryCrossEntropy needs 0 to 1", for_signs="(y + 1) / 2")
 
     def of_example(self, prediction, target):
         label = jnp.asarray(target, prediction.dtype)
@@ -325,8 +313,6 @@ class CrossEntropy(AbstractSupervised):
         return counts * weight.reshape(weight.shape + (1,) * (y.ndim - weight.ndim))
 
     def _is_ignored(self, y):
-        if self.ignore_index is None:
-            return jnp.zeros(y.shape, bool)
         # In 32 bits, for -100 is no number of 8 bits without a sign.
         return jnp.asarray(y, jnp.int32) == self.ignore_index
 
@@ -340,25 +326,24 @@ class CrossEntropy(AbstractSupervised):
         """Raise `ExamplesError` if there is a label without a logit."""
         most = prediction_shape[-1] - 1
         needed = f"CrossEntropy needs 0 to {most} for predictions of shape {prediction_shape}"
-        _check_range(y, most, needed, for_signs="(y + 1) // 2", ignored=self.ignore_index)
+        _check_range(y, most, needed, for_signs="(y + 1) // 2", ignored=self.ignore_index or 0)
 
     def of_example(self, prediction, target):
         if not jnp.issubdtype(target.dtype, jnp.integer):
             raise ShapeError(f"y is {target.dtype}, but CrossEntropy needs integer labels.")
-        label = jnp.where(self._is_ignored(target), 0, target)
-        loss = optax.losses.softmax_cross_entropy_with_integer_labels(prediction, label)
+        if self.ignore_index is not None:  # which may be no class
+            target = jnp.where(self._is_ignored(target), 0, target)
+        loss = optax.losses.softmax_cross_entropy_with_integer_labels(prediction, target)
         if self.label_smoothing:
             of_all = -jnp.mean(jax.nn.log_softmax(prediction), axis=-1)
             loss = (1 - self.label_smoothing) * loss + self.label_smoothing * of_all
         return loss
 
 
-def _check_range(y: Array, most: int, needed: str, *, for_signs: str, ignored: int | None) -> None:
+def _check_range(y: Array, most: int, needed: str, *, for_signs: str, ignored: int = 0) -> None:
     """Raise `ExamplesError` if labels are not from 0 to `most`; `for_signs` fixes -1 and 1."""
     for start, labels in blocks(y):
-        wrong = (labels < 0) | (labels > most)
-        if ignored is not None:
-            wrong &= labels != ignored
+        wrong = ((labels < 0) | (labels > most)) & (labels != ignored)
         if wrong.any():
             hint = _line_that_shifts(y, most, ("y - 1", for_signs, "y + 1"))
             first = f"y{place(wrong, start)} is {labels[wrong][0]}"

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal import _limits
-from vernal._data.arrays import as_arrays, checked_batch_size, empty, nbytes, on_device
+from vernal._data.arrays import as_arrays, checked_batch_size, empty, nbytes
 from vernal._data.files import FileArray, in_files, in_memory
 from vernal._data.superbatch import Start, Superbatch
 
@@ -76,7 +77,7 @@ class ArraySource:
         """Yield the batches of a run, without end."""
         if self.pass_length == 1:
             yield Superbatch(
-                batches=on_device(in_memory(self.arrays)),
+                batches=self._on_device,
                 data_pass=start.data_pass,
                 start=0,
                 stop=sys.maxsize,
@@ -148,7 +149,7 @@ class ArraySource:
 
     @functools.cached_property
     def _on_device(self) -> PyTree:
-        return on_device(self.arrays)
+        return jax.tree.map(jnp.asarray, in_memory(self.arrays))
 
 
 def _order(examples: int, key: PRNGKeyArray | None, *, shuffle: bool) -> Order:

@@ -7,7 +7,6 @@ from collections.abc import Hashable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
@@ -36,9 +35,7 @@ def as_arrays(data: PyTree, *, name="data", finite=False, files=False, aligned=T
             way: by a narrower dtype, or without its mask.
         ExamplesError: If lengths differ, or there is no example.
     """
-    flat, treedef = jax.tree_util.tree_flatten_with_path(
-        data, is_leaf=lambda node: isinstance(node, list)
-    )
+    flat, treedef = jax.tree.flatten_with_path(data, is_leaf=lambda node: isinstance(node, list))
     if not flat:
         raise DataError(f"{name} has no arrays in it: {data!r}.\n  Pass (x, y).")
     leaves = {leaf_name(name, data, path): leaf for path, leaf in flat}
@@ -147,11 +144,6 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     offset = -memory.ctypes.data % _ALIGNMENT
 
     return memory[offset : offset + size].view(dtype).reshape(shape)
-
-
-def on_device(arrays: PyTree) -> PyTree:
-    """Return arrays on the device; JAX's own stay where they are."""
-    return jax.tree.map(jnp.asarray, arrays)
 
 
 def row_of(arrays: PyTree, row: Any) -> PyTree:

@@ -130,10 +130,8 @@ def _line_that_drops(bad: np.ndarray, condition: str, name: str, given: Any) -> 
     if bad.reshape(len(bad), -1).any(1).all():
         return "\n  Every example has one: a loss of your own may leave out such values."
     every = "" if bad.ndim == 1 else f".reshape(len({name}), -1).all(1)"
-    return (
-        f"\n  Drop those examples: keep = {condition}{every}"
-        f"\n  Then index every array with it, as in {_as_numpy(name, given)}[keep]."
-    )
+    then = f"Then index every array with it, as in {_as_numpy(name, given)}[keep]."
+    return f"\n  Drop those examples: keep = {condition}{every}\n  {then}"
 
 
 def _as_numpy(name: str, given: Any) -> str:

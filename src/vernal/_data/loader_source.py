@@ -115,15 +115,14 @@ class LoaderSource:
             loader_state, start = batches.mark, batches.cursor
             until = time.perf_counter() + limits.loader_seconds
             items = []
-            is_late = is_full = False
+            is_full = False
             while not is_full and signature(batches.following) == shape:
                 items.append(batches.following)
-                is_late = time.perf_counter() > until
-                is_full = is_late or len(items) == capacity
+                is_full = len(items) == capacity or time.perf_counter() > until
                 batches.advance(marks=is_full)
 
             # The first superbatch of a shape settles how long all of them are: one compilation.
-            capacity = self._capacities.setdefault(shape, capacity if is_late else len(items))
+            capacity = self._capacities.setdefault(shape, capacity if is_full else len(items))
             pass_ends = batches.following is None and batches.failure is None
             yield Superbatch(
                 batches=jax.tree.map(functools.partial(_stacked, capacity=capacity), *items),
@@ -143,10 +142,9 @@ class LoaderSource:
         """Make arrays of a batch, and check it."""
         if item is None:
             read = f"{self._name}()" if is_function(self._loader) else self._name
-            raise DataError(
-                f"batch {number} of {self._name}, counted from 0, is None; a batch is needed."
-                f"\n  Leave it out: lambda: (batch for batch in {read} if batch is not None)."
-            )
+            given = f"batch {number} of {self._name}, counted from 0, is None; a batch is needed"
+            hint = f"Leave it out: lambda: (batch for batch in {read} if batch is not None)."
+            raise DataError(f"{given}.\n  {hint}")
         batch = as_batch(item, aligned=self._aligned)
         self._check_labels(batch)
         if isinstance(self._loader, list):

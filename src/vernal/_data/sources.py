@@ -24,40 +24,7 @@ def is_loader(data: PyTree) -> bool:
     return hasattr(data, "__iter__") and is_leaf and not is_array_like
 
 
-def as_source(
-    data: PyTree,
-    batch_size: int | None,
-    *,
-    shuffle: bool = False,
-    trains: bool = False,
-    finite: bool = False,
-    aligned: bool = True,
-    name: str = "data",
-) -> Source:
-    """Make a source of batches from arrays, or from a loader.
-
-    Args:
-        data: A PyTree of arrays, or ready batches to iterate over again and again.
-        batch_size: Examples in a batch; `None` is all of them. Not for a loader.
-        shuffle: Whether an epoch takes the examples in an order of its own. A loader's batches come
-            in its own order.
-        trains: Whether the batches are trained on; see `ArraySource`.
-        finite: Whether every value of arrays needs to be finite.
-        aligned: Whether the parts of a ready batch need the same number of examples.
-        name: The argument that `data` is, for messages.
-
-    Raises:
-        DataError: If `data` is neither, or cannot be trained on.
-        ArgumentError: If `batch_size` cannot be used.
-    """
-    if is_loader(data):
-        _check_no_batch_size(batch_size)
-        return LoaderSource(data, aligned=aligned, name=name)
-
-    return ArraySource(data, batch_size, shuffle=shuffle, trains=trains, finite=finite, name=name)
-
-
-def _check_no_batch_size(batch_size: int | None) -> None:
+def check_no_batch_size(batch_size: int | None) -> None:
     """Raise `ArgumentError` for a batch size: ready batches have a size already."""
     if batch_size is not None:
         given = f"batch_size={batch_size} was given with a loader, whose batches have a size."
@@ -82,7 +49,7 @@ def steps(data: PyTree, batch_size: int | None = None, epochs: int = 1) -> int:
     if not is_loader(data):
         return ArraySource(data, batch_size).pass_length * epochs
 
-    _check_no_batch_size(batch_size)
+    check_no_batch_size(batch_size)
     length = operator.length_hint(data, sys.maxsize)
     if length == sys.maxsize:
         hint = "Pass the number of steps to the schedule."
@@ -115,5 +82,4 @@ def batches(
         DataError: If `data` cannot be trained on.
         ArgumentError: If `batch_size` is not a whole number from 1.
     """
-    source = ArraySource(data, batch_size, shuffle=shuffle, trains=True)
-    return source.batches(epoch, key)
+    return ArraySource(data, batch_size, shuffle=shuffle).batches(epoch, key)

@@ -24,7 +24,7 @@ class Objective(NamedTuple):
         compute_dtype: The dtype of the model's arithmetic; `None` is that of its parameters.
     """
 
-    loss: Callable
+    loss: Any
     metrics: dict[str, AbstractMetric]
     compute_dtype: np.dtype | None
 
@@ -61,7 +61,7 @@ def measure(
     """
     loss, dtype = objective.loss, objective.compute_dtype
     model = cast(model, dtype)
-    if isinstance(loss, AbstractSupervised) and not loss.has_own_call:
+    if type(loss).__call__ is AbstractSupervised.__call__:
         x, y, weights = loss.parts_of(batch)
         prediction, new_state = forward(model, cast(x, dtype), key, model_state)
         prediction = _in_full_precision(prediction, dtype)
@@ -101,8 +101,7 @@ def _measure_custom(
     objective: Objective, model: PyTree, model_state: PyTree, batch: PyTree, key: PRNGKeyArray
 ) -> tuple[Measured, PyTree]:
     """Measure a loss that calls the model itself; return the model's new state, too."""
-    loss: Any = objective.loss
-    dtype = objective.compute_dtype
+    loss, dtype = objective.loss, objective.compute_dtype
     stateful = model_state is not None
     # A copy: an `eqx.nn.State` serves once.
     with_state = (jax.tree.map(lambda leaf: leaf, model_state),) if stateful else ()

@@ -42,8 +42,7 @@ def shape_error(layer: Any, x: Any, where: str) -> ShapeError:
     if not hasattr(x, "shape"):
         return ShapeError(f"x is a {type(x).__name__}, but {where} needs an array of floats.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        is_complex = jnp.issubdtype(x.dtype, jnp.complexfloating)
-        hint = "" if is_complex else '\n  Try x.astype("float32").'
+        hint = "" if jnp.iscomplexobj(x) else '\n  Try x.astype("float32").'
         return ShapeError(f"x is {x.dtype}, but {where} needs floats.{hint}")
 
     message = f"x has shape {x.shape}, but {where} needs ({size},) or (*batch, {size})."

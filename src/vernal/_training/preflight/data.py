@@ -8,9 +8,8 @@ from jaxtyping import PyTree
 
 from vernal import _limits, errors
 from vernal._data.array_source import ArraySource
-from vernal._data.arrays import as_arrays
 from vernal._data.loader_source import LoaderSource
-from vernal._data.sources import Source, as_source
+from vernal._data.sources import Source, check_no_batch_size, is_loader
 from vernal._optimizers import learning_rate
 from vernal._training.objective import Measured
 from vernal._training.preflight.trace import Preflight, Traced
@@ -63,20 +62,18 @@ def checked_data(
         ShapeError: If model, loss and data do not fit.
     """
     loss, name = preflight.loss, preflight.name
+    # NaN may mean something to any other loss, or to a model.
     is_built_in = type(loss).__module__ == AbstractSupervised.__module__
+    finite = is_built_in and not isinstance(loss, Supervised)
     try:
         # A list of batches is a loader. But a list that a model is applied to is an array.
-        is_array = name == "x" and isinstance(data, list)
-        source = as_source(
-            as_arrays(data, name=name) if is_array else data,
-            batch_size,
-            shuffle=shuffle,
-            trains=trains,
-            # NaN may mean something to any other loss, or to a model.
-            finite=is_built_in and not isinstance(loss, Supervised),
-            aligned=preflight.takes_examples,
-            name=name,
-        )
+        if is_loader(data) and not (name == "x" and isinstance(data, list)):
+            check_no_batch_size(batch_size)
+            source = LoaderSource(data, aligned=preflight.takes_examples, name=name)
+        else:
+            source = ArraySource(
+                data, batch_size, shuffle=shuffle, trains=trains, finite=finite, name=name
+            )
     except errors.ExamplesError as error:
         raise preflight.explained(error, given=data) from None
     except errors.DataError as error:
