@@ -1,6 +1,7 @@
 """What goes wrong is said before anything compiles, in a few lines, and breaks nothing."""
 
 import functools
+import os
 import pathlib
 import re
 import subprocess
@@ -980,3 +981,50 @@ def test_a_loaders_own_error_keeps_its_traceback():
     shown = printed(["trainer.fit(mlp, batches, epochs=1, progress=False)"])[0]
     assert 'raise OSError("the disk is gone")' in shown
     assert "\nOSError: the disk is gone" in shown
+
+
+TWO_DEVICES = """
+import equinox as eqx, jax, numpy as np, optax, vernal
+from vernal import losses, nn
+
+here, there = jax.devices()
+trainer = vernal.Trainer(optax.sgd(1e-2), losses.MeanSquaredError())
+arrays, rest = eqx.partition(nn.Linear(2, 1, key=jax.random.key(0)), eqx.is_array)
+model = eqx.combine(jax.device_put(arrays, there), rest)
+ones = np.ones((8, 2), np.float32), np.ones((8, 1), np.float32)
+data = jax.device_put(ones, here)
+
+def train_and_validate():
+    trainer.fit(model, ones, epochs=2, validation_data=data)
+
+for call in (
+    lambda: trainer.fit(model, data, epochs=2),
+    lambda: trainer.step(trainer.init(model), data),
+    lambda: trainer.evaluate(model, data),
+    lambda: trainer.predict(model, data[0]),
+    train_and_validate,
+):
+    try:
+        call()
+    except vernal.ArgumentError as error:
+        assert "different devices: CPU [1] and CPU [0]" in str(error), error
+        assert "jax.device_put(x, jax.devices()[0])" in str(error), error
+        kept = vars(error)
+    else:
+        raise AssertionError("it ran")
+# The last one had made an epoch before it was validated.
+assert int(kept["state"].step) == len(kept["history"].steps["loss"]) == 1
+state, _ = trainer.fit(model, ones, epochs=2)  # NumPy's arrays go where the model is
+assert state.model.weight.devices() == {there}
+"""
+
+
+def test_arrays_on_different_devices_are_told_apart():
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -142,7 +142,8 @@ for _name in __all__:
 def short_traceback(function: Function) -> Function:
     """Decorate a public function: its errors show the user's lines, and no others.
 
-    A `VernalError` keeps its type, message and attributes. Other exceptions pass as they are.
+    A `VernalError` keeps its type, message and attributes. Other exceptions pass as they are, but
+    for what JAX raises where arrays of one program are on different devices.
     """
 
     @functools.wraps(function)
@@ -157,6 +158,18 @@ def short_traceback(function: Function) -> Function:
                 # A cause without a frame of the user's stays the context alone.
                 cause = cause if cause.__traceback__ else None
             raise error.with_traceback(_users_frames(error.__traceback__)) from cause
+        except ValueError as error:
+            if "incompatible devices" not in str(error):
+                raise
+            ids = re.findall(r"device ids (\S+) on platform (\w+)", str(error))
+            devices = " and ".join(f"{platform} {number}" for number, platform in ids)
+            explained = ArgumentError(
+                f"the model and the data, or parts of them, are on different devices: {devices}."
+                "\n  Put them on one, as with jax.device_put(x, jax.devices()[0]), or pass NumPy's "
+                "arrays as data, which go where the model is."
+            )
+            vars(explained).update(vars(error))
+            raise explained from None
 
     return cast(Function, call)
 
