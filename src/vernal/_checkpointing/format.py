@@ -65,7 +65,7 @@ def newest_good(
                 bad.rename(place)
             taken = f"It stays as {place.name}; Vernal takes {path.name}, the one before."
             message = f"the checkpoint {shown(bad)} is damaged ({reason}). {taken}"
-            # Of `Trainer.fit`, or of the caller of `vernal.load`.
+            # It names the line of `Trainer.fit`, or of the caller of `vernal.load`.
             warnings.warn(message, RuntimeWarning, stacklevel=4)
         return path, content
     if not damaged:

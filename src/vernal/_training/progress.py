@@ -128,8 +128,9 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
 
         parts = {name: f"  {name} {value:.3g}" for name, value in self._values.items()}
         parts["examples/s"] = f"  {tqdm.format_sizeof(self._rate)} examples/s"
+        monitored = [name for name in parts if name in self._monitored]
         validation = [name for name in parts if name.startswith("val_")]
-        order = dict.fromkeys([*self._monitored, "loss", "val_loss", *validation, *parts])
+        order = dict.fromkeys([*monitored, "loss", "val_loss", *validation, *parts])
         shown = [parts[name] for name in order if name in parts]
         while len(shown) > 1 and sum(map(len, shown)) > columns:
             shown.pop()
