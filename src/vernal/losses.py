@@ -341,7 +341,15 @@ class CrossEntropy(AbstractSupervised):
 
 
 def _check_range(y: Array, most: int, needed: str, *, for_signs: str, ignored: int = 0) -> None:
-    """Raise `ExamplesError` if labels are not from 0 to `most`; `for_signs` fixes -1 and 1."""
+    """Raise `ExamplesError` if labels are not from 0 to `most`.
+
+    Args:
+        y: The labels.
+        most: The largest that is right.
+        needed: What is needed, in words.
+        for_signs: A line that makes such labels of -1 and 1.
+        ignored: A label that is right wherever it lies.
+    """
     for start, labels in blocks(y):
         wrong = ((labels < 0) | (labels > most)) & (labels != ignored)
         if wrong.any():

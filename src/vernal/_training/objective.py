@@ -61,6 +61,7 @@ def measure(
     """
     loss, dtype = objective.loss, objective.compute_dtype
     model = cast(model, dtype)
+    # A subclass's own `__call__` is called as it is written.
     if type(loss).__call__ is AbstractSupervised.__call__:
         x, y, weights = loss.parts_of(batch)
         prediction, new_state = forward(model, cast(x, dtype), key, model_state)
