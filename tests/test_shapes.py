@@ -1219,7 +1219,8 @@ def test_a_running_profile_goes_on_after_an_explanation():
     with cProfile.Profile() as profile:
         a_wrong_run()
         called_afterwards()
-    assert "called_afterwards" in {name for _, _, name in pstats.Stats(profile).stats}
+    stats: Any = pstats.Stats(profile)
+    assert "called_afterwards" in {name for _, _, name in stats.stats}
 
     seen = []
     own = lambda frame, event, result: seen.append(frame.f_code.co_name)
