@@ -130,7 +130,8 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         parts["examples/s"] = f"  {tqdm.format_sizeof(self._rate)} examples/s"
         monitored = [name for name in parts if name in self._monitored]
         validation = [name for name in parts if name.startswith("val_")]
-        order = dict.fromkeys([*monitored, "loss", "val_loss", *validation, *parts])
+        others = sorted(parts, key=lambda name: name == "learning_rate")  # which comes last
+        order = dict.fromkeys([*monitored, "loss", "val_loss", *validation, *others])
         shown = [parts[name] for name in order if name in parts]
         while len(shown) > 1 and sum(map(len, shown)) > columns:
             shown.pop()
