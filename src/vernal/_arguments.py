@@ -83,8 +83,8 @@ def check_same_params(evaluated: PyTree, params: PyTree) -> None:
 
 def check_stateful(loss: Callable | None, model: PyTree, model_state: PyTree) -> None:
     """Raise `ArgumentError` if loss, model and model state do not go together."""
-    indices = jax.tree.leaves(model, is_leaf=_is_state_index)
-    if model_state is None and any(map(_is_state_index, indices)):
+    leaves = jax.tree.leaves(model, is_leaf=_is_state_index)
+    if model_state is None and any(map(_is_state_index, leaves)):
         name = type(model).__name__
         raise ArgumentError(
             f"{name} has layers with a state, such as BatchNorm, and is given without it."

@@ -97,7 +97,7 @@ class NonFiniteError(VernalError, ArithmeticError):
         path: The first array that is not finite, such as `MLP.layers[0].weight`; `None` if only
             the loss is not.
         grad_norm: The norm of the last finite gradients; `None` if it is not known.
-        state: The last good state, before the step.
+        state: The last good state, before the step; `None` if no copy was kept.
         history: The `History` up to there.
     """
 
@@ -112,7 +112,7 @@ class NonFiniteError(VernalError, ArithmeticError):
 
 
 class CallError(VernalError, RuntimeError):
-    """A function of your own failed when Vernal called it, and not about a shape.
+    """A function of your own failed when Vernal called it, or a step did while it ran.
 
     Attributes:
         state: Of a run that it ended: the last good state; `None` if there is none.

@@ -65,8 +65,8 @@ def newest_good(
                 bad.rename(place)
             taken = f"It stays as {place.name}; Vernal takes {path.name}, the one before."
             message = f"the checkpoint {shown(bad)} is damaged ({reason}). {taken}"
-            # It names the line of `Trainer.fit`, or of the caller of `vernal.load`.
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
+            # Of the caller of `Trainer.fit`, who has them renamed, or of `vernal.load`.
+            warnings.warn(message, RuntimeWarning, stacklevel=5 if rename else 4)
         return path, content
     if not damaged:
         return None
@@ -78,7 +78,7 @@ def newest_good(
 def orbax_args(run: RunState, described: dict[str, Any]) -> Any:
     """Return what Orbax is to write of a run.
 
-    The state's arrays must not be donated, nor changed, before they are written.
+    The state's arrays must not be donated, nor changed, before Orbax's `save` returns.
 
     Args:
         run: The run as it is now.

@@ -93,7 +93,7 @@ class Manager:
         self.every_steps = choices.every_steps
         self.every_epochs = choices.every_epochs
         # How far the run was at the last checkpoint, and when that was begun. Before the first one,
-        # a checkpoint is due.
+        # there is something new to save.
         self._last = (-1, -1, False, False)
         self._time = time.monotonic()
         self._described: dict[str, Any] = {}  # what the run began with

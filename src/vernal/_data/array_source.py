@@ -12,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal import _limits
 from vernal._data.arrays import as_arrays, checked_batch_size, empty, nbytes
-from vernal._data.files import FileArray, in_files, in_memory
+from vernal._data.files import FileArray, in_files, read_whole
 from vernal._data.superbatch import Start, Superbatch
 
 # The numbers of the examples in the order of a pass, by the number of the pass.
@@ -149,7 +149,7 @@ class ArraySource:
 
     @functools.cached_property
     def _on_device(self) -> PyTree:
-        return jax.tree.map(jnp.asarray, in_memory(self.arrays))
+        return jax.tree.map(jnp.asarray, read_whole(self.arrays))
 
 
 def _order(examples: int, key: PRNGKeyArray | None, *, shuffle: bool) -> Order:

@@ -31,8 +31,8 @@ def as_arrays(data: PyTree, *, name="data", finite=False, files=False, aligned=T
         aligned: Whether every array needs the same number of examples, along its leading axis.
 
     Raises:
-        DataError: If a leaf is not numeric, there is no example, or a value would change on the
-            way: by a narrower dtype, or without its mask.
+        DataError: If a leaf is not numeric, there is no array, a value would change on the way, by
+            a narrower dtype or without its mask, or, with `finite`, is not finite.
         ExamplesError: If lengths differ, or there is no example.
     """
     flat, treedef = jax.tree.flatten_with_path(data, is_leaf=lambda node: isinstance(node, list))

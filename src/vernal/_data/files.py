@@ -101,6 +101,6 @@ def in_files(arrays: PyTree) -> bool:
     return any(isinstance(leaf, FileArray) for leaf in jax.tree.leaves(arrays))
 
 
-def in_memory(arrays: PyTree) -> PyTree:
+def read_whole(arrays: PyTree) -> PyTree:
     """The same arrays, with all that is in files."""
     return jax.tree.map(lambda leaf: leaf[:] if isinstance(leaf, FileArray) else leaf, arrays)

@@ -1,7 +1,8 @@
 """The host's side of the compiled loop: how many steps come next, and what the last ones measured.
 
-Steps are made in chunks of about a quarter of a second. Between two chunks the host reads what was
-measured, and looks whether all numbers are finite; a run can be stopped, saved and shown there.
+Steps are made in chunks of about a quarter of a second, or longer with a large state. Between two
+chunks the host reads what was measured, and looks whether all numbers are finite; a run can be
+stopped, saved and shown there.
 """
 
 import sys
@@ -32,8 +33,9 @@ from vernal._training.update import Choices, changing_part
 # next. The first has a few steps, so that the error of a bad one knows the gradients before it.
 _FIRST_STEPS = 4
 _GROWTH = 16
-# A chunk that begins with a copy of a large state lasts longer, so that the copies take a hundredth
-# of the time: a second for each so many bytes, and a second at most.
+# A chunk may begin with a copy of the state, and ends with a look at it. With a large state, it
+# lasts longer, so that both take a hundredth of the time: a second for each so many bytes, and a
+# second at most.
 _STATE_BYTES_PER_SECOND = 4 * 10**7
 _MOST_SECONDS = 1.0
 
@@ -255,7 +257,8 @@ class TrainingRun:
 
         def look() -> tuple[TrainState, PyTree, Any]:
             state, batch = self.state(), self._superbatch.batch(self._cursor)
-            return state, batch, jax.device_get(nonfinite.look(self._choices, state, batch))
+            in_program = replace(state, data_state=None)
+            return state, batch, jax.device_get(nonfinite.look(self._choices, in_program, batch))
 
         with bad_steps.silent_callbacks():
             good = nonfinite.good_steps(most, is_good)

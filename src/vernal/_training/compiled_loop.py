@@ -1,4 +1,4 @@
-"""Many steps of training in one compiled call. Every step of Vernal's is made here.
+"""Many steps of training in one compiled call: those of `fit`, `epochs` and `step`.
 
 The loop is a `while_loop` whose number of turns is known at run time only. Its body does not depend
 on that number: so a step gives the same bits whether it is made alone, in a chunk, or in a resumed

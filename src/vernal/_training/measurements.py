@@ -15,7 +15,7 @@ class Measurements:
 
     Attributes:
         superbatch: The data of the steps.
-        cursor: Where in the superbatch the first step's batch is.
+        cursor: The cursor of the first step's batch; see `Superbatch`.
         steps: How many steps there are.
         first_step: Number of the first step.
         epoch: Number of the first step's epoch.

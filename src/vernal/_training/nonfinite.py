@@ -45,14 +45,14 @@ def stays_finite(before: np.ndarray, arrays: PyTree) -> bool:
     return bool(np.all(~before | np.asarray(finite_arrays(arrays))))
 
 
-def good_steps(bad: int, is_good: Callable[[int], bool]) -> int:
+def good_steps(most: int, is_good: Callable[[int], bool]) -> int:
     """Return how many steps of a broken chunk come before the first one that is not to be made.
 
     Args:
-        bad: So many steps are known to be too many.
+        most: So many steps are known to be too many.
         is_good: Whether the first so many steps may be made.
     """
-    return bisect.bisect_left(range(1, bad), True, key=lambda steps: not is_good(steps))
+    return bisect.bisect_left(range(1, most), True, key=lambda steps: not is_good(steps))
 
 
 def steps_with_finite_losses(chunk: list[Measurements]) -> int:

@@ -302,7 +302,7 @@ class Trainer:
         )
         objective = self._objective.in_training
         start = self._state_of(model_or_state, key)
-        measured = checked.recorded_names(start)
+        step_names = checked.recorded_names(start)
         names = checked.recorded_names(start, validates=held_out is not None)
         callbacks = _arguments.checked_callbacks(callbacks, names, objective.metrics)
         settings = {
@@ -327,7 +327,7 @@ class Trainer:
             )
             recorder = Recorder(objective.metrics)
             if saved is not None:
-                recorder.restore(saved.record, measured)
+                recorder.restore(saved.record, step_names)
             saving = fit.Saving(checkpointer, run, recorder, callbacks, epochs=epochs)
             saving.begin(saved)
 
