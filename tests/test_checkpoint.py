@@ -547,7 +547,7 @@ def test_another_run_is_refused_by_name(tmp_path):
     assert "batches in a pass = 4; now it is 8" in refused(checkpoints, data=longer)
     said = refused(checkpoints, callbacks=[callbacks.BestState("loss")])
     assert "callbacks = []; now it is ['BestState']" in said
-    assert "began with step = 0; now it is 16" in refused(checkpoints, start=state)
+    assert "began with state.step = 0; now it is 16" in refused(checkpoints, start=state)
     other = TRAINER.init(model(), key=jax.random.key(9))
     assert "began with key = 'threefry2x32 [0, 0]'; now" in refused(checkpoints, start=other)
     assert_same_bits(fit(checkpoints)[0], state)
@@ -989,7 +989,7 @@ def test_a_model_that_does_not_fit_is_named(tmp_path):
         vernal.load(path, deep)
     with pytest.raises(vernal.CheckpointError, match=r"0.weight is missing in"):
         vernal.load(path, [nn.Linear(1, 4, key=jax.random.key(0))])
-    with pytest.raises(vernal.CheckpointError, match="No such file or directory"):
+    with pytest.raises(vernal.CheckpointError, match=r"there is no file .*other"):
         vernal.load(tmp_path / "other", model())
     with pytest.raises(vernal.ArgumentError, match="path is 3"):
         vernal.load(cast(Any, 3), model())

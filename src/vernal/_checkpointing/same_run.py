@@ -72,7 +72,7 @@ def _settings(beginning: Beginning) -> dict[str, Any]:
     return {
         **beginning.settings,
         "batches in a pass": beginning.data.source.pass_length,
-        **{name: int(getattr(state, name)) for name in ("step", "epoch", "batch")},
+        **{f"state.{name}": int(getattr(state, name)) for name in ("step", "epoch", "batch")},
         "key": f"{jax.random.key_impl(state.key)} {numbers}",
     }
 

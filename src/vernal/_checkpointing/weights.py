@@ -126,6 +126,8 @@ def load(
         read, template = read_from(path, template)
     except errors.VernalError:
         raise
+    except FileNotFoundError as error:
+        raise errors.CheckpointError(f"there is no file {errors.shown(path)}.") from error
     except Exception as error:
         problem = f"{errors.shown(path)} is damaged, or no file of arrays"
         raise errors.CheckpointError(f"{problem}: {errors.first_line(error)}.") from error
