@@ -152,9 +152,10 @@ def step_by_loop(
     """
     # A program does not depend on a loader's state. The number of steps comes from outside of it:
     # of a loop with a known number of turns XLA would make another program.
-    in_program = replace(state, data_state=None)
-    after, info = _run_one_step(choices, in_program, batch, np.int32(1))
-    return replace(after, data_state=state.data_state), info
+    if state.data_state is not None:
+        after, info = step_by_loop(choices, replace(state, data_state=None), batch)
+        return replace(after, data_state=state.data_state), info
+    return _run_one_step(choices, state, batch, np.int32(1))
 
 
 @eqx.filter_jit

@@ -55,8 +55,7 @@ def evaluate(
         model_state: Its state, which stays as it is.
         data: The examples.
     """
-    parts = []
-    weights = []
+    parts, weights = [], []
     measure_batch = _Measure(objective, model, model_state)
     for made, filled, size in _each(measure_batch, data):
         part = jax.tree.map(lambda x, n=filled: x[:n].astype(np.float64), jax.device_get(made))

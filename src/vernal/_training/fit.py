@@ -15,8 +15,6 @@ from vernal._training.progress import Progress, report_finished
 from vernal._training.recorder import Recorder
 from vernal.errors import NonFiniteError
 
-Callback = Callable[[Epoch], bool | None]
-
 
 class Saving:
     """What is saved of a run, and when.
@@ -132,7 +130,7 @@ def train(
     validate: Callable[[], dict[str, float]] | None,
     validate_every: int,
     every_epochs: int | None,
-    callbacks: list[Callback],
+    callbacks: list[Callable],
     names: list[str],
     progress: Progress,
     interrupt: Interrupt,

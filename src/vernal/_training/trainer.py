@@ -153,14 +153,16 @@ class Trainer:
         except errors.ExamplesError as error:
             raise preflight.explained(error, given=batch) from None
 
-        choices = self._choices(model, model_state)
+        choices = choices_for(self.optimizer, self._objective.in_training, self.trainable, model)
         try:
             if in_outer_trace():
                 new, measured, _ = update(choices, state, arrays)
                 return new, measured.info
             return step_by_loop(choices, state, arrays)
         except Exception:
-            # Only tracing can have failed: it is explained, or else was not about shapes.
+            # Only tracing can have failed: it is explained, or else was not about shapes. This is
+            # not checked before, because that takes as long as a small step.
+            _arguments.check_stateful(self.loss, model, model_state)
             preflight.check(arrays, given=batch)
             with_checked_opt_state(choices, state)
             raise

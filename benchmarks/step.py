@@ -1,0 +1,94 @@
+"""`trainer.step` against a step written by hand and compiled by `eqx.filter_jit`: speed, by turns.
+
+`python benchmarks/step.py [workloads]` prints for each workload the time of a step of each, and how
+many times as fast `trainer.step` is: the median of the ratios of turns, and the ratio of the best
+times. Both train the same model on one batch, again and again.
+"""
+
+import argparse
+import statistics
+import time
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from rivals.equinox_models import error, model, optimizer
+from rivals.ours import loss_of
+from workloads import Workload, workload
+
+import vernal
+
+TURN = 0.4  # seconds that a turn takes at least
+
+
+def by_hand(w: Workload, batch):
+    """Return a function that makes so many steps, written by hand."""
+    tx, of_example = optimizer(w), error(w)
+    start = model(w, jax.random.key(0))
+
+    @eqx.filter_jit
+    def step(model, opt_state, x, y):
+        def objective(model):
+            return jnp.mean(of_example(jax.vmap(model)(x), y))
+
+        loss, grads = eqx.filter_value_and_grad(objective)(model)
+        params = eqx.filter(model, eqx.is_inexact_array)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return eqx.apply_updates(model, updates), opt_state, loss
+
+    def run(steps: int):
+        trained, opt_state = start, tx.init(eqx.filter(start, eqx.is_inexact_array))
+        loss = None
+        for _ in range(steps):
+            trained, opt_state, loss = step(trained, opt_state, *batch)
+        jax.block_until_ready(loss)
+
+    return run
+
+
+def by_trainer(w: Workload, batch):
+    """Return a function that makes so many steps by `trainer.step`."""
+    trainer = vernal.Trainer(optimizer(w), loss_of(w))
+    start = trainer.init(model(w, jax.random.key(0)))
+
+    def run(steps: int):
+        state, info = start, {}
+        for _ in range(steps):
+            state, info = trainer.step(state, batch)
+        jax.block_until_ready(info)
+
+    return run
+
+
+def seconds(run, steps: int) -> float:
+    """Return how long so many steps take."""
+    began = time.perf_counter()
+    run(steps)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Compare, and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("workloads", nargs="*", default=list("acdeg"))
+    parser.add_argument("--turns", type=int, default=7)
+    options = parser.parse_args()
+    print("| workload | `trainer.step`, µs | by hand, µs | speed: turns, best |")
+    print("|---|---|---|---|")
+    for name in options.workloads:
+        w = workload(name)
+        batch = jax.device_put(tuple(part[: w.batch_size] for part in w.data()))
+        ours, theirs = by_trainer(w, batch), by_hand(w, batch)
+        for run in (ours, theirs):
+            run(2)  # compiles
+        steps = max(1, round(TURN / (seconds(theirs, 10) / 10)))
+        times = [(seconds(ours, steps), seconds(theirs, steps)) for _ in range(options.turns)]
+        turns = statistics.median(b / a for a, b in times)
+        best = [min(each) / steps * 1e6 for each in zip(*times, strict=True)]
+        print(
+            f"| ({name}) | {best[0]:.0f} | {best[1]:.0f} | {turns:.2f}, {best[1] / best[0]:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
