@@ -11,8 +11,8 @@ import time
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-from rivals.equinox_models import error, model, optimizer
+from rivals.by_hand import step_of
+from rivals.equinox_models import model, optimizer
 from rivals.ours import loss_of
 from workloads import Workload, workload
 
@@ -23,18 +23,8 @@ TURN = 0.4  # seconds that a turn takes at least
 
 def by_hand(w: Workload, batch):
     """Return a function that makes so many steps, written by hand."""
-    tx, of_example = optimizer(w), error(w)
+    tx, step = step_of(w)
     start = model(w, jax.random.key(0))
-
-    @eqx.filter_jit
-    def step(model, opt_state, x, y):
-        def objective(model):
-            return jnp.mean(of_example(jax.vmap(model)(x), y))
-
-        loss, grads = eqx.filter_value_and_grad(objective)(model)
-        params = eqx.filter(model, eqx.is_inexact_array)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return eqx.apply_updates(model, updates), opt_state, loss
 
     def run(steps: int):
         trained, opt_state = start, tx.init(eqx.filter(start, eqx.is_inexact_array))

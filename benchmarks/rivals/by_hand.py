@@ -71,11 +71,9 @@ def prepare_scan(workload):
     return run, lambda x: applied(eqx.combine(trained[0][0], compiled()[2]), x)
 
 
-def prepare_loop(workload):
-    """The loop of Equinox's documentation: a step compiled by `filter_jit`, once for each batch."""
+def step_of(workload):
+    """The optimizer, and the step of Equinox's documentation, compiled by `filter_jit`."""
     tx, of_example = optimizer(workload), error(workload)
-    x, y = workload.data()
-    first_model, trained = cache(lambda: model(workload, jax.random.key(0))), []
 
     @eqx.filter_jit
     def step(model, opt_state, x, y):
@@ -86,6 +84,15 @@ def prepare_loop(workload):
         params = eqx.filter(model, eqx.is_inexact_array)
         updates, opt_state = tx.update(grads, opt_state, params)
         return eqx.apply_updates(model, updates), opt_state, loss
+
+    return tx, step
+
+
+def prepare_loop(workload):
+    """The loop of Equinox's documentation: its step once for each batch."""
+    tx, step = step_of(workload)
+    x, y = workload.data()
+    first_model, trained = cache(lambda: model(workload, jax.random.key(0))), []
 
     def run():
         made = first_model()
