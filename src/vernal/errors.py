@@ -161,17 +161,23 @@ def short_traceback(function: Function) -> Function:
         except ValueError as error:
             if "incompatible devices" not in str(error):
                 raise
-            ids = re.findall(r"device ids (\S+) on platform (\w+)", str(error))
-            devices = " and ".join(f"{platform} {number}" for number, platform in ids)
-            explained = ArgumentError(
-                f"the model and the data, or parts of them, are on different devices: {devices}."
-                "\n  Put them on one, as with jax.device_put(x, jax.devices()[0]), or pass NumPy's "
-                "arrays as data, which go where the model is."
-            )
-            vars(explained).update(vars(error))
-            raise explained from None
+            raise _of_devices(error) from None
 
     return cast(Function, call)
+
+
+def _of_devices(error: ValueError) -> ArgumentError:
+    """Explain what JAX raises for arrays on different devices; what the error carries stays."""
+    ids = re.findall(r"device ids (\S+) on platform (\w+)", str(error))
+    devices = " and ".join(f"{platform} {number}" for number, platform in ids)
+    explained = ArgumentError(
+        f"the model and the data, or parts of them, are on different devices: {devices}."
+        "\n  Put them on one, as with jax.device_put(x, jax.devices()[0]), or pass NumPy's "
+        "arrays as data, which go where the model is."
+    )
+    vars(explained).update(vars(error))
+    explained.full_traceback = error.__traceback__
+    return explained
 
 
 def _users_frames(frames: TracebackType | None) -> TracebackType | None:

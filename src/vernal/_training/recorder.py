@@ -96,8 +96,7 @@ class Recorder:
         bounds = np.concatenate([[0], before + ends])
         means = self._means(columns, bounds, measured.averages)
         for name in self._names:
-            now = _layout(part, name)
-            if any(_layout(earlier, name) != now for earlier in self._under_way):
+            if any(_layout(earlier, name) != _layout(part, name) for earlier in self._under_way):
                 means[name][0] = np.nan  # a part of the epoch did not measure it, or otherwise
         left = {name: column[bounds[-1] :] for name, column in columns.items()}
         return [left] if len(left[_WEIGHT]) else [], [means]
@@ -126,7 +125,8 @@ class Recorder:
         """Add the numbers that are new among what was measured of the last completed epoch."""
         known = self.latest
         new = {name: float(value) for name, value in metrics.items() if name not in known}
-        self._added[self.epochs] = self._added.get(self.epochs, {}) | new
+        if new:
+            self._added[self.epochs] = self._added.get(self.epochs, {}) | new
 
     def kept(self, seconds: float) -> dict[str, Any]:
         """Return all of it, for a checkpoint that is written after so many seconds."""
