@@ -96,3 +96,14 @@ def test_a_run_resumes_from_the_checkpoint_before_the_step(tmp_path):
         run()
     assert_same_bits(first.value.state, second.value.state)
     assert len(second.value.history.steps["loss"]) == int(first.value.state.step)
+
+
+def test_a_step_that_fails_while_it_runs_says_so_and_keeps_the_state():
+    trainer = vernal.Trainer(optax.sgd(0.02), losses.MeanSquaredError())
+    state, _ = trainer.step(trainer.init(model_of("error_if")), DATA)
+    x, y = DATA
+    for _ in range(2):  # the second call goes another way through JAX
+        with pytest.raises(vernal.CallError, match=r"step 1 failed .*did not converge"):
+            trainer.step(state, (x * 1e6, y))
+    after, _ = trainer.step(state, DATA)
+    assert int(after.step) == 2

@@ -70,17 +70,18 @@ def nonfinite_chunk(step: int, epoch: int, loss: float) -> NonFiniteError:
     return NonFiniteError(message, update=step, epoch=epoch, path=None, grad_norm=None, state=None)
 
 
-def failed_step(error: Exception, *, step: int | None) -> CallError:
+def failed_step(error: Exception, *, step: int | None, rest: str = "") -> CallError:
     """Make the error for a step that failed while it ran: in a check, a callback, for memory.
 
     Args:
         error: What JAX raised.
         step: Number of the step; `None` if the state before it is lost, and it is not known.
+        rest: What became of the state. By default what `fit` makes of it.
     """
     raised = _RAISED.findall(str(error))
     reason = ": ".join(raised[-1]) if raised else first_line(error)
-    which, rest = ("a step", _LOST) if step is None else (f"step {step}", _KEPT)
-    return CallError(f"{which} failed while it ran: {reason}\n  {rest}")
+    which, usual = ("a step", _LOST) if step is None else (f"step {step}", _KEPT)
+    return CallError(f"{which} failed while it ran: {reason}\n  {rest or usual}")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ run. See docs/architecture.md, "The same bits".
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -150,29 +151,36 @@ def step_by_loop(
     Returns:
         The state after the step; and what was measured, by name.
     """
-    # A program does not depend on a loader's state. The number of steps comes from outside of it:
-    # of a loop with a known number of turns XLA would make another program.
+    # A program does not depend on a loader's state.
     if state.data_state is not None:
         after, info = step_by_loop(choices, replace(state, data_state=None), batch)
         return replace(after, data_state=state.data_state), info
-    return _run_one_step(choices, state, batch, np.int32(1))
+    # Flat lists, for a call of `eqx.filter_jit` takes longer than a small step, and waits for it.
+    # The number of steps comes from outside: of a loop with a known one XLA makes another program.
+    leaves, structure = jax.tree.flatten((state, choices, batch))
+    others = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
+    arrays, info = _run_one_step(_arrays(leaves), others, structure, np.int32(1))
+    return structure.children()[0].unflatten(_filled(arrays, others)), info
 
 
-@eqx.filter_jit
+def _arrays(leaves: list) -> list:
+    """Return the leaves that are arrays, and `None` in place of the others."""
+    return [leaf if eqx.is_array(leaf) else None for leaf in leaves]
+
+
+def _filled(arrays: list, others: tuple) -> list:
+    """Put the others in; if there are too few arrays, they are those of the first leaves."""
+    return [o if array is None else array for array, o in zip(arrays, others, strict=False)]
+
+
+@partial(jax.jit, static_argnums=(1, 2))
 def _run_one_step(
-    choices: Choices, state: TrainState, batch: PyTree, count: Any
-) -> tuple[TrainState, dict[str, Array]]:
+    arrays: list, others: tuple, structure: Any, count: Any
+) -> tuple[list, dict[str, Array]]:
+    state, choices, batch = structure.unflatten(_filled(arrays, others))
     changing, fixed = changing_part(choices, state)
-    inputs = Inputs(
-        choices=choices,
-        fixed=fixed,
-        batches=batch,
-        last_batches=None,
-        counts=[count, jnp.asarray(state.step), 0, 0, 1],
-        capacity=1,
-        repeats=True,
-        program="step",
-    )
+    counts = [count, jnp.asarray(state.step), 0, 0, 1]
+    inputs = Inputs(choices, fixed, batch, None, counts, capacity=1, repeats=True, program="step")
     changing, measured = _steps(inputs, jax.tree.map(strongly_typed, changing))
 
     after = replace(
@@ -181,4 +189,5 @@ def _run_one_step(
         epoch_step=state.epoch_step + 1,
         batch=state.batch + 1,
     )
-    return after, {name: values[0] for name, values in measured.info.items()}
+    info = {name: values[0] for name, values in measured.info.items()}
+    return _arrays(jax.tree.leaves(after)), info

@@ -55,9 +55,8 @@ class Recorder:
         self._under_way = [_joined(self._under_way)]
         columns = self._under_way[0]
         weights = columns[_WEIGHT]
-        total = weights.sum() or 1
         known = [name for name in self._names if name in columns]
-        return {name: float(columns[name] @ weights / total) for name in known}
+        return {name: float(columns[name] @ weights / (weights.sum() or 1)) for name in known}
 
     def add(self, chunk: list[Measurements]) -> None:
         """Add what the steps of a chunk measured."""

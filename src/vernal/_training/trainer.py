@@ -24,6 +24,7 @@ from vernal._training.epochs import Epoch
 from vernal._training.interrupt import Interrupt
 from vernal._training.objective import Objective
 from vernal._training.preflight.data import CheckedData, checked_data
+from vernal._training.preflight.failed_step import explain_failed_step
 from vernal._training.preflight.model import check_state, choices_for, model_of
 from vernal._training.preflight.opt_state import with_checked_opt_state
 from vernal._training.preflight.trace import Preflight
@@ -144,27 +145,25 @@ class Trainer:
             DataError: Before compiling, if the batch is not made of arrays, or has numbers that do
                 not fit in JAX's dtypes. Nothing else is looked for, which would take longer than
                 the step: NaN, and labels out of range, are for `fit` to find.
+            CallError: If the step fails while it runs, by `eqx.error_if` say; on an accelerator
+                JAX raises its own error, when a result is read.
         """
         check_state(state)
-        model, model_state = state.model, state.model_state
-        preflight = Preflight(self._objective.in_training, model, model_state)
+        objective = self._objective.in_training
+        preflight = Preflight(objective, state.model, state.model_state)
         try:
             arrays = as_batch(batch, aligned=preflight.takes_examples)
         except errors.ExamplesError as error:
             raise preflight.explained(error, given=batch) from None
 
-        choices = choices_for(self.optimizer, self._objective.in_training, self.trainable, model)
+        choices = choices_for(self.optimizer, objective, self.trainable, state.model)
         try:
             if in_outer_trace():
                 new, measured, _ = update(choices, state, arrays)
                 return new, measured.info
             return step_by_loop(choices, state, arrays)
-        except Exception:
-            # Only tracing can have failed: it is explained, or else was not about shapes. This is
-            # not checked before, because that takes as long as a small step.
-            _arguments.check_stateful(self.loss, model, model_state)
-            preflight.check(arrays, given=batch)
-            with_checked_opt_state(choices, state)
+        except Exception as error:
+            explain_failed_step(error, preflight, choices, state, arrays, given=batch)
             raise
 
     @short_traceback
