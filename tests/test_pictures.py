@@ -74,7 +74,7 @@ def draw(name, path):
     with matplotlib.rc_context(matplotlib.rcParamsDefault):
         matplotlib.rcParams["figure.constrained_layout.use"] = True
         ax = DRAWN[name]()
-        assert isinstance(ax, matplotlib.axes.Axes)
+        assert isinstance(ax, plt.Axes)
         ax.figure.savefig(path, dpi=100, metadata={"Software": None})
         plt.close("all")
 
