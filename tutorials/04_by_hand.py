@@ -62,7 +62,7 @@ def draw_guess(ax, w, b):
     ax.scatter(x, y, s=14, color="0.4", label="points")
     ax.plot(x, prediction, color="#0072B2", linewidth=2, label=f"guess: w = {w:g}, b = {b:g}")
     ax.set(xlabel="x", ylabel="y", title="A very bad guess")
-    ax.legend(loc="lower right")
+    ax.legend(loc="lower left")
 
 
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -92,8 +92,8 @@ guess_error = mean_squared_error(GUESS_W, GUESS_B)
 print(f"The mean squared error of the guess is {guess_error:.5f}")
 
 # %% [markdown]
-# The root of the mean squared error is about 26. So a typical prediction of this guess is off by
-# about 26, where the noise is about 1.
+# The root of the mean squared error is about 27. So a typical prediction of this guess is off by
+# about 27, where the noise is about 1.
 #
 # ## Let Vernal try first
 #
@@ -179,14 +179,19 @@ class Page:
 
 
 # %% [markdown]
-# Move w and b, and make the error small. Each number alone has a best place. But does the best w
-# depend on b?
+# Move w and b, and make the error small. What do you expect: is the best w the same for each b?
 #
-# On the right is a map. Each place on the map is one pair of w and b, so it is one line on the
-# left. A ring joins the places with the same error. Your trail shows where you were. When you are
-# done, press "Let the optimizer try".
+# Beside the points is a map. Each place on the map is one pair of w and b, so it is one line. A ring
+# joins the places with the same error. Your trail shows where you were. When you are done, press
+# "Let the optimizer try".
 
 # %%
+LINE_AXES = {
+    "x": axis("x", -5.2, 5.2, 2.5),
+    "y": axis("y", -30, 50, 20),
+    "w": axis("w", -10, 10, 5),
+    "b": axis("b", -10, 30, 10),
+}
 line_page = Page(
     PICTURES / "04_line.html",
     kind="line",
@@ -194,12 +199,7 @@ line_page = Page(
     y=y.tolist(),
     start=[GUESS_W, GUESS_B],
     path=thinned(path),
-    axes={
-        "x": axis("x", -5.2, 5.2, 2.5),
-        "y": axis("y", -30, 50, 20),
-        "w": axis("w", -10, 10, 5),
-        "b": axis("b", -10, 30, 10),
-    },
+    axes=LINE_AXES,
 )
 line_page
 
@@ -209,9 +209,9 @@ line_page
 
 
 # %%
-def draw_map(ax, w_axis, b_axis, error, path):
-    w_values = np.linspace(w_axis["min"], w_axis["max"], 100)
-    b_values = np.linspace(b_axis["min"], b_axis["max"], 100)
+def draw_map(ax, axes, error, path):
+    w_values = np.linspace(axes["w"]["min"], axes["w"]["max"], 100)
+    b_values = np.linspace(axes["b"]["min"], axes["b"]["max"], 100)
     errors = np.array([[error(w, b) for w in w_values] for b in b_values])
     levels = errors.max() / 2.0 ** np.arange(12, 0, -1)  # doubles from ring to ring
     ax.contour(w_values, b_values, errors, levels, colors="0.6", linewidths=0.8)
@@ -225,12 +225,14 @@ def draw_map(ax, w_axis, b_axis, error, path):
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 draw_guess(left, GUESS_W, GUESS_B)
-draw_map(right, axis("w", -10, 10, 5), axis("b", -10, 30, 10), mean_squared_error, path)
+draw_map(right, LINE_AXES, mean_squared_error, path)
 fig.savefig(PICTURES / "04_line.png")
 
 # %% [markdown]
-# The optimizer first changed w a lot and b hardly at all. Then it moved b, slowly, along the floor
-# of a valley. It never saw the map. How did it know the direction?
+# The rings are not tilted. So the best w is the same for each b, and the other way round.
+#
+# At first the optimizer changed mostly w. Then it changed only b, more and more slowly. It never saw
+# the map. How did it know the direction?
 #
 # ## The direction: one number first
 #
@@ -403,6 +405,12 @@ print(f"After {step:,} steps: w = {w:.4f}, b = {b:.4f}")
 # Move it yourself first. What does w do to this curve? What does b do?
 
 # %%
+LOGISTIC_AXES = {
+    "x": axis("x", -5.2, 5.2, 2.5),
+    "y": axis("y", -0.1, 1.1, 0.5),
+    "w": axis("w", -5, 5, 2.5),
+    "b": axis("b", -5, 5, 2.5),
+}
 logistic_page = Page(
     PICTURES / "04_logistic.html",
     kind="logistic",
@@ -410,14 +418,10 @@ logistic_page = Page(
     y=labels.tolist(),
     start=[-3.0, 3.0],
     path=thinned(logistic_path),
-    axes={
-        "x": axis("x", -5.2, 5.2, 2.5),
-        "y": axis("y", -0.1, 1.1, 0.5),
-        "w": axis("w", -5, 5, 2.5),
-        "b": axis("b", -5, 5, 2.5),
-    },
+    axes=LOGISTIC_AXES,
 )
 logistic_page
+
 
 # %%
 def cross_entropy(w, b):
@@ -427,10 +431,12 @@ def cross_entropy(w, b):
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 left.scatter(x, labels, s=14, color="0.4", label="points")
 left.plot(x, 1 / (1 + np.exp(3 * x - 3)), color="#0072B2", linewidth=2, label="the guess")
-left.plot(x, 1 / (1 + np.exp(-w * x - b)), "--", color="#D55E00", linewidth=2, label="the optimizer")
+left.plot(
+    x, 1 / (1 + np.exp(-w * x - b)), "--", color="#D55E00", linewidth=2, label="the optimizer"
+)
 left.set(xlabel="x", ylabel="label", title="A curve between 0 and 1")
 left.legend(loc="center right")
-draw_map(right, axis("w", -5, 5, 2.5), axis("b", -5, 5, 2.5), cross_entropy, logistic_path)
+draw_map(right, LOGISTIC_AXES, cross_entropy, logistic_path)
 fig.savefig(PICTURES / "04_logistic.png")
 
 # %% [markdown]
