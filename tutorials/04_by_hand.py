@@ -181,9 +181,9 @@ class Page:
 # %% [markdown]
 # Move w and b, and make the error small. What do you expect: is the best w the same for each b?
 #
-# Beside the points is a map. Each place on the map is one pair of w and b, so it is one line. A ring
-# joins the places with the same error. Your trail shows where you were. When you are done, press
-# "Let the optimizer try".
+# Beside the points is a map. Each place on the map is one pair of w and b, so it is one line. A
+# ring joins the places with the same error. Your trail shows where you were. When you are done,
+# press "Let the optimizer try".
 
 # %%
 LINE_AXES = {
@@ -231,8 +231,8 @@ fig.savefig(PICTURES / "04_line.png")
 # %% [markdown]
 # The rings are not tilted. So the best w is the same for each b, and the other way round.
 #
-# At first the optimizer changed mostly w. Then it changed only b, more and more slowly. It never saw
-# the map. How did it know the direction?
+# At first the optimizer changed mostly w. Then it changed only b, more and more slowly. It never
+# saw the map. How did it know the direction?
 #
 # ## The direction: one number first
 #
@@ -252,8 +252,8 @@ print(f"The slope is about {(f(10.001) - f(10.0)) / 0.001:.3f}")
 # The slope at 10 is about 23. It is positive, so f rises to the right, and down is to the left.
 #
 # For this f we can compute the slope at any w: it is 2w + 3. (The slope of w² is 2w, the slope of
-# 3w is 3, and -5 changes nothing.) This rule is the *derivative* of f. At the lowest point the slope
-# is zero: 2w + 3 = 0, so w = -1.5.
+# 3w is 3, and -5 changes nothing.) This rule is the *derivative* of f. At the lowest point the
+# slope is zero: 2w + 3 = 0, so w = -1.5.
 #
 # An optimizer goes a small step against the slope, again and again. This is *gradient descent*. The
 # step is the slope times a small number, the *learning rate*.
@@ -292,8 +292,8 @@ fig.savefig(PICTURES / "04_descent.png")
 # The steps get shorter by themselves, because the slope gets flatter. So descent ends at -1.5, as
 # it should.
 #
-# **Exercise 2.** The rate 0.01 is a choice. Which rate reaches -1.5 in a single step? And where is w
-# after 1,000 steps with the rate 1? Think first, then try.
+# **Exercise 2.** The rate 0.01 is a choice. Which rate reaches -1.5 in a single step? And where is
+# w after 1,000 steps with the rate 1? Think first, then try.
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 # From 10 the step is rate * 23, and -1.5 is 11.5 away: the rate is 11.5 / 23 = 0.5.
@@ -343,8 +343,8 @@ for _ in range(STEPS):
 print(f"After {STEPS:,} steps by hand: w = {w:.4f}, b = {b:.4f}")
 
 # %% [markdown]
-# At the guess, the slope for w is more than three times as steep. So the optimizer changes w faster.
-# Once w is right, only the slope for b is left.
+# At the guess, the slope for w is more than three times as steep. So the optimizer changes w
+# faster. Once w is right, only the slope for b is left.
 #
 # Now Vernal, with `fit`. The optimizer, the rate and the number of steps are the same.
 
@@ -358,11 +358,12 @@ print("The recorded way ends at exactly these numbers:", is_same)
 print(f"The error fell from {guess_error:.2f} to {mean_squared_error(fitted.w, fitted.b):.2f}")
 
 # %% [markdown]
-# Both find w and b. They are close to 2 and 20, which made the points. The error is near 1, and that
-# is the noise: its mean square is about 1.
+# Both find w and b. They are close to 2 and 20, which made the points. The error is near 1, and
+# that is the noise: its mean square is about 1.
 #
-# **Exercise 3.** b is still a little low. Is that the noise, or has training not arrived yet? Compare
-# with `np.polyfit(x, y, 1)`, which computes the best line directly. Then train for 10,000 steps.
+# **Exercise 3.** b is still a little low. Is that the noise, or has training not arrived yet?
+# Compare with `np.polyfit(x, y, 1)`, which computes the best line directly. Then train for 10,000
+# steps.
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 best_w, best_b = np.polyfit(x, y, 1)
@@ -388,8 +389,8 @@ labels = np.round(1 / (1 + np.exp(-z)))
 print("Of the labels,", int(labels.sum()), "are 1 and", int((1 - labels).sum()), "are 0.")
 
 # %% [markdown]
-# The next tutorial explains the curve and its error, which is named *cross-entropy*. Vernal has that
-# error ready. Again we record the optimizer's way, from another bad guess.
+# The next tutorial explains the curve and its error, which is named *cross-entropy*. Vernal has
+# that error ready. Again we record the optimizer's way, from another bad guess.
 
 # %%
 LOGISTIC_RATE = 0.1
