@@ -86,9 +86,9 @@ for number in (-4, -2, 0, 2, 4):
     print(f"z = {number:>2}: {logistic(number):.3f}")
 
 # %% [markdown]
-# Far below zero, z becomes almost 0. Far above, it becomes almost 1. At zero it is exactly one
-# half. This is the *logistic function*. In the picture, z is 2x + 1, a line. To fit such a curve is
-# called *logistic regression*. The number z itself is called a *logit*.
+# A z far below zero gives almost 0. A z far above gives almost 1. Zero gives exactly one half. This
+# is the *logistic function*. In the picture, z is 2x + 1, a line. To fit such a curve is called
+# *logistic regression*. The number z itself is called a *logit*.
 #
 # Our labels are the rounded values of this function:
 
@@ -178,8 +178,9 @@ fig.savefig(PICTURES / "05_fitted.png")
 # 0.5, is about zero. But it is much steeper than the curve with w = 2 and b = 1. Why?
 #
 # The labels are rounded. Where the logistic function is 0.7, each label is 1, and not 7 in 10 of
-# them. So the data shows a sharp step, and a steep curve fits it best. Only the point on the wrong
-# side keeps it from being steeper. Without that point, w would grow without end.
+# them. So the data shows a sharp step, and a steep curve fits it best. Its w lies far outside of
+# the map in the last tutorial. Only the point on the wrong side keeps it from being steeper.
+# Without that point, w would grow without end.
 #
 # So let us leave out the noise and the rounding. The answers are now probabilities themselves. The
 # loss takes any answer from 0 to 1.
@@ -396,14 +397,14 @@ def mistakes(part, limit):
     return int(missed), int(false_alarms)
 
 
-print(f"The limit is {limit:.2f}")
 for name, part in (("validation", validation), ("test", test)):
     for each in (0.5, limit):
         missed, false_alarms = mistakes(part, each)
-        print(f"{name}, limit {each:.2f}: {missed} missed, {false_alarms} false alarms")
+        print(f"{name}, limit {each:.4f}: missed {missed}, false alarms {false_alarms}")
 
-# A higher limit never misses more, and never has fewer false alarms. The test part may still have a
-# tumour that is missed: the limit was chosen for other tumours.
+# A higher limit never misses more tumours, and never has fewer false alarms. Here a single tumour,
+# which looks benign, decides the limit. So the price is high. And the limit is no promise for the
+# test part: we chose it for other tumours.
 
 # %% [markdown]
 # **Exercise 3.** One split may be lucky. Repeat it all for the logistic regression with the seeds 0
