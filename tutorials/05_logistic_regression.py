@@ -164,6 +164,7 @@ fitted_w, fitted_b = float(state.model.weight[0, 0]), float(state.model.bias[0])
 print(f"After {STEPS:,} steps: w = {fitted_w:.2f}, b = {fitted_b:.2f}")
 print(f"The loss is {trainer.evaluate(state, (x, labels))['loss']:.4f}")
 
+# %%
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 fine = np.linspace(-5, 5, 500)[:, None]
 ax.scatter(x, labels, s=14, color="0.4", label="labels")
@@ -223,7 +224,7 @@ ax.legend()
 fig.savefig(PICTURES / "05_table.png")
 
 # %% [markdown]
-# Two measurements nearly separate the two kinds, but not quite. How well can we do with 30?
+# Two measurements separate many of the tumours, but not all. How well can we do with 30?
 #
 # ## Three parts
 #
@@ -303,8 +304,9 @@ print(vernal.summary(new_models(SEED)["network"], train[0]))
 # - `EarlyStopping` stops the run once the validation loss has not improved for 20 epochs.
 # - `BestState` makes `fit` return the state of the best epoch, and not the last one.
 #
-# Both watch the validation loss, unless told otherwise. A metric, here the *accuracy*, is measured
-# beside the loss. It is the share of correct answers.
+# Both watch the validation loss, unless told otherwise. One step takes a *batch* of 32 tumours, so
+# an epoch has 12 steps. A metric, here the *accuracy*, is measured beside the loss. It is the share
+# of correct answers.
 
 # %%
 table_trainer = vernal.Trainer(
