@@ -151,16 +151,16 @@ def draw_contours(ax, x, y, weight_2, weights, biases):
         for bias in biases
     ]
     ax.contour(weights, biases, heights, levels=[1, 3, 8, 16, 32, 64, 128], cmap="viridis_r")
-    ax.set(xlabel="weight 1", ylabel="bias")
+    ax.set(xlabel="weight 1", ylabel="bias", aspect="equal")
 
 
-WEIGHTS, BIASES = np.linspace(-0.6, 2.8, 60), np.linspace(-2, 8, 60)
+WEIGHTS, BIASES = np.linspace(-2.4, 4.6, 90), np.linspace(-0.9, 6.1, 90)
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 draw_contours(ax, x, y, TRUE_WEIGHTS[1], WEIGHTS, BIASES)
 ax.plot(0, 0, "o", color=ORANGE, label="start: all zero")
 ax.plot(TRUE_WEIGHTS[0], TRUE_BIAS, "*", color="black", markersize=12, label="truth")
-ax.set_title("The loss as a landscape: a valley around the truth")
-ax.legend()
+ax.set_title("The loss as a landscape: a narrow valley")
+ax.legend(loc="upper left")
 fig.savefig(PICTURES / "01_landscape.png")
 
 # %% [markdown]
@@ -169,8 +169,8 @@ fig.savefig(PICTURES / "01_landscape.png")
 #
 # ## Gradient
 #
-# To find a slope, increase one parameter a little and see how much the loss rises. The rise, divided
-# by the small increase, is the slope.
+# To find a slope, increase one parameter a little, and see how much the loss rises. The slope is
+# the rise, divided by the increase.
 
 # %%
 SMALL = 1e-6
@@ -248,7 +248,7 @@ draw_contours(right, x, y, TRUE_WEIGHTS[1], WEIGHTS, BIASES)
 right.plot(path[:, 0], path[:, 1], ".-", color=ORANGE, markersize=4, label="100 steps")
 right.plot(TRUE_WEIGHTS[0], TRUE_BIAS, "*", color="black", markersize=12, label="truth")
 right.set_title("The path")
-right.legend()
+right.legend(loc="upper left")
 fig.savefig(PICTURES / "01_path.png")
 
 # %% [markdown]
@@ -257,9 +257,9 @@ fig.savefig(PICTURES / "01_path.png")
 #
 # ## The same with Vernal
 #
-# `nn.Linear(2, 1)` is the same model: 2 numbers in, 1 number out. `weight_init` says how its weights
-# start: at zero, like ours. The `key` is where JAX takes random numbers from. Every layer asks for
-# one, and zeros do not use it.
+# `nn.Linear(2, 1)` is the same model: 2 numbers in, 1 number out. `weight_init` says how its
+# weights start: at zero, like ours. JAX draws random numbers from a `key`. Every layer asks for
+# one, even if it starts at zero.
 
 # %%
 model = nn.Linear(2, 1, weight_init=jax.nn.initializers.zeros, key=jax.random.key(0))
@@ -295,16 +295,16 @@ print("The first five losses with Vernal:", history.steps["loss"][:5].round(3))
 # the loss? Do the two still agree? (The answer is folded below.)
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-*_, wild_by_hand = descend(x, y, 0.03, FEW_STEPS)
+wild_weights, wild_bias, _, wild_curve = descend(x, y, 0.03, FEW_STEPS)
 wild = vernal.Trainer(optax.sgd(0.03), losses.MeanSquaredError())
-_, wild_history = wild.fit(model, (x, y), epochs=FEW_STEPS)
+wild_state, _ = wild.fit(model, (x, y), epochs=FEW_STEPS)
 
-print("Loss at the start:", wild_by_hand[0].round(1))
-print("Loss after 100 steps by hand:    ", wild_by_hand[-1])
-print("Loss after 100 steps with Vernal:", wild_history.steps["loss"][-1])
+print(f"The loss grows from {wild_curve[0]:.1f} to {wild_curve[-1]:.1e}: it *diverges*.")
 print("Each step leaps across the valley and lands higher on the other side.")
-print("The last digits may differ: the two programs add up in another order, and a 32-bit number")
-print("is rounded to about 7 digits. Each leap enlarges the difference.")
+print("  weights by hand:    ", *wild_weights[:, 0])
+print("  weights with Vernal:", *wild_state.model.weight[0])
+print("The last digits may differ. A number of 32 bits has about 7 digits, so each sum is rounded.")
+print("The two programs add up in another order, and each leap enlarges the difference.")
 
 # %% [markdown]
 # ## Noise
@@ -364,11 +364,11 @@ ax.set_title("The same rate, two optimizers")
 fig.savefig(PICTURES / "01_optimizers.png")
 
 # %% [markdown]
-# Adam finds the same parameters, but it is slower here. Its steps are about as long as the rate,
-# 0.001. So the bias needs more than 3,000 steps to get to 3.1. A fair race would tune the rate for
-# each.
+# (A dot marks the lowest loss.) Adam finds the same parameters, but it is slower here. Its steps
+# are about as long as the rate, 0.001. So the bias needs more than 3,000 steps to get to 3.1. A
+# fair race would tune the rate for each.
 #
-# **Exercise 2.** Give Adam a rate of 0.1. SGD diverges at 0.03. Will Adam, too?
+# **Exercise 2.** SGD diverges at 0.03. Give Adam a rate of 0.1. **What do you expect?**
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 fast_adam = vernal.Trainer(optax.adam(0.1), losses.MeanSquaredError())
@@ -422,14 +422,13 @@ _, _, straight_path, _ = descend(scaled, y_noisy, FAST, 30)
 scaled_best = np.linalg.lstsq(np.column_stack([scaled, np.ones(EXAMPLES)]), y_noisy)[0][:, 0]
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-draw_contours(left, x, y_noisy, best[1], np.linspace(-4, 6, 60), np.linspace(-2, 8, 60))
+draw_contours(left, x, y_noisy, best[1], WEIGHTS, BIASES)
 left.plot(long_path[:, 0], long_path[:, 1], ".-", color=ORANGE, markersize=4)
 left.set_title(f"As they are: 3,000 steps at {RATE}")
-draw_contours(right, scaled, y_noisy, scaled_best[1], np.linspace(-2, 14, 60), np.linspace(-6, 10, 60))
+wide_weights, wide_biases = np.linspace(-2, 14, 60), np.linspace(-6, 10, 60)
+draw_contours(right, scaled, y_noisy, scaled_best[1], wide_weights, wide_biases)
 right.plot(straight_path[:, 0], straight_path[:, 1], ".-", color=ORANGE, markersize=4)
 right.set_title(f"Scaled: 30 steps at {FAST}")
-for ax in (left, right):
-    ax.set_aspect("equal")
 fig.savefig(PICTURES / "01_scaling.png")
 
 # %% [markdown]
@@ -442,8 +441,8 @@ bias = state.model.bias[0] - unscaled @ mean
 print(f"Scaled back:   weights {unscaled[0]:.4f} {unscaled[1]:.4f} bias {bias:.4f}")
 
 # %% [markdown]
-# **Exercise 3.** Least squares missed the truth a little, because of the noise. Make 20,000 examples
-# in place of 200. How much closer does it get?
+# **Exercise 3.** Least squares missed the truth a little, because of the noise. Make 20,000
+# examples in place of 200. How much closer does it get?
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 more_x = rng.uniform(-10, 10, (20_000, 2))
