@@ -220,7 +220,7 @@ value_and_gradient = jax.jit(jax.value_and_grad(mean_squared_error, argnums=(0, 
 
 
 def descend(x, y, rate, steps):
-    weights, bias = jnp.zeros((2, 1)), jnp.zeros(())
+    weights, bias = jnp.zeros((2, 1)), jnp.zeros(())  # the second is a single number
     path, curve = [(weights[0, 0], bias)], []
     for _ in range(steps):
         loss, (grad_weights, grad_bias) = value_and_gradient(weights, bias, x, y)
