@@ -168,7 +168,7 @@ line = 3 * x
 
 def broken_loss(model, batch, key):
     x, y = batch
-    difference = model(x) - y  # (100, 1) minus (100,): a table
+    difference = jax.vmap(model)(x) - y  # (100, 1) minus (100,): a table
     return (difference**2).mean()
 
 
@@ -231,7 +231,7 @@ print("One example of 100 numbers: mistake 1 again, spelled out.")
 # %%
 def half_squared_error(model, batch, key):
     x, y = batch
-    return ((model(x) - y) ** 2).sum() / 2
+    return ((jax.vmap(model)(x) - y) ** 2).sum() / 2
 
 
 start = jax.nn.initializers.constant(START)
