@@ -31,7 +31,7 @@ NOISE = 0.5  # standard deviation
 RATE = 0.001  # how far the optimizer goes in one step
 FEW_STEPS = 100
 MANY_STEPS = 10_000
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+BLUE, ORANGE = "#0072B2", "#D55E00"
 
 PICTURES = Path("build/tutorials")
 PICTURES.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def predict(weights, bias, x):
     return x @ weights + bias
 
 
-guess = np.array([[GUESS_WEIGHT], [2.1]])
+guess = np.array([[GUESS_WEIGHT], [2.1]])  # weight 1 is wrong, weight 2 is right
 print("The first three predictions of a guess:", predict(guess, GUESS_BIAS, x)[:3, 0].round(2))
 print("The first three answers:               ", y[:3, 0].round(2))
 
@@ -164,8 +164,8 @@ ax.legend(loc="upper left")
 fig.savefig(PICTURES / "01_landscape.png")
 
 # %% [markdown]
-# The optimizer sees no map. It knows its own place, and which way is down. **What do you expect:**
-# from the orange dot, which way is steepest? (The contours are closest where the slope is steep.)
+# The optimizer does not have this map. It can only measure the slope at its own place. **What do
+# you expect:** from the orange dot, which way is steepest? (Close contours mean a steep slope.)
 #
 # ## Gradient
 #
@@ -252,8 +252,8 @@ right.legend(loc="upper left")
 fig.savefig(PICTURES / "01_path.png")
 
 # %% [markdown]
-# The weights arrive almost at once. The bias is far from 3.1. The path runs down the steep side of
-# the valley, then turns and creeps along its floor.
+# The weights are almost right, and the bias is far from 3.1. The path runs down the steep side of
+# the valley. Then it turns and moves slowly along the floor.
 #
 # ## The same with Vernal
 #
@@ -364,16 +364,16 @@ ax.set_title("The same rate, two optimizers")
 fig.savefig(PICTURES / "01_optimizers.png")
 
 # %% [markdown]
-# (A dot marks the lowest loss.) Adam finds the same parameters, but it is slower here. Its steps
-# are about as long as the rate, 0.001. So the bias needs more than 3,000 steps to get to 3.1. A
-# fair race would tune the rate for each.
+# (A dot marks the lowest loss.) Adam finds the same parameters, but it is slower here. Each of its
+# steps moves a parameter by about the rate, 0.001. So the bias needs more than 3,000 steps to get
+# to 3.1. For a fair comparison, tune the rate of each.
 #
 # **Exercise 2.** SGD diverges at 0.03. Give Adam a rate of 0.1. **What do you expect?**
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 fast_adam = vernal.Trainer(optax.adam(0.1), losses.MeanSquaredError())
-_, fast_history = fast_adam.fit(model, (x, y_noisy), epochs=1_000)
-fast_adam_steps = steps_needed(fast_history)
+_, fast_adam_history = fast_adam.fit(model, (x, y_noisy), epochs=1_000)
+fast_adam_steps = steps_needed(fast_adam_history)
 
 print(f"Adam needed {fast_adam_steps} steps at a rate of 0.1, and did not diverge.")
 print("A steep loss does not lengthen its steps. So compare optimizers at a rate that suits each.")
@@ -382,8 +382,9 @@ print("A steep loss does not lengthen its steps. So compare optimizers at a rate
 # ## Why the bias is slow, and the remedy
 #
 # The inputs are as large as 10. So the loss is steep along the weights and flat along the bias. The
-# steep direction limits the rate, and the flat direction has to live with it. The remedy is to
-# *scale* the inputs: subtract their mean, divide by their standard deviation.
+# steep direction limits the rate: above about 0.03 it diverges. At such a rate the flat direction
+# takes many steps. The remedy is to *scale* the inputs: subtract their mean, and divide by their
+# standard deviation.
 
 # %%
 mean, spread = x.mean(axis=0), x.std(axis=0)

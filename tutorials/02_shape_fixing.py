@@ -22,7 +22,6 @@ EXAMPLES = 100
 RATE = 0.001
 STEPS = 10_000
 START = -0.92962414  # the weight that the terrible fit starts from
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 PICTURES = Path("build/tutorials")
 PICTURES.mkdir(parents=True, exist_ok=True)
@@ -40,7 +39,7 @@ y = 2 * x**2
 print("x has shape", x.shape, "and y has shape", y.shape)
 
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-ax.scatter(x, y, s=12, color=BLUE)
+ax.scatter(x, y, s=12, color="#0072B2")
 ax.set(xlabel="x", ylabel="y", title="The data")
 fig.savefig(PICTURES / "02_data.png")
 
