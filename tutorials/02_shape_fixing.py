@@ -2,9 +2,8 @@
 # # 2. Shape fixing, and a terrible fit
 #
 # Most mistakes in training are mistakes of shape. The bad ones do not stop the program. It runs,
-# the loss falls, and the result is wrong. Here we make the two classic mistakes on purpose, read
-# Vernal's messages about them, and fix them. Then we make no mistake and get a terrible fit all the
-# same.
+# the loss falls, and the result is wrong. Here we make the two classic mistakes on purpose. Vernal
+# explains them, and we fix them. Then we make no mistake and get a terrible fit all the same.
 
 # %%
 from pathlib import Path
@@ -108,8 +107,8 @@ print("equinox.nn, one example:", equinox_layer(x_column[0]).shape)
 print("equinox.nn, a batch:    ", jax.vmap(equinox_layer)(x_column).shape)
 
 # %% [markdown]
-# `fit` applies `jax.vmap` for you, so it trains both kinds. You need to think of it only where you
-# call a model yourself.
+# `fit` applies `jax.vmap` for you, so it trains both kinds. You need it where you call a model
+# yourself, as in a loss of your own.
 #
 # ## Mistake 2: a hundred answers for each prediction
 #
@@ -125,13 +124,15 @@ table = column - flat
 print(table)
 
 # %%
+from matplotlib.patches import Rectangle
+
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 
 
 def draw_cells(numbers, left, top, colors):
     for (row, place), number in np.ndenumerate(numbers):
         corner, color = (left + place, top - row), colors[int(row == place)]
-        ax.add_patch(plt.Rectangle(corner, 1, 1, facecolor=color, edgecolor="0.3"))
+        ax.add_patch(Rectangle(corner, 1, 1, facecolor=color, edgecolor="0.3"))
         ax.text(corner[0] + 0.5, corner[1] + 0.5, f"{number:g}", ha="center", va="center", size=16)
 
 
