@@ -65,7 +65,7 @@ fig.savefig(PICTURES / "03_relu.png")
 # %% [markdown]
 # This is `relu`, the simplest *activation*. It has one bend, a hinge. A layer before it moves the
 # hinge, and a layer after it tilts it. Several hinges add up to a curve with several bends. Two
-# make a V:
+# make a valley:
 
 # %%
 right_hinge, left_hinge = jax.nn.relu(line - 1), jax.nn.relu(-line - 1)
@@ -199,8 +199,8 @@ fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 ax.semilogy(range(10), small_losses, "o", color=ORANGE, label="small, 4 wide")
 ax.semilogy(range(10), wide_losses, "s", color=BLUE, label="128 wide")
 ax.set(xlabel="key", ylabel="loss", title=f"Ten draws of each, {STEPS:,} steps")
-ax.set_xticks(range(10))
-ax.legend()
+ax.set(xticks=range(10), ylim=(40, 20_000))
+ax.legend(loc="upper center", ncols=2)
 fig.savefig(PICTURES / "03_ten_keys.png")
 
 # %% [markdown]
@@ -225,12 +225,12 @@ print(f"{both_arms[0]} of 10 found both arms with one relu, and {both_arms[1]} w
 # 3,000 steps, and again after 30,000. **Will** a small network catch up, with more time?
 
 # %%
-after_few, after_many = [], []
+after_few, after_many, trained = [], [], {}
 for width in WIDTHS:
     few, many = [], []
     for key in keys[:3]:
         model = nn.MLP(1, 1, width_size=width, depth=1, key=key)
-        _, history = trainer.fit(model, (x, y), epochs=MORE_STEPS, progress=False)
+        trained[width], history = trainer.fit(model, (x, y), epochs=MORE_STEPS, progress=False)
         few.append(history.steps["loss"][STEPS])
         many.append(history.steps["loss"][-1])
     after_few.append(few)
@@ -282,13 +282,11 @@ ax.set_title("Four bends, five pieces")
 fig.savefig(PICTURES / "03_four_hinges.png")
 
 # %% [markdown]
-# **Exercise 3.** The network of width 128 has seen inputs from -10 to 10. What does it predict for
+# **Exercise 3.** The last network of width 128, `trained[128]`, has seen inputs from -10 to 10. What does it predict for
 # 20? The parabola is at 800 there.
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-wide = nn.MLP(1, 1, width_size=128, depth=1, key=KEY)
-wide_state, _ = trainer.fit(wide, (x, y), epochs=MORE_STEPS)
-inside, outside = trainer.predict(wide_state, np.array([[10.0], [20.0]]))[:, 0]
+inside, outside = trainer.predict(trained[128], np.array([[10.0], [20.0]]))[:, 0]
 
 print(f"At 10 it predicts {inside:.0f}, and the parabola is at 200.")
 print(f"At 20 it predicts {outside:.0f}, and the parabola is at 800.")
