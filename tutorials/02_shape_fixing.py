@@ -213,8 +213,8 @@ print("Without:", vernal.update_cost(trainer, model, (x_column, line[:, None])))
 print("(FLOP are sums and products.)")
 
 # %% [markdown]
-# **Exercise 2.** Somebody fixes the shapes with `x[None, :]` and `y[None, :]`, which makes `(1,
-# 100)`. What does Vernal say about `nn.Linear(1, 1)` and this data?
+# **Exercise 2.** Somebody fixes the shapes with `x[None, :]` and `y[None, :]`. Both get the shape
+# `(1, 100)`. What does Vernal say about `nn.Linear(1, 1)` and this data?
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 show_error(model, (x[None, :], y[None, :]))

@@ -282,8 +282,8 @@ ax.set_title("Four bends, five pieces")
 fig.savefig(PICTURES / "03_four_hinges.png")
 
 # %% [markdown]
-# **Exercise 3.** The last network of width 128, `trained[128]`, has seen inputs from -10 to 10. What does it predict for
-# 20? The parabola is at 800 there.
+# **Exercise 3.** The last network of width 128, `trained[128]`, has seen inputs from -10 to 10.
+# What does it predict for 20? The parabola is at 800 there.
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 inside, outside = trainer.predict(trained[128], np.array([[10.0], [20.0]]))[:, 0]
