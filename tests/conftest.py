@@ -27,8 +27,9 @@ _compilations = []
 
 
 def pytest_addoption(parser):
-    """Add `--long`: run the tests marked `long`, and try every fault instead of a few."""
+    """Add `--long`, for the tests marked `long` and every fault, and `--browser`, for pages."""
     parser.addoption("--long", action="store_true", help="run long sweeps, too")
+    parser.addoption("--browser", action="store_true", help="test pages in a browser, too")
 
 
 def pytest_configure(config):
@@ -37,13 +38,14 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Skip the tests marked `long`, unless `--long` is given."""
-    if config.getoption("--long"):
-        return
-    skip = pytest.mark.skip(reason="a long sweep: pass --long")
-    for item in items:
-        if "long" in item.keywords:
-            item.add_marker(skip)
+    """Skip the tests marked `long`, and those marked `browser`, without their options."""
+    for marker, what in (("long", "a long sweep"), ("browser", "a page in a browser")):
+        if config.getoption(f"--{marker}"):
+            continue
+        skip = pytest.mark.skip(reason=f"{what}: pass --{marker}")
+        for item in items:
+            if marker in item.keywords:
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

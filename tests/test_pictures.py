@@ -10,6 +10,7 @@ import jax
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.testing.compare import compare_images
 
 import vernal
@@ -74,8 +75,8 @@ def draw(name, path):
     with matplotlib.rc_context(matplotlib.rcParamsDefault):
         matplotlib.rcParams["figure.constrained_layout.use"] = True
         ax = DRAWN[name]()
-        assert isinstance(ax, matplotlib.axes.Axes)
-        ax.figure.savefig(path, dpi=100, metadata={"Software": None})
+        assert isinstance(ax, Axes)
+        plt.gcf().savefig(path, dpi=100, metadata={"Software": None})
         plt.close("all")
 
 
@@ -91,8 +92,8 @@ def test_looks_as_it_did(name, tmp_path):
 def test_another_picture_is_noticed(tmp_path):
     draw("fits", tmp_path / "fits.png")
     other = tmp_path / "other.png"
-    ax = plot.predictions({"a guess": line(-1.0, 3.0), "trained": line(1.8, 1.0)}, (X, Y))
-    ax.figure.savefig(other, dpi=100)
+    plot.predictions({"a guess": line(-1.0, 3.0), "trained": line(1.8, 1.0)}, (X, Y))
+    plt.gcf().savefig(other, dpi=100)
     plt.close("all")
     assert compare_images(str(KEPT / "fits.png"), str(other), tol=8) is not None
 

@@ -256,7 +256,12 @@ def decision_boundary(model: PyTree, data: tuple[ArrayLike, ArrayLike], *, ax=No
 
 
 @short_traceback
-def confusion_matrix(matrix: ArrayLike, *, labels: Sequence[str] | None = None, ax=None):
+def confusion_matrix(
+    matrix: ArrayLike | Sequence[Sequence[float]],
+    *,
+    labels: Sequence[str] | None = None,
+    ax=None,
+):
     """Draw a confusion matrix: rows are true classes, columns are predicted classes.
 
     A cell shows how many examples it counts. It is the darker, the larger its share of its row.
