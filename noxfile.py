@@ -4,12 +4,12 @@ What follows `--` is passed on: `nox -s tests -- -k shapes`, `nox -s tutorials -
 """
 
 import functools
+import os
 import re
 import shutil
 import sys
 import tempfile
 from itertools import chain
-from os import environ, pathsep
 from pathlib import Path
 
 import nox
@@ -45,12 +45,12 @@ def find_python(version: str) -> str | None:
     """Return the path of an installed Python such as "3.12": here, in pyenv, or on the path."""
     if version == f"{sys.version_info.major}.{sys.version_info.minor}":
         return sys.executable
-    pyenv = Path(environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     for path in pyenv.glob(f"versions/{version}.*/bin/python"):
         return str(path)
     # pyenv puts a shim for each of its versions on the path; that of an inactive one only fails.
-    paths = [p for p in environ["PATH"].split(pathsep) if Path(p) != pyenv / "shims"]
-    return shutil.which(f"python{version}", path=pathsep.join(paths))
+    paths = [p for p in os.environ["PATH"].split(os.pathsep) if Path(p) != pyenv / "shims"]
+    return shutil.which(f"python{version}", path=os.pathsep.join(paths))
 
 
 @nox.session
@@ -140,6 +140,41 @@ def tutorials(session: nox.Session) -> None:
     for script in scripts:
         if script.name.startswith(names):
             session.run("python", f"tutorials/{script.name}", env={"MPLBACKEND": "Agg"})
+
+
+SITE = ROOT / "build" / "site"
+
+
+@nox.session(python=newest_python())
+def docs(session: nox.Session) -> None:
+    """Build the site under build/site and test it in a browser; `-- serve` shows it instead.
+
+    It is built with the newest Python here, and the newest JAX: what users install.
+    """
+    session.install("-e", ".[all]", *group("docs"))
+    # Nothing is kept: every cell runs. Warnings, such as a broken link, are errors.
+    shutil.rmtree(SITE, ignore_errors=True)
+    options = "--fresh-env", "--fail-on-warning", "--keep-going", "--jobs", "auto"
+    session.run("sphinx-build", "--quiet", "--builder", "html", *options, "docs", str(SITE))
+    if "serve" in session.posargs:
+        address = "--bind", "localhost", "--directory", str(SITE)
+        session.run("python", "-m", "http.server", *address, "8000")
+        return
+
+    install_browser(session)
+    session.run("pytest", "tests/site", *session.posargs)
+
+
+def install_browser(session: nox.Session) -> None:
+    """Install Chromium and its driver from Debian's packages, where they are missing."""
+    if all(map(shutil.which, ("chromium", "chromedriver"))):
+        return
+    packages = "chromium", "chromium-driver"
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        session.error(f"the site's tests need a browser: apt-get install {' '.join(packages)}")
+    session.run("apt-get", "update", external=True, silent=True)
+    install = "apt-get", "install", "--yes", "--no-install-recommends"
+    session.run(*install, *packages, external=True, silent=True)
 
 
 @nox.session(reuse_venv=False)  # clean, so that a requirement missing from the wheel shows
