@@ -43,7 +43,7 @@ suppress_warnings = ["mystnb.unknown_mime_type"]  # a notebook's widgets are lef
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_in_temp = True
+nb_execution_in_temp = False  # beside what a tutorial reads
 nb_execution_timeout = 600
 nb_output_stderr = "remove"  # progress bars
 nb_merge_streams = True
@@ -56,7 +56,8 @@ autodoc_class_signature = "mixed"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints = "none"
-autodoc_default_options = {"members": True, "special-members": "__call__"}
+# Defaults that are functions would be listed as methods.
+autodoc_default_options = {"members": True, "special-members": "__call__", "exclude-members": "trainable"}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 python_maximum_signature_line_length = 80
@@ -70,11 +71,13 @@ html_title = "Vernal"
 html_logo = "_static/vernal.svg"
 html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
+html_context = {"default_mode": "auto"}
 html_css_files = ["custom.css"]
 html_show_search_summary = False  # browsers refuse to fetch pages from the file system
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {
+    "navbar_persistent": [],
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "use_download_button": False,

@@ -9,7 +9,7 @@ import pytest
 from helpers import Page
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 
 def stand_in(monkeypatch, name, **functions):
@@ -90,7 +90,7 @@ def test_every_example_does_what_is_shown(name, wandb, mlflow, optuna, monkeypat
     services = {"wandb": wandb, "mlflow": mlflow, "optuna": optuna}
     used = [service for service in services if f"import {service}\n" in shown.text]
     assert [service for service, calls in services.items() if calls] == used
-    if name == "callbacks.md":
+    if name == "log.md":
         assert_each_epoch_is_logged(wandb, mlflow)
 
 

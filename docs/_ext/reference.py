@@ -86,6 +86,12 @@ def as_restructured_text(app: Sphinx, what: str, name: str, thing: Any, options,
     lines[:] = text.split("\n")
 
 
+def shorten_defaults(app: Sphinx, what, name, thing, options, signature, returns):
+    """Write a default that is a function by its name."""
+    if signature is not None:
+        return re.sub(r"<function (\w+)[^>]*>", r"\1", signature), returns
+
+
 def check_all_are_documented(app: Sphinx, error: Exception | None) -> None:
     """Warn of each public name without a place in the reference, docstring or example."""
     if error is not None:
@@ -108,5 +114,6 @@ def has_docstring(thing: Any) -> bool:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register both."""
     app.connect("autodoc-process-docstring", as_restructured_text, priority=400)
+    app.connect("autodoc-process-signature", shorten_defaults)
     app.connect("build-finished", check_all_are_documented)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

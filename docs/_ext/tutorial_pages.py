@@ -24,26 +24,34 @@ NAMES = "[0-9][0-9]_*.py"
 def write_pages(*_: object) -> None:
     """Copy each tutorial to `docs/learn/`, with a line of links below its title."""
     DOWNLOADS.mkdir(parents=True, exist_ok=True)
-    scripts = sorted(TUTORIALS.glob(NAMES))
-    for left in set(PAGES.glob(NAMES)) - {PAGES / script.name for script in scripts}:
-        left.unlink()
+    for left in PAGES.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left)
+        elif left.name != "index.md":
+            left.unlink()
 
-    for script in scripts:
+    others = [path for path in TUTORIALS.iterdir() if path.is_file() and path.suffix != ".py"]
+    for other in others:  # what a tutorial reads, such as a page to play with
+        shutil.copy(other, PAGES / other.name)
+    for script in sorted(TUTORIALS.glob(NAMES)):
         text = script.read_text(encoding="utf-8")
-        if not TITLE.match(text):
+        title = TITLE.match(text)
+        if title is None:
             raise ValueError(f"{script.name} needs a cell of Markdown with a title first")
         notebook = DOWNLOADS / f"{script.stem}.ipynb"
         jupytext.write(jupytext.reads(text, fmt="py:percent"), notebook)
-        links = ", ".join(
-            f"{{download}}`{what} <../../{path.relative_to(DOCS.parent).as_posix()}>`"
-            for what, path in {"as a script": script, "as a notebook": notebook}.items()
-        )
-        # A function, for `links` may hold what `sub` takes for a reference.
-        added = f"#\n# Download this tutorial {links.replace(', ', ' or ')}.\n"
-        page = TITLE.sub(lambda title, added=added: title.group() + added, text)
-        path = PAGES / script.name
-        if not path.is_file() or path.read_text(encoding="utf-8") != page:
-            path.write_text(page, encoding="utf-8")
+
+        links = f"{link('as a script', script)} or {link('as a notebook', notebook)}"
+        needed = [link(path.name, path) for path in others if path.name in text]
+        links += f", with {' and '.join(needed)} beside it" * bool(needed)
+        line = f"#\n# Download this tutorial {links}.\n"
+        end = title.end()
+        (PAGES / script.name).write_text(text[:end] + line + text[end:], encoding="utf-8")
+
+
+def link(text: str, path: Path) -> str:
+    """Write a link that downloads a file, for a page in `docs/learn/`."""
+    return f"{{download}}`{text} <../../{path.relative_to(DOCS.parent).as_posix()}>`"
 
 
 def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
