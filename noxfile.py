@@ -199,6 +199,13 @@ def build(session: nox.Session) -> None:
         session.error(f"README.md shows\n{expected}\nbut its example printed\n{printed}")
 
 
+@nox.session(python=newest_python())
+def peers(session: nox.Session) -> None:
+    """Run the programs on the pages for users of Keras, Lightning, Flax and Equinox."""
+    session.install("--no-compile", "-e", ".[all]", *group("test"), *group("bench"))
+    session.run("pytest", "--peers", "tests/test_coming_from.py", *session.posargs)
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
     """Time Vernal and its peers: `nox -s bench -- a c` for some of the workloads."""

@@ -47,6 +47,7 @@ nb_execution_in_temp = False  # beside what a tutorial reads
 nb_execution_timeout = 600
 nb_output_stderr = "remove"  # progress bars
 nb_merge_streams = True
+nb_render_error_lexer = "text"  # messages, without tracebacks
 nb_code_prompt_show = "Show the answer"
 nb_code_prompt_hide = "Hide the answer"
 

@@ -27,8 +27,9 @@ _compilations = []
 
 
 def pytest_addoption(parser):
-    """Add `--long`: run the tests marked `long`, and try every fault instead of a few."""
+    """Add `--long`, for all sweeps and faults, and `--peers`, for what `nox -s peers` installs."""
     parser.addoption("--long", action="store_true", help="run long sweeps, too")
+    parser.addoption("--peers", action="store_true", help="run programs of other frameworks, too")
 
 
 def pytest_configure(config):

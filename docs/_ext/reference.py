@@ -6,42 +6,13 @@ they become reStructuredText, with a link wherever a name of the package is mean
 
 import inspect
 import re
-from collections.abc import Iterator
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
-from docutils import nodes
+from public_names import has_docstring, public_names
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-import vernal
-
-MODULES = ("nn", "losses", "metrics", "callbacks", "plot")
-CODE = re.compile(r"`+([^`]+)`+(?=(\w)?)")
-NAME = re.compile(r"(vernal\.)?([A-Za-z_]\w*\.)*[A-Za-z_]\w*")
 logger = logging.getLogger(__name__)
-
-
-def public_names() -> Iterator[tuple[str, Any]]:
-    """Yield each public name, written in full, and what it stands for."""
-    for name in vernal.__all__:
-        thing = getattr(vernal, name)
-        if not isinstance(thing, ModuleType):
-            yield f"vernal.{name}", thing
-    for name in MODULES:
-        module = import_module(f"vernal.{name}")
-        own = (each for each, thing in vars(module).items() if is_own(module, each, thing))
-        for each in getattr(module, "__all__", sorted(own)):
-            yield f"vernal.{name}.{each}", getattr(module, each)
-
-
-def is_own(module: ModuleType, name: str, thing: Any) -> bool:
-    """Say whether a module makes a public thing itself, and does not only import it."""
-    if name.startswith("_") or isinstance(thing, ModuleType):
-        return False
-    made_by = thing if hasattr(thing, "__qualname__") else type(thing)
-    return getattr(made_by, "__module__", None) == module.__name__
 
 
 def links() -> dict[str, str]:
@@ -71,10 +42,13 @@ LINKS = {
 
 def as_restructured_text(app: Sphinx, what: str, name: str, thing: Any, options, lines) -> None:
     """Write a docstring's code, and signs that mean something else there, anew."""
-    parts = re.split(r"(`[^`]+`)", "\n".join(lines))
+    # Lines of examples stay, as do the blank lines that end them.
+    parts = re.split(r"(^ *>>> (?:.+\n?)+|`[^`]+`)", "\n".join(lines), flags=re.MULTILINE)
     text = ""
     for part in parts:
-        if part.startswith("`"):
+        if part.lstrip().startswith(">>>"):
+            text += part
+        elif part.startswith("`"):
             code = part.strip("`")
             full = LINKS.get(code)
             is_link = full is not None and not name.endswith(code)
@@ -102,13 +76,6 @@ def check_all_are_documented(app: Sphinx, error: Exception | None) -> None:
             logger.warning("the reference has no %s", name)
         if not has_docstring(thing):
             logger.warning("%s has no docstring", name)
-
-
-def has_docstring(thing: Any) -> bool:
-    """Say whether a thing, or the class that it is made of, has a docstring of its own."""
-    own = thing if inspect.isclass(thing) or inspect.isroutine(thing) else type(thing)
-    doc = vars(own).get("__doc__") if inspect.isclass(own) else own.__doc__
-    return bool(doc) and not doc.startswith(f"{own.__name__}(")  # what a dataclass writes
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -21,6 +21,11 @@ class Linear(eqx.Module):
 
     A drop-in for `equinox.nn.Linear` that also accepts any leading batch axes, and explains a
     wrong shape.
+
+    Example:
+        >>> layer = nn.Linear(3, 2, key=jax.random.key(0))
+        >>> layer(jnp.ones(3)).shape, layer(jnp.ones((5, 3))).shape
+        ((2,), (5, 2))
     """
 
     weight: Float[Array, "out_features in_features"]

@@ -21,6 +21,11 @@ class MLP(eqx.Module):
 
     A drop-in for `equinox.nn.MLP` that also accepts any leading batch axes, and explains a wrong
     shape.
+
+    Example:
+        >>> network = nn.MLP(3, 1, width_size=16, depth=2, key=jax.random.key(0))
+        >>> network(jnp.ones(3)).shape, network(jnp.ones((5, 3))).shape, len(network.layers)
+        ((1,), (5, 1), 3)
     """
 
     layers: tuple[Linear, ...]
