@@ -135,6 +135,62 @@ def test_one_loss_of_many_that_is_not_positive_makes_the_scale_linear():
     assert 12_346 in points(ax.lines[0])[0]
 
 
+def test_residuals_lead_from_each_point_to_the_curve_of_the_last_model():
+    ax = plot.predictions(
+        {"wrong": line(-1.0, 0.0), "right": line(3.0, 0.5)}, (X, Y), residuals=True
+    )
+    segments = np.asarray(ax.collections[1].get_segments())
+    np.testing.assert_allclose(segments[:, 0], np.hstack([X, Y]), rtol=1e-6)
+    np.testing.assert_allclose(segments[:, 1], np.hstack([X, Y - 0.5]), rtol=1e-5)
+
+
+def test_residuals_are_answers_minus_predictions():
+    model = nn.Linear(2, 1, key=KEY)
+    x = np.hstack([X, X**2])
+    ax = plot.residuals(model, (x, Y[:, 0]))
+    predicted, left = np.asarray(ax.collections[0].get_offsets()).T
+    np.testing.assert_allclose(predicted, jax.vmap(model)(x)[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(left, Y[:, 0] - predicted, rtol=1e-5)
+    with pytest.raises(vernal.ShapeError, match=r"predictions of shape \(n,\) or \(n, 1\)"):
+        plot.residuals(nn.Linear(2, 3, key=KEY), (x, Y))
+
+
+@pytest.mark.parametrize("logits", [1, 2])
+def test_a_decision_boundary_is_where_the_choice_changes(logits):
+    # Class 1 where the first input is above 0.5: one logit, or the second of two.
+    weights = np.array([[1, 0], [2, 0]], np.float32)[:logits]
+    biases = np.array([-0.5, -1.0], np.float32)[:logits]
+    model = nn.Linear(2, logits, key=KEY)
+    model = eqx.tree_at(lambda m: (m.weight, m.bias), model, (weights, biases))
+    x = np.random.default_rng(0).uniform(-1, 2, (50, 2)).astype(np.float32)
+    y = (x[:, 0] > 0.5).astype(int)
+    ax = plot.decision_boundary(model, (x, y))
+    (boundary,) = ax.collections[1].get_paths()
+    np.testing.assert_allclose(boundary.vertices[:, 0], 0.5, atol=0.01)
+    for label, drawn in zip((0, 1), ax.collections[2:], strict=True):
+        np.testing.assert_array_equal(np.asarray(drawn.get_offsets()), x[y == label])
+    assert names(ax) == ["class 0", "class 1"]
+
+
+def test_a_decision_boundary_needs_two_inputs_and_known_classes():
+    model = nn.Linear(2, 1, key=KEY)
+    with pytest.raises(vernal.ShapeError, match=r"x of shape \(n, 2\); x has shape \(20, 1\)"):
+        plot.decision_boundary(model, (X, Y))
+    with pytest.raises(vernal.DataError, match="y has class 2; the model chooses from 0 to 1"):
+        plot.decision_boundary(model, (np.hstack([X, X]), np.full(20, 2)))
+
+
+def test_a_confusion_matrix_shows_its_counts_and_refuses_what_is_none():
+    ax = plot.confusion_matrix([[8, 2], [0, 5.5]])
+    assert [text.get_text() for text in ax.texts] == ["8", "2", "0", "5.5"]
+    np.testing.assert_allclose(ax.images[0].get_array(), [[0.8, 0.2], [0, 1]])
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted class", "true class")
+    with pytest.raises(vernal.ShapeError, match=r"square; matrix has shape \(2, 3\)"):
+        plot.confusion_matrix(np.ones((2, 3)))
+    with pytest.raises(vernal.ShapeError, match="2 classes, but there are 3 labels"):
+        plot.confusion_matrix(np.ones((2, 2)), labels=["a", "b", "c"])
+
+
 def test_plots_without_matplotlib_name_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(vernal.MissingExtraError, match=r"pip install 'vernal\[plot\]'"):

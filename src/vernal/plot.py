@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +12,14 @@ from jaxtyping import Array, ArrayLike, PyTree
 from vernal import losses
 from vernal._best import best_of
 from vernal._data.arrays import as_arrays
-from vernal.errors import ArgumentError, ShapeError, did_you_mean, optional_import, short_traceback
+from vernal.errors import (
+    ArgumentError,
+    DataError,
+    ShapeError,
+    did_you_mean,
+    optional_import,
+    short_traceback,
+)
 
 # Where predictions are drawn: enough that a curve is smooth at any size of picture.
 _POINTS = 500
@@ -23,6 +31,11 @@ _STRETCHES = 1000
 _LOG_FACTOR = 3
 # Told apart by the colour-blind, too: Okabe and Ito, *Color Universal Design*, 2008.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Told apart without colours.
+_STYLES = ("solid", "dashed", "dashdot", "dotted")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# A plane is drawn by so many points along each side.
+_GRID = 200
 
 
 def _axes(ax):
@@ -118,10 +131,10 @@ def learning_rates(found: Any, *, ax=None):
     """
     ax = _axes(ax)
     ax.plot(found.rates, found.losses, color="0.75", label="loss")
-    ax.plot(found.rates, found.smoothed, label="smoothed loss")
+    ax.plot(found.rates, found.smoothed, color=_COLORS[0], label="smoothed loss")
     if found.suggestion is not None:
         label = f"suggestion: {found.suggestion:.2g}"
-        ax.axvline(found.suggestion, color="tab:red", linestyle="--", label=label)
+        ax.axvline(found.suggestion, color=_COLORS[1], linestyle="--", label=label)
     yscale = "log" if np.all(found.losses > 0) else "linear"
     ax.set(xscale="log", yscale=yscale, xlabel="learning rate", ylabel="loss")
     ax.legend()
@@ -129,12 +142,16 @@ def learning_rates(found: Any, *, ax=None):
 
 
 @short_traceback
-def predictions(models: PyTree, data: tuple[ArrayLike, ArrayLike], *, ax=None):
-    """Draw data as points, and the predictions of models of one number as lines.
+def predictions(
+    models: PyTree, data: tuple[ArrayLike, ArrayLike], *, residuals: bool = False, ax=None
+):
+    """Draw data as points, and the predictions of models of one number as curves.
 
     Args:
         models: A model, or a `TrainState`; or a dict of several, by the names to show.
         data: `(x, y)`, each of shape `(n,)` or `(n, 1)`: as the models are trained on.
+        residuals: Whether to draw the residuals of the last model: a thin dashed line from each
+            point to the curve.
         ax: matplotlib's axes to draw on; `None` makes new ones.
 
     Returns:
@@ -149,19 +166,147 @@ def predictions(models: PyTree, data: tuple[ArrayLike, ArrayLike], *, ax=None):
     named = models if isinstance(models, Mapping) else {"model": models}
     dtype = x.dtype if np.issubdtype(x.dtype, np.inexact) else float
     grid = np.linspace(x.min(), x.max(), _POINTS, dtype=dtype).reshape(-1, *x.shape[1:])
-    curves = {name: _predicted(model, grid) for name, model in named.items()}
+    curves = {name: _one_number_each(model, grid) for name, model in named.items()}
+    ends = _one_number_each(list(named.values())[-1], x) if residuals else None
 
     ax = _axes(ax)
     ax.scatter(x, y, s=12, color="0.6", label="data")
-    for name, curve in curves.items():
-        ax.plot(grid.ravel(), curve.ravel(), label=name)
+    if ends is not None:
+        ax.vlines(x.ravel(), y.ravel(), ends, color="0.4", linewidth=0.6, linestyle="dashed")
+    for (name, curve), color, style in zip(curves.items(), cycle(_COLORS), cycle(_STYLES)):
+        ax.plot(grid.ravel(), curve, color=color, linestyle=style, label=name)
     ax.set(xlabel="x", ylabel="y")
     ax.legend()
     return ax
 
 
-def _predicted(model: Any, x: np.ndarray) -> np.ndarray:
-    """Apply a model to x, in inference mode; `ShapeError` if it does not return single numbers."""
+@short_traceback
+def residuals(model: PyTree, data: tuple[PyTree, ArrayLike], *, ax=None):
+    """Draw the residual of each example, the answer minus the prediction, over the prediction.
+
+    A model that fits leaves residuals without a pattern, around the line at 0.
+
+    Args:
+        model: A model, or a `TrainState`.
+        data: `(x, y)`: x as the model is trained on, y of shape `(n,)` or `(n, 1)`.
+        ax: matplotlib's axes to draw on; `None` makes new ones.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ShapeError: If an answer or a prediction is more than one number.
+    """
+    x, y = as_arrays(tuple(data), finite=True)
+    _check_one_number("y", np.asarray(y))
+    predicted = _one_number_each(model, x)
+
+    ax = _axes(ax)
+    ax.axhline(0, color="0.4", linewidth=1)
+    ax.scatter(predicted, np.ravel(y) - predicted, s=12, color=_COLORS[0], alpha=0.7)
+    ax.set(xlabel="prediction", ylabel="residual (y - prediction)")
+    return ax
+
+
+@short_traceback
+def decision_boundary(model: PyTree, data: tuple[ArrayLike, ArrayLike], *, ax=None):
+    """Draw which class a classifier chooses over a plane, and the examples by their true class.
+
+    Args:
+        model: A model, or a `TrainState`, whose outputs are logits: one for two classes, the second
+            of which it chooses above 0; or one for each class.
+        data: `(x, y)`: x of shape `(n, 2)`, y of shape `(n,)` or `(n, 1)` with classes from 0 on.
+        ax: matplotlib's axes to draw on; `None` makes new ones.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ShapeError: If x is not of shape `(n, 2)`, or y not of shape `(n,)` or `(n, 1)`.
+        DataError: If y has a class that the model does not know.
+    """
+    x, y = map(np.asarray, as_arrays(tuple(data), finite=True))
+    if x.ndim != 2 or x.shape[1] != 2:
+        raise ShapeError(f"the picture needs x of shape (n, 2); x has shape {x.shape}.")
+    _check_one_number("y", y)
+    low, high = x.min(axis=0), x.max(axis=0)
+    margin = 0.05 * (high - low)
+    sides = np.linspace(low - margin, high + margin, _GRID, dtype=np.result_type(x, np.float32)).T
+    plane = np.stack(np.meshgrid(*sides), axis=-1)
+    logits = _predicted(model, plane.reshape(-1, 2))
+    one_logit = logits.ndim == 1 or logits.shape[1] == 1
+    chosen = logits.ravel() > 0 if one_logit else logits.argmax(axis=1)
+    classes = 2 if one_logit else logits.shape[1]
+    unknown = set(y.ravel().tolist()) - set(range(classes))
+    if unknown:
+        raise DataError(f"y has class {min(unknown)}; the model chooses from 0 to {classes - 1}.")
+    levels = np.arange(classes + 1) - 0.5
+
+    ax = _axes(ax)
+    colors = [_COLORS[i % len(_COLORS)] for i in range(classes)]
+    areas = chosen.reshape(_GRID, _GRID).astype(float)
+    ax.contourf(*sides, areas, levels=levels, colors=colors, alpha=0.25)
+    ax.contour(*sides, areas, levels=levels[1:-1], colors="0.3", linewidths=1)
+    for label, color, marker in zip(range(classes), colors, cycle(_MARKERS)):
+        of_class = x[y.ravel() == label]
+        ax.scatter(*of_class.T, s=18, color=color, marker=marker, label=f"class {label}")
+    ax.set(xlabel="first input", ylabel="second input")
+    ax.legend()
+    return ax
+
+
+@short_traceback
+def confusion_matrix(
+    matrix: ArrayLike | Sequence[Sequence[float]],
+    *,
+    labels: Sequence[str] | None = None,
+    ax=None,
+):
+    """Draw a confusion matrix: rows are true classes, columns are predicted classes.
+
+    A cell shows how many examples it counts. It is the darker, the larger its share of its row.
+
+    Args:
+        matrix: Of shape `(classes, classes)`, as the metric `vernal.metrics.confusion_matrix`
+            measures it.
+        labels: The names of the classes; by default their numbers.
+        ax: matplotlib's axes to draw on; `None` makes new ones.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ShapeError: If the matrix is not square, or has another number of rows than there are
+            labels.
+    """
+    counts = np.asarray(matrix)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+        raise ShapeError(f"a confusion matrix is square; matrix has shape {counts.shape}.")
+    names = list(map(str, range(len(counts)) if labels is None else labels))
+    if len(names) != len(counts):
+        raise ShapeError(f"matrix has {len(counts)} classes, but there are {len(names)} labels.")
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-30)
+
+    ax = _axes(ax)
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        ax.text(column, row, f"{count:.4g}", color=color, ha="center", va="center")
+    ax.set_xticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="predicted class", ylabel="true class")
+    return ax
+
+
+def _one_number_each(model: Any, x: PyTree) -> np.ndarray:
+    """Apply a model to x; `ShapeError` if it does not return a single number for each example."""
+    outputs = _predicted(model, x)
+    _check_one_number("predictions", outputs)
+    return outputs.ravel()
+
+
+def _predicted(model: Any, x: PyTree) -> np.ndarray:
+    """Apply a model to x, in inference mode."""
     model_state = None
     if hasattr(model, "opt_state"):  # a `TrainState`
         model, model_state = model.model, model.model_state
@@ -177,7 +322,6 @@ def _predicted(model: Any, x: np.ndarray) -> np.ndarray:
 
         explained = explanation(Attempt(None, model, model_state, predicted), x, error, name="x")
         raise explained from explained.__cause__
-    _check_one_number("predictions", outputs)
     return outputs
 
 
