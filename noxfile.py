@@ -8,7 +8,9 @@ import os
 import re
 import shutil
 import sys
+import tarfile
 import tempfile
+import zipfile
 from itertools import chain
 from pathlib import Path
 
@@ -179,13 +181,18 @@ def install_browser(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=False)  # clean, so that a requirement missing from the wheel shows
 def build(session: nox.Session) -> None:
-    """Build the wheel, install it alone, and run the README's example from it."""
-    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    """Build the sdist, the wheel from it, check both, and run the README's example from the wheel."""
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
     if session.venv_backend == "uv":
-        session.run("uv", "build", "--wheel", "--out-dir", "dist", external=True)
+        session.run("uv", "build", "--out-dir", "dist", external=True)
     else:
-        session.run("python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", "dist", ".")
-    session.install(*map(str, ROOT.glob("dist/*.whl")))
+        session.install("build")
+        session.run("python", "-m", "build", "--outdir", "dist")
+    (sdist,) = dist.glob("*.tar.gz")
+    (wheel,) = dist.glob("*.whl")
+    check_files(session, sdist, wheel)
+    session.install(str(wheel))
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", readme, re.DOTALL)
@@ -197,6 +204,32 @@ def build(session: nox.Session) -> None:
         printed = session.run("python", "-I", "-c", code, silent=True, stderr=None)
     if printed.strip() != expected.strip():
         session.error(f"README.md shows\n{expected}\nbut its example printed\n{printed}")
+
+
+def check_files(session: nox.Session, sdist: Path, wheel: Path) -> None:
+    """Check that both hold each of the package's files, its papers, and nothing else."""
+    sources = [path for path in (ROOT / "src" / "vernal").rglob("*") if path.is_file()]
+    sources = {p.relative_to(ROOT / "src").as_posix() for p in sources if p.suffix != ".pyc"}
+    with tarfile.open(sdist) as archive:
+        root = sdist.name.removesuffix(".tar.gz")
+        members = [member.name for member in archive.getmembers() if member.isfile()]
+        in_sdist = {name.removeprefix(f"{root}/") for name in members}
+    with zipfile.ZipFile(wheel) as archive:
+        in_wheel = set(archive.namelist())
+
+    papers = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "PKG-INFO"}
+    made = {"pyproject.toml", ".gitignore"}
+    info = "-".join(wheel.name.split("-")[:2]) + ".dist-info"
+    notes = {f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE")}
+    wanted = {
+        sdist.name: (in_sdist, {f"src/{name}" for name in sources} | papers | made),
+        wheel.name: (in_wheel, sources | notes),
+    }
+    for name, (found, needed) in wanted.items():
+        if found != needed:
+            session.error(f"{name} lacks {needed - found} and should not have {found - needed}")
+    if "vernal/py.typed" not in in_wheel:
+        session.error("vernal/py.typed is missing: the package's types would not count")
 
 
 @nox.session(python=newest_python())

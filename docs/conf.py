@@ -58,7 +58,11 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints = "none"
 # Defaults that are functions would be listed as methods.
-autodoc_default_options = {"members": True, "special-members": "__call__", "exclude-members": "trainable"}
+autodoc_default_options = {
+    "members": True,
+    "special-members": "__call__",
+    "exclude-members": "trainable",
+}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 python_maximum_signature_line_length = 80

@@ -1,7 +1,9 @@
 """What the pages under docs/ show is what happens."""
 
 import contextlib
+import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -104,3 +106,16 @@ def assert_each_epoch_is_logged(wandb, mlflow):
         for _, metrics, _ in logged:
             assert set(metrics) == {"loss"} and type(metrics["loss"]) is float
     assert wandb[1:-1] == [("log", *call[1:]) for call in mlflow[1:-1]]  # the same run twice
+
+
+def test_the_policy_names_the_versions_that_the_package_asks_for():
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    page = (DOCS / "policies" / "versions.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| (.+) \|$", page, re.MULTILINE)
+    lowest = dict(need.split(">=") for need in project["dependencies"])
+    pythons = [c.rpartition(" ")[2] for c in project["classifiers"] if re.search(r"3\.\d+$", c)]
+    assert rows.pop(0) == ("Python", pythons[0], pythons[-1])
+    assert project["requires-python"] == f">={pythons[0]}"
+    assert {name.lower() for name, _, _ in rows} == {"jax", "equinox", "optax", "numpy"}
+    for name, version, newest in rows:
+        assert (version, newest) == (lowest[name.lower()], "the newest")

@@ -4,8 +4,10 @@ Docstrings are written for editors, in Markdown's way: code stands between singl
 they become reStructuredText, with a link wherever a name of the package is meant.
 """
 
+import ast
 import inspect
 import re
+import textwrap
 from typing import Any
 
 from public_names import has_docstring, public_names
@@ -31,6 +33,8 @@ def links() -> dict[str, str]:
     return found
 
 
+# Names that only the package knows.
+SHOWN_DEFAULTS = {"default_weight_init": "lecun_normal()", "_identity": "identity"}
 LINKS = links()
 # Words that are arguments or fields more often than functions of the package.
 LINKS = {
@@ -60,10 +64,43 @@ def as_restructured_text(app: Sphinx, what: str, name: str, thing: Any, options,
     lines[:] = text.split("\n")
 
 
-def shorten_defaults(app: Sphinx, what, name, thing, options, signature, returns):
-    """Write a default that is a function by its name."""
-    if signature is not None:
-        return re.sub(r"<function (\w+)[^>]*>", r"\1", signature), returns
+def write_signature(app: Sphinx, what: str, name: str, thing: Any, *_: Any) -> Any:
+    """Write arguments without types, and defaults as the source has them."""
+    # What a module imports is asked for, too, before it is left out.
+    if what not in ("class", "function", "method") or not thing.__module__.startswith("vernal."):
+        return None
+    parameters = inspect.signature(thing).parameters.values()
+    sources = defaults_of(thing)
+    written = []
+    for each in parameters:
+        if each.name == "self":
+            continue
+        if each.kind is each.KEYWORD_ONLY and "*" not in written:
+            written.append("*")
+        default = ""
+        if each.default is not each.empty:
+            source = sources.get(each.name, repr(each.default))
+            default = f"={SHOWN_DEFAULTS.get(source, source)}"
+        written.append(each.name + default)
+    return f"({', '.join(written)})", None
+
+
+def defaults_of(thing: Any) -> dict[str, str]:
+    """Return the source of each default of a function, or of a class that it is called by."""
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(thing)))).body
+    if isinstance(node, ast.ClassDef):
+        made = [each for each in node.body if getattr(each, "name", "") == "__init__"]
+        if not made:
+            fields = [each for each in node.body if isinstance(each, ast.AnnAssign) and each.value]
+            return {ast.unparse(each.target): ast.unparse(each.value) for each in fields}
+        (node,) = made
+    arguments = node.args
+    positional = [*arguments.posonlyargs, *arguments.args][-len(arguments.defaults) or None :]
+    pairs = [
+        *zip(positional, arguments.defaults, strict=False),
+        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+    ]
+    return {each.arg: ast.unparse(default) for each, default in pairs if default is not None}
 
 
 def check_all_are_documented(app: Sphinx, error: Exception | None) -> None:
@@ -81,6 +118,6 @@ def check_all_are_documented(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register both."""
     app.connect("autodoc-process-docstring", as_restructured_text, priority=400)
-    app.connect("autodoc-process-signature", shorten_defaults)
+    app.connect("autodoc-process-signature", write_signature)
     app.connect("build-finished", check_all_are_documented)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

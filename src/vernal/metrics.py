@@ -189,9 +189,8 @@ class ConfusionMatrix(AbstractMetric):
     With sample weights, sums of weights. `evaluate` measures it; `fit` does not record it.
 
     Example:
-        >>> judge = vernal.Trainer(
-        ...     optax.sgd(0.1), losses.CrossEntropy(), metrics={"confusion": metrics.confusion_matrix}
-        ... )
+        >>> measured = {"confusion": metrics.confusion_matrix}
+        >>> judge = vernal.Trainer(optax.sgd(0.1), losses.CrossEntropy(), metrics=measured)
         >>> classifier, labels = nn.Linear(1, 2, key=jax.random.key(0)), (x[:, 0] > 0).astype(int)
         >>> judge.evaluate(classifier, (x, labels))["confusion"].sum(axis=1).tolist()
         [20.0, 20.0]

@@ -481,8 +481,9 @@ class Trainer:
             CallError: If `eval_params` fails.
 
         Example:
+            >>> optimizer = vernal.average_weights(optax.sgd(0.1))
             >>> averaging = vernal.Trainer(
-            ...     vernal.average_weights(optax.sgd(0.1)), trainer.loss, eval_params=vernal.averaged
+            ...     optimizer, losses.MeanSquaredError(), eval_params=vernal.averaged
             ... )
             >>> state, _ = averaging.fit(model, (x, y), epochs=5)
             >>> bool(averaging.eval_model(state).weight == state.model.weight)
