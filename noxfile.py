@@ -164,7 +164,8 @@ def docs(session: nox.Session) -> None:
         return
 
     install_browser(session)
-    session.run("pytest", "tests/site", *session.posargs)
+    tests = "tests/site", "tests/tutorials"
+    session.run("pytest", "--browser", "-m", "browser", *tests, *session.posargs)
 
 
 def install_browser(session: nox.Session) -> None:
@@ -181,7 +182,7 @@ def install_browser(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=False)  # clean, so that a requirement missing from the wheel shows
 def build(session: nox.Session) -> None:
-    """Build the sdist, the wheel from it, check both, and run the README's example from the wheel."""
+    """Build the sdist and the wheel from it, check both, and run the README's example."""
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     if session.venv_backend == "uv":

@@ -27,9 +27,10 @@ _compilations = []
 
 
 def pytest_addoption(parser):
-    """Add `--long`, for all sweeps and faults, and `--peers`, for what `nox -s peers` installs."""
+    """Add an option for each kind of test that takes long, or needs more than the others."""
     parser.addoption("--long", action="store_true", help="run long sweeps, too")
-    parser.addoption("--peers", action="store_true", help="run programs of other frameworks, too")
+    parser.addoption("--browser", action="store_true", help="test pages in a browser, too")
+    parser.addoption("--peers", action="store_true", help="run other frameworks' programs, too")
 
 
 def pytest_configure(config):
@@ -38,13 +39,15 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Skip the tests marked `long`, unless `--long` is given."""
-    if config.getoption("--long"):
-        return
-    skip = pytest.mark.skip(reason="a long sweep: pass --long")
-    for item in items:
-        if "long" in item.keywords:
-            item.add_marker(skip)
+    """Skip the tests marked `long`, `browser` or `peers`, without their options."""
+    kinds = {"long": "a long sweep", "browser": "a page in a browser", "peers": "other frameworks"}
+    for marker, what in kinds.items():
+        if config.getoption(f"--{marker}"):
+            continue
+        skip = pytest.mark.skip(reason=f"{what}: pass --{marker}")
+        for item in items:
+            if marker in item.keywords:
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

@@ -51,9 +51,14 @@ def test_the_program_with_vernal_prints_what_each_page_shows(tmp_path):
     assert (tmp_path / "rings.safetensors").is_file()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_other_program_prints_what_the_page_shows(page, tmp_path, request):
-    if page.stem != "equinox" and not request.config.getoption("--peers"):
-        pytest.skip("needs other frameworks: `nox -s peers` installs them and passes --peers")
+# Equinox is always here. `nox -s peers` installs the others, and runs what is marked.
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=[pytest.mark.peers] * (page.stem != "equinox"))
+        for page in PAGES
+    ],
+)
+def test_the_other_program_prints_what_the_page_shows(page, tmp_path):
     programs, shown = parts(page)
     assert printed(programs[0], tmp_path) == shown

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 import pytest
 from browser import browser
 
+pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "build" / "site"
 # Under `_static/` lie pieces of pages, for the theme alone.
