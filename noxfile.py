@@ -165,7 +165,8 @@ def docs(session: nox.Session) -> None:
 
     install_browser(session)
     tests = "tests/site", "tests/tutorials"
-    session.run("pytest", "--browser", "-m", "browser", *tests, *session.posargs)
+    spread = "--numprocesses", "auto", "--dist", "load"
+    session.run("pytest", *spread, "--browser", "-m", "browser", *tests, *session.posargs)
 
 
 def install_browser(session: nox.Session) -> None:
