@@ -119,3 +119,10 @@ def test_the_policy_names_the_versions_that_the_package_asks_for():
     assert {name.lower() for name, _, _ in rows} == {"jax", "equinox", "optax", "numpy"}
     for name, version, newest in rows:
         assert (version, newest) == (lowest[name.lower()], "the newest")
+
+
+def test_the_citation_names_the_version_and_the_licence():
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = (DOCS.parent / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {project['version']}\n" in citation
+    assert f"\nlicense: {project['license']}\n" in citation
