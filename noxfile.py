@@ -4,12 +4,14 @@ What follows `--` is passed on: `nox -s tests -- -k shapes`, `nox -s tutorials -
 """
 
 import functools
+import os
 import re
 import shutil
 import sys
+import tarfile
 import tempfile
+import zipfile
 from itertools import chain
-from os import environ, pathsep
 from pathlib import Path
 
 import nox
@@ -45,12 +47,12 @@ def find_python(version: str) -> str | None:
     """Return the path of an installed Python such as "3.12": here, in pyenv, or on the path."""
     if version == f"{sys.version_info.major}.{sys.version_info.minor}":
         return sys.executable
-    pyenv = Path(environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     for path in pyenv.glob(f"versions/{version}.*/bin/python"):
         return str(path)
     # pyenv puts a shim for each of its versions on the path; that of an inactive one only fails.
-    paths = [p for p in environ["PATH"].split(pathsep) if Path(p) != pyenv / "shims"]
-    return shutil.which(f"python{version}", path=pathsep.join(paths))
+    paths = [p for p in os.environ["PATH"].split(os.pathsep) if Path(p) != pyenv / "shims"]
+    return shutil.which(f"python{version}", path=os.pathsep.join(paths))
 
 
 @nox.session
@@ -142,15 +144,57 @@ def tutorials(session: nox.Session) -> None:
             session.run("python", f"tutorials/{script.name}", env={"MPLBACKEND": "Agg"})
 
 
+SITE = ROOT / "build" / "site"
+
+
+@nox.session(python=newest_python())
+def docs(session: nox.Session) -> None:
+    """Build the site under build/site and test it in a browser; `-- serve` shows it instead.
+
+    It is built with the newest Python here, and the newest JAX: what users install.
+    """
+    session.install("-e", ".[all]", *group("docs"))
+    # Nothing is kept: every cell runs. Warnings, such as a broken link, are errors.
+    shutil.rmtree(SITE, ignore_errors=True)
+    options = "--fresh-env", "--fail-on-warning", "--keep-going", "--jobs", "auto"
+    session.run("sphinx-build", "--quiet", "--builder", "html", *options, "docs", str(SITE))
+    if "serve" in session.posargs:
+        address = "--bind", "localhost", "--directory", str(SITE)
+        session.run("python", "-m", "http.server", *address, "8000")
+        return
+
+    install_browser(session)
+    tests = "tests/site", "tests/tutorials"
+    spread = "--numprocesses", "auto", "--dist", "load"
+    session.run("pytest", *spread, "--browser", "-m", "browser", *tests, *session.posargs)
+
+
+def install_browser(session: nox.Session) -> None:
+    """Install Chromium and its driver from Debian's packages, where they are missing."""
+    if all(map(shutil.which, ("chromium", "chromedriver"))):
+        return
+    packages = "chromium", "chromium-driver"
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        session.error(f"the site's tests need a browser: apt-get install {' '.join(packages)}")
+    session.run("apt-get", "update", external=True, silent=True)
+    install = "apt-get", "install", "--yes", "--no-install-recommends"
+    session.run(*install, *packages, external=True, silent=True)
+
+
 @nox.session(reuse_venv=False)  # clean, so that a requirement missing from the wheel shows
 def build(session: nox.Session) -> None:
-    """Build the wheel, install it alone, and run the README's example from it."""
-    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    """Build the sdist and the wheel from it, check both, and run the README's example."""
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
     if session.venv_backend == "uv":
-        session.run("uv", "build", "--wheel", "--out-dir", "dist", external=True)
+        session.run("uv", "build", "--out-dir", "dist", external=True)
     else:
-        session.run("python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", "dist", ".")
-    session.install(*map(str, ROOT.glob("dist/*.whl")))
+        session.install("build")
+        session.run("python", "-m", "build", "--outdir", "dist")
+    (sdist,) = dist.glob("*.tar.gz")
+    (wheel,) = dist.glob("*.whl")
+    check_files(session, sdist, wheel)
+    session.install(str(wheel))
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", readme, re.DOTALL)
@@ -162,6 +206,39 @@ def build(session: nox.Session) -> None:
         printed = session.run("python", "-I", "-c", code, silent=True, stderr=None)
     if printed.strip() != expected.strip():
         session.error(f"README.md shows\n{expected}\nbut its example printed\n{printed}")
+
+
+def check_files(session: nox.Session, sdist: Path, wheel: Path) -> None:
+    """Check that both hold each of the package's files, its papers, and nothing else."""
+    sources = [path for path in (ROOT / "src" / "vernal").rglob("*") if path.is_file()]
+    sources = {p.relative_to(ROOT / "src").as_posix() for p in sources if p.suffix != ".pyc"}
+    with tarfile.open(sdist) as archive:
+        root = sdist.name.removesuffix(".tar.gz")
+        members = [member.name for member in archive.getmembers() if member.isfile()]
+        in_sdist = {name.removeprefix(f"{root}/") for name in members}
+    with zipfile.ZipFile(wheel) as archive:
+        in_wheel = set(archive.namelist())
+
+    papers = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "PKG-INFO"}
+    made = {"pyproject.toml", ".gitignore"}
+    info = "-".join(wheel.name.split("-")[:2]) + ".dist-info"
+    notes = {f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE")}
+    wanted = {
+        sdist.name: (in_sdist, {f"src/{name}" for name in sources} | papers | made),
+        wheel.name: (in_wheel, sources | notes),
+    }
+    for name, (found, needed) in wanted.items():
+        if found != needed:
+            session.error(f"{name} lacks {needed - found} and should not have {found - needed}")
+    if "vernal/py.typed" not in in_wheel:
+        session.error("vernal/py.typed is missing: the package's types would not count")
+
+
+@nox.session(python=newest_python())
+def peers(session: nox.Session) -> None:
+    """Run the programs on the pages for users of Keras, Lightning, Flax and Equinox."""
+    session.install("--no-compile", "-e", ".[all]", *group("test"), *group("bench"))
+    session.run("pytest", "--peers", "tests/test_coming_from.py", *session.posargs)
 
 
 @nox.session

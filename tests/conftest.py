@@ -27,9 +27,10 @@ _compilations = []
 
 
 def pytest_addoption(parser):
-    """Add `--long`, for the tests marked `long` and every fault, and `--browser`, for pages."""
+    """Add an option for each kind of test that takes long, or needs more than the others."""
     parser.addoption("--long", action="store_true", help="run long sweeps, too")
     parser.addoption("--browser", action="store_true", help="test pages in a browser, too")
+    parser.addoption("--peers", action="store_true", help="run other frameworks' programs, too")
 
 
 def pytest_configure(config):
@@ -38,8 +39,9 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Skip the tests marked `long`, and those marked `browser`, without their options."""
-    for marker, what in (("long", "a long sweep"), ("browser", "a page in a browser")):
+    """Skip the tests marked `long`, `browser` or `peers`, without their options."""
+    kinds = {"long": "a long sweep", "browser": "a page in a browser", "peers": "other frameworks"}
+    for marker, what in kinds.items():
         if config.getoption(f"--{marker}"):
             continue
         skip = pytest.mark.skip(reason=f"{what}: pass --{marker}")

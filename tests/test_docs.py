@@ -1,7 +1,9 @@
 """What the pages under docs/ show is what happens."""
 
 import contextlib
+import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -9,7 +11,7 @@ import pytest
 from helpers import Page
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 
 def stand_in(monkeypatch, name, **functions):
@@ -90,7 +92,7 @@ def test_every_example_does_what_is_shown(name, wandb, mlflow, optuna, monkeypat
     services = {"wandb": wandb, "mlflow": mlflow, "optuna": optuna}
     used = [service for service in services if f"import {service}\n" in shown.text]
     assert [service for service, calls in services.items() if calls] == used
-    if name == "callbacks.md":
+    if name == "log.md":
         assert_each_epoch_is_logged(wandb, mlflow)
 
 
@@ -104,3 +106,23 @@ def assert_each_epoch_is_logged(wandb, mlflow):
         for _, metrics, _ in logged:
             assert set(metrics) == {"loss"} and type(metrics["loss"]) is float
     assert wandb[1:-1] == [("log", *call[1:]) for call in mlflow[1:-1]]  # the same run twice
+
+
+def test_the_policy_names_the_versions_that_the_package_asks_for():
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    page = (DOCS / "policies" / "versions.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| (.+) \|$", page, re.MULTILINE)
+    lowest = dict(need.split(">=") for need in project["dependencies"])
+    pythons = [c.rpartition(" ")[2] for c in project["classifiers"] if re.search(r"3\.\d+$", c)]
+    assert rows.pop(0) == ("Python", pythons[0], pythons[-1])
+    assert project["requires-python"] == f">={pythons[0]}"
+    assert {name.lower() for name, _, _ in rows} == {"jax", "equinox", "optax", "numpy"}
+    for name, version, newest in rows:
+        assert (version, newest) == (lowest[name.lower()], "the newest")
+
+
+def test_the_citation_names_the_version_and_the_licence():
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = (DOCS.parent / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {project['version']}\n" in citation
+    assert f"\nlicense: {project['license']}\n" in citation

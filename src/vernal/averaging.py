@@ -49,6 +49,12 @@ def average_weights(
 
     Raises:
         ArgumentError: If `optimizer` is not one, or `decay` is not between 0 and 1.
+
+    Example:
+        >>> optimizer = vernal.average_weights(optax.adam(1e-3), decay=0.99)
+        >>> averaging = vernal.Trainer(
+        ...     optimizer, losses.MeanSquaredError(), eval_params=vernal.averaged
+        ... )
     """
     if isinstance(optimizer, optax.MultiSteps):
         optimizer = optimizer.gradient_transformation()
@@ -97,6 +103,12 @@ def averaged(opt_state: PyTree, params: PyTree) -> PyTree:
 
     Raises:
         ArgumentError: If the optimizer keeps no average, or changes the weights after it.
+
+    Example:
+        >>> optimizer = vernal.average_weights(optax.sgd(0.1))
+        >>> params = {"weight": jnp.ones(3)}
+        >>> vernal.averaged(optimizer.init(params), params)["weight"].shape
+        (3,)
     """
     found = opt_state.inner_opt_state if isinstance(opt_state, optax.MultiStepsState) else opt_state
     if not isinstance(found, AveragedState):

@@ -50,6 +50,13 @@ class VernalError(Exception):
         args: The message, as it was before it was wrapped for a terminal.
         full_traceback: The frames inside Vernal and JAX, which the printed traceback leaves out;
             `None` where nothing was left out. `traceback.print_tb` prints them.
+
+    Example:
+        >>> try:
+        ...     trainer.fit(model, (x, y[:, 0]), epochs=1)
+        ... except vernal.VernalError as error:
+        ...     print(type(error).__name__)
+        ShapeError
     """
 
     full_traceback: TracebackType | None = None
@@ -99,6 +106,14 @@ class NonFiniteError(VernalError, ArithmeticError):
         grad_norm: The norm of the last finite gradients; `None` if it is not known.
         state: The last good state, before the step; `None` if no copy was kept.
         history: The `History` up to there.
+
+    Example:
+        >>> try:
+        ...     vernal.Trainer(optax.sgd(1e6), trainer.loss).fit(model, (x, y), epochs=99)
+        ... except vernal.NonFiniteError as error:
+        ...     stopped = error
+        >>> int(stopped.state.step) == stopped.update == len(stopped.history.steps["loss"])
+        True
     """
 
     message: str
@@ -117,6 +132,15 @@ class CallError(VernalError, RuntimeError):
     Attributes:
         state: Of a run that it ended: the last good state; `None` if there is none.
         history: Of a run that it ended: the `History` up to there.
+
+    Example:
+        >>> def broken(model, batch, key):
+        ...     return undefined
+        >>> try:
+        ...     vernal.Trainer(optax.sgd(0.1), broken).fit(model, (x, y), epochs=1)
+        ... except vernal.CallError as error:
+        ...     print("the loss fails" in str(error))
+        True
     """
 
     state: Any = None

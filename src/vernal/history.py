@@ -24,6 +24,11 @@ class History:
             the numbers that callbacks add to `Epoch.metrics`. They are `nan` where an epoch has
             none. A dict that `pandas.DataFrame` takes.
         seconds: How long the run took, compilation included.
+
+    Example:
+        >>> state, history = trainer.fit(model, (x, y), epochs=3, batch_size=10)
+        >>> history.steps["loss"].shape, history.epochs["loss"].shape
+        ((12,), (3,))
     """
 
     steps: dict[str, np.ndarray] = field(default_factory=dict)
@@ -37,6 +42,10 @@ class History:
 
         Returns:
             Matplotlib's axes.
+
+        Example:
+            >>> _, history = trainer.fit(model, (x, y), epochs=3)
+            >>> ax = history.plot(label="rate 0.1")
         """
         return plot.history(self, ax=ax, metrics=metrics, label=label)
 

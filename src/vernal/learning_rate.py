@@ -34,6 +34,13 @@ class LearningRates:
         suggestion: The rate where `smoothed` falls most steeply: in the middle of the tenth of the
             test over which it falls most, on the way to its lowest. The first tenth, where it
             averages few losses, does not count. `None` if it never falls.
+
+    Example:
+        >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
+        >>> rates = vernal.Trainer(optimizer, losses.MeanSquaredError())
+        >>> found = vernal.find_learning_rate(rates, model, (x, y))
+        >>> len(found.rates) == len(found.losses) == len(found.smoothed)
+        True
     """
 
     rates: np.ndarray
@@ -46,6 +53,11 @@ class LearningRates:
 
         Returns:
             matplotlib's axes.
+
+        Example:
+            >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
+            >>> rates = vernal.Trainer(optimizer, losses.MeanSquaredError())
+            >>> ax = vernal.find_learning_rate(rates, model, (x, y)).plot()
         """
         return plot.learning_rates(self, ax=ax)
 
@@ -93,6 +105,13 @@ def find_learning_rate(
 
     Raises:
         ArgumentError, DataError, ShapeError: Before the first step.
+
+    Example:
+        >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
+        >>> rates = vernal.Trainer(optimizer, losses.MeanSquaredError())
+        >>> found = vernal.find_learning_rate(rates, model, (x, y))
+        >>> 0.01 < found.suggestion < 1
+        True
     """
     updates = whole_number("updates", updates, at_least=_TENTH)
     bounds = [np.asarray(bound) for bound in (lowest, highest)]

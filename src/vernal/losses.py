@@ -47,6 +47,11 @@ def forward(
 
     Raises:
         ShapeError: If the new state is not the same for all examples, or not returned.
+
+    Example:
+        >>> outputs, model_state = losses.forward(model, x)
+        >>> outputs.shape, model_state
+        ((40, 1), None)
     """
     parameters = inspect.signature(model).parameters
     if key is None and needs_key(model):
@@ -87,12 +92,22 @@ def forward(
 def predictions(
     model: Callable, x: PyTree[Array], key: PRNGKeyArray | None = None, model_state: PyTree = None
 ) -> Array:
-    """Apply a model to a batch, as `forward` does, and leave out the new model state."""
+    """Apply a model to a batch, as `forward` does, and leave out the new model state.
+
+    Example:
+        >>> losses.predictions(model, x).shape
+        (40, 1)
+    """
     return forward(model, x, key, model_state)[0]
 
 
 def needs_key(model: Callable) -> bool:
-    """Return whether a model cannot be called without a key."""
+    """Return whether a model cannot be called without a key.
+
+    Example:
+        >>> losses.needs_key(model)  # its `key` has a default
+        False
+    """
     parameter = inspect.signature(model).parameters.get("key")
     return parameter is not None and parameter.default is parameter.empty
 
@@ -114,6 +129,10 @@ def weighted_mean(values: Array, weight: Array | None) -> Array:
 
     Returns:
         A scalar; 0 if the weights are all zero.
+
+    Example:
+        >>> losses.weighted_mean(jnp.array([1.0, 5.0]), jnp.array([3.0, 1.0]))
+        Array(2., dtype=float32)
     """
     if weight is None:
         return jnp.mean(values)
@@ -135,6 +154,17 @@ class Weighted(eqx.Module):
         value: The loss of the batch: a scalar.
         weight: The batch's weight in averages over batches: a scalar from 0. It is a constant for
             the gradients.
+
+    Example:
+        >>> def where_positive(model, batch, key):
+        ...     x, y = batch
+        ...     counts = (y > 0).sum()
+        ...     total = jnp.sum((y > 0) * (jax.vmap(model)(x) - y) ** 2)
+        ...     return losses.Weighted(total / jnp.maximum(counts, 1), counts)
+        >>> positive = vernal.Trainer(optax.sgd(0.1), where_positive)
+        >>> all_at_once = positive.evaluate(model, (x, y))["loss"]
+        >>> bool(jnp.isclose(positive.evaluate(model, (x, y), batch_size=7)["loss"], all_at_once))
+        True
     """
 
     value: Array
@@ -147,6 +177,12 @@ class AbstractSupervised(eqx.Module):
     With sample weights w the average is sum(w * loss) / sum(w); a batch whose weights are all zero
     has the loss 0. There is one weight for each example; or one for each term of the loss, such as
     a token's or a pixel's.
+
+    Example:
+        >>> class LogCosh(losses.AbstractSupervised):
+        ...     def of_example(self, prediction, target):
+        ...         return optax.losses.log_cosh(prediction, target)
+        >>> state, _ = vernal.Trainer(optax.sgd(0.1), LogCosh()).fit(model, (x, y), epochs=5)
     """
 
     @abc.abstractmethod
@@ -227,6 +263,10 @@ class Supervised(AbstractSupervised):
     `Supervised(optax.losses.cosine_distance)` trains on the mean cosine distance. Prediction and
     target may be arrays of any shapes, or other PyTrees: they are the function's business. Only
     Optax's functions, which broadcast, are given arrays of one shape, or class labels.
+
+    Example:
+        >>> loss = losses.Supervised(optax.losses.log_cosh)
+        >>> state, _ = vernal.Trainer(optax.sgd(0.1), loss).fit(model, (x, y), epochs=5)
     """
 
     fn: Callable[[PyTree, PyTree], Array]
@@ -243,7 +283,12 @@ class Supervised(AbstractSupervised):
 
 
 class MeanSquaredError(AbstractSupervised):
-    """The mean of |prediction - target|²: `optax.losses.squared_error`."""
+    """The mean of |prediction - target|²: `optax.losses.squared_error`.
+
+    Example:
+        >>> losses.MeanSquaredError().average(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0]))
+        Array(2., dtype=float32)
+    """
 
     def of_example(self, prediction, target):
         if jnp.iscomplexobj(prediction) or jnp.iscomplexobj(target):
@@ -252,14 +297,24 @@ class MeanSquaredError(AbstractSupervised):
 
 
 class MeanAbsoluteError(AbstractSupervised):
-    """The mean of |prediction - target|."""
+    """The mean of |prediction - target|.
+
+    Example:
+        >>> losses.MeanAbsoluteError().average(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0]))
+        Array(1., dtype=float32)
+    """
 
     def of_example(self, prediction, target):
         return jnp.abs(prediction - target)
 
 
 class Huber(AbstractSupervised):
-    """Half the squared error up to `delta`, linear beyond: `optax.losses.huber_loss`."""
+    """Half the squared error up to `delta`, linear beyond: `optax.losses.huber_loss`.
+
+    Example:
+        >>> losses.Huber(delta=1.0).average(jnp.array([0.0, 0.0]), jnp.array([1.0, 3.0]))
+        Array(1.5, dtype=float32)
+    """
 
     delta: float = 1.0
 
@@ -271,6 +326,11 @@ class BinaryCrossEntropy(AbstractSupervised):
     """Sigmoid cross-entropy of logits with labels in [0, 1], of the logits' shape.
 
     `optax.losses.sigmoid_binary_cross_entropy`: the model has no sigmoid of its own.
+
+    Example:
+        >>> logits, labels = jnp.array([[0.0], [0.0]]), jnp.array([[0.0], [1.0]])
+        >>> print(f"{losses.BinaryCrossEntropy().average(logits, labels):.4f}")  # log 2
+        0.6931
     """
 
     def check_labels(self, y: Array, prediction_shape: tuple[int, ...]) -> None:
@@ -293,6 +353,11 @@ class CrossEntropy(AbstractSupervised):
             loss is (1 - α) of the label's cross-entropy, and α of the mean over all classes.
         ignore_index: A label whose terms do not count, in the loss and in the metrics, such as
             that of padding. By default every label counts.
+
+    Example:
+        >>> logits, labels = jnp.zeros((5, 3)), jnp.array([0, 1, 2, 1, 0])
+        >>> print(f"{losses.CrossEntropy().average(logits, labels):.4f}")  # log 3
+        1.0986
     """
 
     label_smoothing: float = 0.0

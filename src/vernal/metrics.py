@@ -30,6 +30,19 @@ class AbstractMetric(eqx.Module):
             it.
         best: Whether its smallest value is best, `"min"`, or its largest, `"max"`. By default its
             name tells.
+
+    Example:
+        >>> class RootMeanSquaredError(metrics.AbstractMetric):
+        ...     def of_batch(self, prediction, target, weight):
+        ...         return losses.weighted_mean((prediction - target) ** 2, weight)
+        ...     def value(self, mean, spread, total):
+        ...         return mean**0.5
+        >>> judge = vernal.Trainer(
+        ...     trainer.optimizer, trainer.loss, metrics={"root": RootMeanSquaredError()}
+        ... )
+        >>> measured = judge.evaluate(model, (x, y))
+        >>> bool(jnp.isclose(measured["root"] ** 2, measured["loss"]))
+        True
     """
 
     recorded: ClassVar[bool] = True
@@ -57,7 +70,14 @@ class AbstractMetric(eqx.Module):
 
 
 class Mean(AbstractMetric):
-    """The average of a function of one example's prediction and target."""
+    """The average of a function of one example's prediction and target.
+
+    Example:
+        >>> largest = metrics.Mean(lambda prediction, target: jnp.max(abs(prediction - target)))
+        >>> judge = vernal.Trainer(trainer.optimizer, trainer.loss, metrics={"largest": largest})
+        >>> sorted(judge.evaluate(model, (x, y)))
+        ['largest', 'loss']
+    """
 
     fn: Callable[[Array, Array], Array]
 
@@ -80,6 +100,10 @@ def accuracy(prediction: Array, target: Array) -> Array:
 
     Raises:
         ShapeError: For any other shapes.
+
+    Example:
+        >>> metrics.accuracy(jnp.array([0.1, 2.0, -1.0]), jnp.array(1))
+        Array(1., dtype=float32)
     """
     _, chosen, label = _classes("accuracy", prediction, target)
     return jnp.asarray(chosen == label, jnp.float32)
@@ -102,6 +126,10 @@ def top_k(k: int) -> Callable[[Array, Array], Array]:
 
     Args:
         k: From 1. The shapes are as in `accuracy`.
+
+    Example:
+        >>> metrics.top_k(2)(jnp.array([0.1, 2.0, -1.0]), jnp.array(0))
+        Array(1., dtype=float32)
     """
     return _TopK(k)
 
@@ -111,6 +139,10 @@ def mean_absolute_error(prediction: Array, target: Array) -> Array:
 
     Raises:
         ShapeError: If the two differ in shape.
+
+    Example:
+        >>> metrics.mean_absolute_error(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0]))
+        Array([0., 2.], dtype=float32)
     """
     _same_shape("mean_absolute_error", prediction, target)
     return jnp.abs(prediction - target)
@@ -124,6 +156,12 @@ class R2(AbstractMetric):
     the variance of their means. If an example has several outputs, R² is averaged over them. Where
     the targets do not vary, it is 1 for perfect predictions, else 0, as in scikit-learn's
     `r2_score`.
+
+    Example:
+        >>> judge = vernal.Trainer(trainer.optimizer, trainer.loss, metrics={"r2": metrics.r2})
+        >>> state, _ = judge.fit(model, (x, y), epochs=200)
+        >>> print(f"{judge.evaluate(state, (x, y))['r2']:.2f}")
+        1.00
     """
 
     best = "max"
@@ -149,6 +187,13 @@ class ConfusionMatrix(AbstractMetric):
     """Counts of examples: rows are true classes, columns are predicted classes.
 
     With sample weights, sums of weights. `evaluate` measures it; `fit` does not record it.
+
+    Example:
+        >>> measured = {"confusion": metrics.confusion_matrix}
+        >>> judge = vernal.Trainer(optax.sgd(0.1), losses.CrossEntropy(), metrics=measured)
+        >>> classifier, labels = nn.Linear(1, 2, key=jax.random.key(0)), (x[:, 0] > 0).astype(int)
+        >>> judge.evaluate(classifier, (x, labels))["confusion"].sum(axis=1).tolist()
+        [20.0, 20.0]
     """
 
     recorded = False
@@ -215,7 +260,12 @@ def _same_shape(name: str, prediction: Array, target: Array) -> None:
 
 
 def mean_over_batches(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the weighted average over the leading axis; 0 if the weights are all zero."""
+    """Return the weighted average over the leading axis; 0 if the weights are all zero.
+
+    Example:
+        >>> metrics.mean_over_batches(np.array([1.0, 5.0]), np.array([3, 1]))
+        np.float64(2.0)
+    """
     return np.tensordot(weights, values, 1) / (weights.sum() or 1.0)
 
 
@@ -226,6 +276,11 @@ def combine_batches(metric: AbstractMetric, averages: PyTree, weights: np.ndarra
         metric: The metric.
         averages: What its `of_batch` returned, with the batches along the leading axis.
         weights: The batches' weights.
+
+    Example:
+        >>> squared = metrics.Mean(lambda prediction, target: (prediction - target) ** 2)
+        >>> float(metrics.combine_batches(squared, np.array([1.0, 5.0]), np.array([3, 1])))
+        2.0
     """
     means = jax.tree.map(lambda values: mean_over_batches(values, weights), averages)
     spread = jax.tree.map(

@@ -67,6 +67,12 @@ def history(
 
     Raises:
         ArgumentError: The record has no such metric.
+
+    Example:
+        >>> _, run = trainer.fit(model, (x, y), epochs=20)
+        >>> ax = plot.history(run, label="rate 0.1")
+        >>> ax.get_xlabel()
+        'epoch'
     """
     metrics = [metrics] if isinstance(metrics, str) else metrics
     columns = record.epochs or record.steps or {"loss": np.empty(0)}
@@ -102,7 +108,12 @@ def history(
 
 
 def best_epoch(name: str, values: np.ndarray) -> int | None:
-    """Return the index of a metric's best value; `None` if it is not known which that is."""
+    """Return the index of a metric's best value; `None` if it is not known which that is.
+
+    Example:
+        >>> plot.best_epoch("val_loss", np.array([3.0, 1.0, 2.0]))
+        1
+    """
     mode = best_of(name)
     if mode is None or not np.isfinite(values).any():
         return None
@@ -110,7 +121,13 @@ def best_epoch(name: str, values: np.ndarray) -> int | None:
 
 
 def png(record: Any) -> bytes:
-    """Return a small picture of the loss curve, without pyplot, which would show it once more."""
+    """Return a small picture of the loss curve, without pyplot, which would show it once more.
+
+    Example:
+        >>> _, run = trainer.fit(model, (x, y), epochs=20)
+        >>> plot.png(run)[1:4]
+        b'PNG'
+    """
     figure_module = optional_import("matplotlib.figure", user="vernal.plot", extra="plot")
     figure = figure_module.Figure(figsize=(6, 2.5), layout="constrained")
     history(record, ax=figure.subplots())
@@ -128,6 +145,11 @@ def learning_rates(found: Any, *, ax=None):
 
     Returns:
         The axes.
+
+    Example:
+        >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
+        >>> rates = vernal.Trainer(optimizer, losses.MeanSquaredError())
+        >>> ax = plot.learning_rates(vernal.find_learning_rate(rates, model, (x, y)))
     """
     ax = _axes(ax)
     ax.plot(found.rates, found.losses, color="0.75", label="loss")
@@ -159,6 +181,10 @@ def predictions(
 
     Raises:
         ShapeError: If an example's x, y or prediction is more than one number.
+
+    Example:
+        >>> state, _ = trainer.fit(model, (x, y), epochs=20)
+        >>> ax = plot.predictions({"before": model, "after": state}, (x, y))
     """
     x, y = map(np.asarray, as_arrays(tuple(data), finite=True))
     _check_one_number("x", x)
@@ -196,6 +222,9 @@ def residuals(model: PyTree, data: tuple[PyTree, ArrayLike], *, ax=None):
 
     Raises:
         ShapeError: If an answer or a prediction is more than one number.
+
+    Example:
+        >>> ax = plot.residuals(model, (x, y))
     """
     x, y = as_arrays(tuple(data), finite=True)
     _check_one_number("y", np.asarray(y))
@@ -224,6 +253,12 @@ def decision_boundary(model: PyTree, data: tuple[ArrayLike, ArrayLike], *, ax=No
     Raises:
         ShapeError: If x is not of shape `(n, 2)`, or y not of shape `(n,)` or `(n, 1)`.
         DataError: If y has a class that the model does not know.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> points = rng.normal(size=(50, 2)).astype(np.float32)
+        >>> is_right = (points[:, 0] > 0).astype(int)
+        >>> ax = plot.decision_boundary(nn.Linear(2, 2, key=jax.random.key(0)), (points, is_right))
     """
     x, y = map(np.asarray, as_arrays(tuple(data), finite=True))
     if x.ndim != 2 or x.shape[1] != 2:
@@ -278,6 +313,9 @@ def confusion_matrix(
     Raises:
         ShapeError: If the matrix is not square, or has another number of rows than there are
             labels.
+
+    Example:
+        >>> ax = plot.confusion_matrix(np.array([[9, 1], [2, 8]]), labels=["no", "yes"])
     """
     counts = np.asarray(matrix)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:

@@ -44,6 +44,13 @@ class Checkpoints:
         MissingExtraError: If Orbax is not installed.
         ArgumentError: If `directory` is not a path of the file system, an interval is not a number
             in its range, or `keep` is below 1.
+
+    Example:
+        >>> checkpoints = vernal.Checkpoints("runs/line", every_epochs=5)
+        >>> state, history = trainer.fit(model, (x, y), epochs=10, checkpoints=checkpoints)
+        >>> state, history = trainer.fit(model, (x, y), epochs=20, checkpoints=checkpoints)
+        >>> len(history.epochs["loss"])
+        20
     """
 
     directory: str | os.PathLike[str]

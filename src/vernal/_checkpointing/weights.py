@@ -47,6 +47,9 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
         CheckpointError: If the file cannot be written, two arrays have the same name, or an array
             holds objects.
         MissingExtraError: If safetensors is not installed.
+
+    Example:
+        >>> vernal.save("line.safetensors", model)
     """
     path = errors.checked_path("path", path)
     safetensors = _safetensors()
@@ -109,6 +112,12 @@ def load(
         CheckpointError: If the file is missing or damaged, or an array is missing, not needed, has
             another shape or dtype, or values that a cast loses. The message names it.
         MissingExtraError: If safetensors, or Orbax for a directory, is not installed.
+
+    Example:
+        >>> vernal.save("line.safetensors", model)
+        >>> loaded = vernal.load("line.safetensors", nn.Linear(1, 1, key=jax.random.key(1)))
+        >>> bool(loaded.weight == model.weight)
+        True
     """
     path = errors.checked_path("path", path)
     template: Any = replace(like, data_state=None) if isinstance(like, TrainState) else like

@@ -44,6 +44,10 @@ def steps(data: PyTree, batch_size: int | None = None, epochs: int = 1) -> int:
     Raises:
         ArgumentError: If `batch_size` or `epochs` cannot be used.
         DataError: If the data cannot be used, or its ready batches cannot be counted.
+
+    Example:
+        >>> vernal.steps((x, y), batch_size=16, epochs=2)  # 40 examples: 16, 16 and 8
+        6
     """
     epochs = whole_number("epochs", epochs, at_least=0)
     if not is_loader(data):
@@ -81,5 +85,9 @@ def batches(
     Raises:
         DataError: If `data` cannot be trained on.
         ArgumentError: If `batch_size` is not a whole number from 1.
+
+    Example:
+        >>> [len(batch_x) for batch_x, batch_y in vernal.batches((x, y), 16)]
+        [16, 16, 8]
     """
     return ArraySource(data, batch_size, shuffle=shuffle).batches(epoch, key)

@@ -33,6 +33,11 @@ class Cost:
         arguments: Size of the state and the batch.
         outputs: Size of the new state and the metrics.
         temporaries: Size of all intermediate results that exist at one time.
+
+    Example:
+        >>> cost = vernal.update_cost(trainer, model, (x, y))
+        >>> cost.batch_size, cost.peak_memory > 0
+        (40, True)
     """
 
     batch_size: int
@@ -78,6 +83,11 @@ def update_jaxpr(
         ArgumentError: An argument cannot be used.
         DataError: The data cannot be trained on.
         ShapeError: Model, data and loss disagree about a shape.
+
+    Example:
+        >>> program = vernal.update_jaxpr(trainer, model, (x, y))
+        >>> "dot_general" in str(program)
+        True
     """
     jaxpr, _ = _traced_step(trainer, model_or_state, data, batch_size)
     return jaxpr
@@ -111,6 +121,11 @@ def update_cost(
         ArgumentError: An argument cannot be used.
         DataError: The data cannot be trained on.
         ShapeError: Model, data and loss disagree about a shape.
+
+    Example:
+        >>> cost = vernal.update_cost(trainer, model, (x, y), batch_size=10)
+        >>> cost.batch_size
+        10
     """
     jaxpr, examples = _traced_step(trainer, model_or_state, data, batch_size)
     compiled = jax.jit(jaxpr_as_fun(jaxpr)).lower(*jaxpr.in_avals).compile()

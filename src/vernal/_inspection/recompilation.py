@@ -34,6 +34,11 @@ def no_recompilation() -> Iterator[None]:
 
     Raises:
         RecompilationError: A program is about to compile again; the message says what changed.
+
+    Example:
+        >>> state, _ = trainer.fit(model, (x, y), epochs=1)
+        >>> with vernal.no_recompilation():
+        ...     state, _ = trainer.fit(state, (x, y), epochs=5)
     """
     token = _forbidden.set(True)
     try:

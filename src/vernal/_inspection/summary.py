@@ -28,6 +28,11 @@ class Summary:
 
     Attributes:
         rows: A row for each module, in the order of the model's fields.
+
+    Example:
+        >>> table = vernal.summary(nn.MLP(1, 1, 8, 1, key=jax.random.key(0)), x)
+        >>> table.trainable, table.bytes, [row.path for row in table.rows if row.bytes]
+        (25, 100, ['MLP.layers[0]', 'MLP.layers[1]'])
     """
 
     rows: tuple[Row, ...]
@@ -113,6 +118,10 @@ def summary(model: PyTree, x: PyTree, *, trainable: PyTree = eqx.is_inexact_arra
         ArgumentError: The model is a class, or has layers with a state that is not given.
         DataError: `x` does not hold examples.
         ShapeError: The model cannot be called with an example of `x`.
+
+    Example:
+        >>> vernal.summary(model, x).trainable
+        2
     """
     model, model_state = model_of(model)
     check_stateful(None, model, model_state)

@@ -18,6 +18,13 @@ class Epoch:
         metrics: Averages over the epoch: `"loss"`, ...; the validation's as `"val_loss"`, .... A
             callback may add what it measures, for the callbacks after it and for the history.
         seconds: How long the epoch took.
+
+    Example:
+        >>> for epoch in trainer.epochs(model, (x, y)):
+        ...     if epoch.index == 2:
+        ...         break
+        >>> sorted(epoch.metrics)
+        ['loss']
     """
 
     index: int

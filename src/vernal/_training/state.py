@@ -32,6 +32,13 @@ class TrainState(eqx.Module, Generic[Model]):
             pass is drawn from `key` and `data_pass`: so a resumed run is the same run.
         data_state: What a data loader with a state of its own needs to go on from this place; or
             `None`.
+
+    Example:
+        >>> state, _ = trainer.fit(model, (x, y), epochs=5)
+        >>> state
+        TrainState(step=5, epoch=5,
+          model: Linear, 2 parameters, 8 bytes,
+          optimizer: EmptyState, EmptyState)
     """
 
     model: Model

@@ -63,6 +63,12 @@ class Trainer:
 
     Raises:
         ArgumentError: If one of them cannot be used.
+
+    Example:
+        >>> trainer = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError())
+        >>> state, history = trainer.fit(model, (x, y), epochs=100)
+        >>> print(f"{trainer.predict(state, x[:1])[0, 0]:.2f}")
+        -1.00
     """
 
     optimizer: optax.GradientTransformation | optax.MultiSteps
@@ -104,6 +110,11 @@ class Trainer:
             ArgumentError: If the model has nothing to train, or the loss does not take a model
                 state.
             CallError: If the optimizer fails on the model's parameters.
+
+        Example:
+            >>> state = trainer.init(model, key=jax.random.key(1))
+            >>> int(state.step)
+            0
         """
         choices = self._choices(model, model_state)
         _arguments.check_key(key)
@@ -147,6 +158,13 @@ class Trainer:
                 the step: NaN, and labels out of range, are for `fit` to find.
             CallError: If the step fails while it runs, by `eqx.error_if` say; on an accelerator
                 JAX raises its own error, when a result is read.
+
+        Example:
+            >>> state = trainer.init(model)
+            >>> for batch in vernal.batches((x, y), batch_size=10):
+            ...     state, info = trainer.step(state, batch)
+            >>> int(state.step), info["loss"].shape
+            (4, ())
         """
         check_state(state)
         objective = self._objective.in_training
@@ -192,6 +210,12 @@ class Trainer:
 
         Raises:
             VernalError: As `fit` does, at the call and not at the first epoch.
+
+        Example:
+            >>> for epoch in trainer.epochs(model, (x, y), batch_size=10):
+            ...     if epoch.metrics["loss"] < 0.01:
+            ...         break
+            >>> state = epoch.state
         """
         checked, held_out = self._checked(
             model_or_state, data, validation_data, batch_size=batch_size, shuffle=shuffle
@@ -291,6 +315,13 @@ class Trainer:
             CheckpointError: If a checkpoint cannot be written, or belongs to another run.
             Exception: What a loader or a callback raises, as it is. An error that ends the run has
                 the last good state as its `state`, and the record as its `history`.
+
+        Example:
+            >>> state, history = trainer.fit(
+            ...     model, (x, y), epochs=5, batch_size=10, validation_data=(x, y)
+            ... )
+            >>> history.steps["loss"].shape, history.epochs["val_loss"].shape
+            ((20,), (5,))
         """
         began = time.perf_counter()
         epochs = whole_number("epochs", epochs, at_least=0)
@@ -396,6 +427,10 @@ class Trainer:
 
         Raises:
             VernalError: `ArgumentError`, `DataError` or `ShapeError`, before compiling.
+
+        Example:
+            >>> trainer.evaluate(model, (x, y)).keys()
+            dict_keys(['loss'])
         """
         model, model_state = self._evaluated(model_or_state)
         _arguments.check_stateful(self.loss, model, model_state)
@@ -423,6 +458,10 @@ class Trainer:
 
         Raises:
             VernalError: `ArgumentError`, `DataError` or `ShapeError`, before compiling.
+
+        Example:
+            >>> trainer.predict(model, x).shape
+            (40, 1)
         """
         model, model_state = self._evaluated(model_or_state)
         _arguments.check_stateful(None, model, model_state)
@@ -440,6 +479,15 @@ class Trainer:
         Raises:
             ArgumentError: If `eval_params` returns other parameters than it is given.
             CallError: If `eval_params` fails.
+
+        Example:
+            >>> optimizer = vernal.average_weights(optax.sgd(0.1))
+            >>> averaging = vernal.Trainer(
+            ...     optimizer, losses.MeanSquaredError(), eval_params=vernal.averaged
+            ... )
+            >>> state, _ = averaging.fit(model, (x, y), epochs=5)
+            >>> bool(averaging.eval_model(state).weight == state.model.weight)
+            False
         """
         if self.eval_params is None:
             return state.model

@@ -24,6 +24,13 @@ class Callback(Protocol):
       if callbacks before this one may measure it, in the first epoch.
     - `decide_mode(metrics)`: called before training with the trainer's metrics by name.
     - `reason`: why the callback ended the run, for the line that says so.
+
+    Example:
+        >>> def good_enough(epoch):
+        ...     return epoch.metrics["loss"] < 0.1
+        >>> state, history = trainer.fit(model, (x, y), epochs=1_000, callbacks=[good_enough])
+        >>> bool(history.epochs["loss"][-1] < 0.1)
+        True
     """
 
     def __call__(self, epoch: Epoch, /) -> bool | None:

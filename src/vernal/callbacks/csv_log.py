@@ -25,6 +25,13 @@ class CSVLog:
     Raises:
         ArgumentError: `path` is not a path; or, raised before training, the file cannot be written,
             or `append` is given and the file is not a log of this kind.
+
+    Example:
+        >>> log = callbacks.CSVLog("logs/line.csv")
+        >>> state, history = trainer.fit(model, (x, y), epochs=2, callbacks=[log])
+        >>> with open("logs/line.csv") as file:
+        ...     print(file.readline().strip())
+        epoch,seconds,loss
     """
 
     def __init__(self, path: str | os.PathLike[str], *, append: bool = False):

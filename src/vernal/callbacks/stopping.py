@@ -107,6 +107,14 @@ class EarlyStopping(_AbstractWatcher):
         ArgumentError: `monitor` is not a string, `patience` is not a whole number from 1,
             `min_delta` is negative or not finite, or `mode` is not one of the three; or, raised
             before training, `mode` is `"auto"` and neither the metric nor its name is known.
+
+    Example:
+        >>> stopping = callbacks.EarlyStopping("val_loss", patience=3, min_delta=1e-4)
+        >>> state, history = trainer.fit(
+        ...     model, (x, y), epochs=1_000, validation_data=(x, y), callbacks=[stopping]
+        ... )
+        >>> len(history.epochs["loss"]) < 1_000
+        True
     """
 
     monitor: str = "val_loss"
@@ -174,6 +182,12 @@ class BestState(_AbstractWatcher):
     Raises:
         ArgumentError: `monitor` is not a string, `mode` is not one of the three, or it is not
             known, as in `EarlyStopping`.
+
+    Example:
+        >>> best = callbacks.BestState("loss")
+        >>> state, history = trainer.fit(model, (x, y), epochs=10, callbacks=[best])
+        >>> bool(best.best == history.epochs["loss"].min())
+        True
     """
 
     monitor: str = "val_loss"

@@ -23,6 +23,10 @@ class TensorBoard:
     Raises:
         MissingExtraError: tensorboardX is not installed.
         ArgumentError: `directory` is not a path, or, raised before training, cannot be written to.
+
+    Example:
+        >>> log = callbacks.TensorBoard("logs/line")
+        >>> state, history = trainer.fit(model, (x, y), epochs=2, callbacks=[log])
     """
 
     def __init__(self, directory: str | os.PathLike[str]):

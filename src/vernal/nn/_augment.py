@@ -17,6 +17,14 @@ class Augment(eqx.Module):
     Attributes:
         fn: Called as `fn(x, key)` on one example. It returns the changed example.
         inference: Whether examples stay as they are. By default they are changed.
+
+    Example:
+        >>> def noisy(x, key):
+        ...     return x + 0.1 * jax.random.normal(key, x.shape)
+        >>> layer = nn.Augment(noisy)
+        >>> changed = layer(jnp.ones(3), key=jax.random.key(0))
+        >>> eqx.nn.inference_mode(layer)(jnp.ones(3))
+        Array([1., 1., 1.], dtype=float32)
     """
 
     fn: Callable[[PyTree, PRNGKeyArray], PyTree]

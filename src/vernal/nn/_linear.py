@@ -54,6 +54,11 @@ class Linear(eqx.Module):
             bias_init: An initializer for the bias, of shape `(out_features,)`.
             dtype: The parameters' dtype; `None` is JAX's default float.
             key: A `jax.random.key`.
+
+        Example:
+            >>> layer = nn.Linear(3, 2, key=jax.random.key(0))
+            >>> layer(jnp.ones(3)).shape, layer(jnp.ones((5, 3))).shape
+            ((2,), (5, 2))
         """
         self.in_features = in_features
         self.out_features = out_features

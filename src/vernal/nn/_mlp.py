@@ -66,6 +66,11 @@ class MLP(eqx.Module):
             bias_init: As in `Linear`.
             dtype: The parameters' dtype; `None` is JAX's default float.
             key: A `jax.random.key`.
+
+        Example:
+            >>> network = nn.MLP(3, 1, width_size=16, depth=2, key=jax.random.key(0))
+            >>> network(jnp.ones(3)).shape, network(jnp.ones((5, 3))).shape, len(network.layers)
+            ((1,), (5, 1), 3)
         """
         self.in_size = in_size
         self.out_size = out_size
