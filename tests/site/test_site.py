@@ -189,7 +189,7 @@ def test_an_example_is_copied_without_its_prompts(window):
 
 
 def test_formulas_are_drawn(window):
-    window.open(SITE / "learn" / "01_linear_regression.html")
+    window.open(SITE / "learn" / "05_logistic_regression.html")
     wait_for(lambda: window.run("return document.querySelectorAll('mjx-container svg').length"))
 
 
