@@ -194,7 +194,7 @@ def build(session: nox.Session) -> None:
     (sdist,) = dist.glob("*.tar.gz")
     (wheel,) = dist.glob("*.whl")
     check_files(session, sdist, wheel)
-    session.install(str(wheel))
+    session.install(str(wheel), "scikit-learn")  # which the README's example takes its data from
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", readme, re.DOTALL)

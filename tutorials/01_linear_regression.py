@@ -1,16 +1,15 @@
 # %% [markdown]
 # # 1. Linear regression
 #
-# To train is to turn knobs until a machine gives the answers you want. Every training run, from
-# this straight line to the largest language model, is made of the same four parts:
+# To train a model is to change its numbers until it gives the answers you want. Every training run,
+# from this straight line to the largest language model, has the same four parts:
 #
 # - **data**: questions together with their answers;
-# - a **model**: a function with knobs, its *parameters*;
+# - a **model**: a function with numbers that can change, its *parameters*;
 # - a **loss**: one number that says how wrong the model is;
-# - an **optimizer**: a rule that turns the knobs so that the loss falls.
+# - an **optimizer**: a rule that changes the parameters so that the loss falls.
 #
-# We start with a case in which we know how every knob should end up, because we made the data. So
-# we can check whether training works. You need Python and a little NumPy.
+# We make the data ourselves. So we know the right parameters and can check what training finds.
 
 # %%
 from pathlib import Path
@@ -32,6 +31,7 @@ NOISE = 0.5  # standard deviation
 RATE = 0.001  # how far the optimizer goes in one step
 FEW_STEPS = 100
 MANY_STEPS = 10_000
+BLUE, ORANGE = "#0072B2", "#D55E00"
 
 PICTURES = Path("build/tutorials")
 PICTURES.mkdir(parents=True, exist_ok=True)
@@ -39,83 +39,85 @@ PICTURES.mkdir(parents=True, exist_ok=True)
 # %% [markdown]
 # ## Data
 #
-# Each example has two inputs, drawn between -10 and 10. Its answer is
+# Each example has two inputs, drawn between -10 and 10, and one answer. We multiply the inputs by
+# 1.1 and 2.1, the *weights*. Then we add 3.1, the *bias*.
 #
-# $$y = 1.1\,x_1 + 2.1\,x_2 + 3.1.$$
-#
-# The two factors are the *weights*, the number at the end is the *bias*. Training sees neither.
-#
-# Examples are rows. So `x` has shape `(200, 2)`: 200 examples, 2 numbers each. And `y` has shape
-# `(200, 1)`: 200 examples, 1 number each. Keep that last 1. The next tutorial shows what happens
-# without it.
+# Examples are rows: `x` holds 200 rows of 2 numbers, `y` 200 rows of 1 number. Keep that last 1:
+# the next tutorial shows what happens without it.
 
 # %%
 rng = np.random.default_rng(SEED)
 x = rng.uniform(-10, 10, (EXAMPLES, 2))
-weights = np.array(TRUE_WEIGHTS)[:, None]  # a column: 2 numbers in, 1 number out
-y = x @ weights + TRUE_BIAS
+true_weights = np.array(TRUE_WEIGHTS)[:, None]  # a column: 2 numbers in, 1 number out
+y = x @ true_weights + TRUE_BIAS
 
 print("x has shape", x.shape, "and y has shape", y.shape)
 print("The first five answers:", y[:5, 0])
 
 # %% [markdown]
-# `x @ weights` is a matrix product: it multiplies each input by its weight and adds up, for all
-# examples at once. The same sum has many spellings. The loop shows each operation. `@` is short and
-# fast. `einsum` names each axis by a letter: here `n` for examples, `i` for inputs, `o` for
-# outputs. It multiplies, and adds up over the letters that are missing after the arrow. Here, only
-# `i` is missing.
+# `x @ true_weights` is a matrix product: multiply each input by its weight, and add up. Here is the
+# same sum in three spellings. `einsum` gives each axis a letter and adds up over the letters that
+# are missing after the arrow. Here `i`, the inputs, is missing.
 
 # %%
-by_loop = [[x1 * TRUE_WEIGHTS[0] + x2 * TRUE_WEIGHTS[1]] for x1, x2 in x]
-by_matrix_product = x @ weights
-by_einsum = np.einsum("ni,io->no", x, weights)
+by_hand = [[x1 * TRUE_WEIGHTS[0] + x2 * TRUE_WEIGHTS[1]] for x1, x2 in x]
+by_product = x @ true_weights
+by_einsum = np.einsum("ni,io->no", x, true_weights)
 
 print("The first product, by hand, as a matrix product and with einsum:")
-print(f"  {by_loop[0][0]:.8f} {by_matrix_product[0, 0]:.8f} {by_einsum[0, 0]:.8f}")
-print("  All 200 agree:", np.allclose(by_loop, by_matrix_product), np.allclose(by_loop, by_einsum))
+print(f"  {by_hand[0][0]:.8f} {by_product[0, 0]:.8f} {by_einsum[0, 0]:.8f}")
+print("  All agree:", np.allclose(by_hand, by_product), np.allclose(by_hand, by_einsum))
 
 # %% [markdown]
-# Measurements are never that clean. So we also make noisy answers, each off by about 0.5. We keep
-# the clean ones for a first try.
+# Let us look at the data. We draw the answers over the first input.
 
 # %%
-y_noisy = y + rng.normal(0, NOISE, y.shape)
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+ax.scatter(x[:, 0], y, s=12, color=BLUE)
+ax.set(xlabel="input 1", ylabel="answer", title="All examples: no line in sight")
+fig.savefig(PICTURES / "01_points.png")
 
-print("The first five noisy answers:", y_noisy[:5, 0].round(3))
+# %% [markdown]
+# The second input spreads the points. So we cut a slice: only the examples with a second input near
+# 0. **What do you expect to see?** The orange line is a first guess: weight 1.5, bias 0. The dashed
+# lines show how wrong it is at each point.
+
+# %%
+GUESS_WEIGHT, GUESS_BIAS = 1.5, 0.0
+is_near = np.abs(x[:, 1]) < 1
+near_x, near_y = x[is_near, 0], y[is_near, 0]
+
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+ax.vlines(near_x, GUESS_WEIGHT * near_x + GUESS_BIAS, near_y, color="0.5", linestyles="dashed")
+ax.scatter(near_x, near_y, s=20, color=BLUE, zorder=3, label="data with input 2 near 0")
+ax.axline((0, GUESS_BIAS), slope=GUESS_WEIGHT, color=ORANGE, label="guess: 1.5 times input 1")
+ax.set(xlabel="input 1", ylabel="answer", title="A slice of the data, and a guess")
+ax.legend()
+fig.savefig(PICTURES / "01_guess.png")
 
 # %% [markdown]
 # ## Model
 #
-# The model has the same form as the rule that made the data: two weights and a bias. In a real
-# problem you do not know the form. Then you choose a model that is rich enough.
-#
-# `nn.Linear(2, 1)` is that model: 2 numbers in, 1 number out. It needs a `key`, JAX's source of
-# randomness, because parameters usually start at random. We start them at zero, so that everybody
-# sees the same numbers.
-#
-# A model is a *PyTree*: a tree whose leaves are arrays, the parameters among them. A printed model
-# shows them. `vernal.summary` makes a table of the layers: their inputs and outputs, the number of
-# their parameters, and their memory. It takes `x` for the shapes.
+# In the slice the points lie close to a line. Over both inputs, they lie on a plane. So our model
+# is a plane: two weights and a bias. In a real problem you do not know the right form. Then you
+# choose a model that is rich enough.
+
 
 # %%
-model = nn.Linear(2, 1, weight_init=jax.nn.initializers.zeros, key=jax.random.key(0))
+def predict(weights, bias, x):
+    return x @ weights + bias
 
-print(model)
-print(vernal.summary(model, x))
+
+guess = np.array([[GUESS_WEIGHT], [2.1]])  # weight 1 is wrong, weight 2 is right
+print("The first three predictions of a guess:", predict(guess, GUESS_BIAS, x)[:3, 0].round(2))
+print("The first three answers:               ", y[:3, 0].round(2))
 
 # %% [markdown]
-# Two weights and a bias are 3 parameters. JAX stores a number in 4 bytes, so they take 12.
-# `f32[2]` is an array of 2 such numbers: one example. *FLOPs* count the sums and products of one
-# prediction. XLA, the compiler that JAX uses, counts 5: a product and a sum for each weight, and a
-# sum for the bias.
-#
 # ## Loss
 #
-# How wrong is one prediction? Take the difference from the answer and square it. The square has no
-# sign, so errors cannot cancel. It also punishes one big error more than a few small ones.
-#
-# Optax is the library of optimizers and losses that Vernal builds on. It has this loss ready. We
-# compute one by hand to compare. So far, our model predicts 0 for everything.
+# How wrong is one prediction? Take the difference from the answer, a dashed line above, and square
+# it. Squares have no sign, so errors cannot cancel. Optax, a library of optimizers and losses, has
+# the same function. A model with all parameters at zero predicts 0:
 
 # %%
 prediction, answer = 0.0, y[0, 0]
@@ -125,47 +127,155 @@ squared_by_optax = optax.losses.squared_error(prediction, answer)
 print(f"One squared error, by hand {squared_by_hand:.4f} and from Optax {squared_by_optax:.4f}")
 
 # %% [markdown]
-# The *mean squared error* is the average of these squares over all examples: one number for the
-# model.
-#
-# ## Optimizer, by hand
-#
-# Which way to turn the knobs? The *gradient* answers that. It has one number for each parameter:
-# how fast the loss rises if that parameter grows a little. So we go a small step the other way, and
-# look again. This is *gradient descent*. *Stochastic gradient descent*, SGD, looks at a few
-# examples at a time, for speed. With all examples at once, the two are the same.
-#
-# JAX works out the gradient of any function that is written with `jax.numpy`. You never
-# differentiate by hand. So the whole training is ten lines.
+# The *mean squared error* is the average over all examples: one number for the whole model.
 
 
 # %%
-def mean_squared_error(params, x, y):
-    predictions = x @ params["weights"] + params["bias"]
-    return jnp.mean((predictions - y) ** 2)
+def mean_squared_error(weights, bias, x, y):
+    return ((predict(weights, bias, x) - y) ** 2).mean()
 
 
-# value_and_grad gives the loss and its gradient; jit compiles the two to one fast program.
-loss_and_grads = jax.jit(jax.value_and_grad(mean_squared_error))
-
-params = {"weights": jnp.zeros((2, 1)), "bias": jnp.zeros(())}
-curve_by_hand = []
-for _ in range(FEW_STEPS):
-    loss, grads = loss_and_grads(params, x, y)
-    params = jax.tree.map(lambda param, grad: param - RATE * grad, params, grads)
-    curve_by_hand.append(float(loss))
-
-print(f"After {FEW_STEPS:,} steps by hand:")
-print("  weights", *params["weights"][:, 0], "bias", params["bias"])
+print(f"All parameters at zero: {mean_squared_error(np.zeros((2, 1)), 0.0, x, y):.1f}")
+print(f"The guess:              {mean_squared_error(guess, GUESS_BIAS, x, y):.1f}")
+print(f"The true parameters:    {mean_squared_error(true_weights, TRUE_BIAS, x, y):.1f}")
 
 # %% [markdown]
+# Every choice of parameters has a loss. Like heights on a map, we can draw the losses as contours.
+# A map has two directions, so we vary weight 1 and the bias, and hold weight 2 at the truth.
+
+
+# %%
+def draw_contours(ax, x, y, weight_2, weights, biases):
+    heights = [
+        [mean_squared_error(np.array([[weight], [weight_2]]), bias, x, y) for weight in weights]
+        for bias in biases
+    ]
+    ax.contour(weights, biases, heights, levels=[1, 3, 8, 16, 32, 64, 128], cmap="viridis_r")
+    ax.set(xlabel="weight 1", ylabel="bias", aspect="equal")
+
+
+WEIGHTS, BIASES = np.linspace(-2.4, 4.6, 90), np.linspace(-0.9, 6.1, 90)
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+draw_contours(ax, x, y, TRUE_WEIGHTS[1], WEIGHTS, BIASES)
+ax.plot(0, 0, "o", color=ORANGE, label="start: all zero")
+ax.plot(TRUE_WEIGHTS[0], TRUE_BIAS, "*", color="black", markersize=12, label="truth")
+ax.set_title("The loss as a landscape: a narrow valley")
+ax.legend(loc="upper left")
+fig.savefig(PICTURES / "01_landscape.png")
+
+# %% [markdown]
+# The optimizer does not have this map. It can only measure the slope at its own place. **What do
+# you expect:** from the orange dot, which way is steepest? (Close contours mean a steep slope.)
+#
+# ## Gradient
+#
+# To find a slope, increase one parameter a little, and see how much the loss rises. The slope is
+# the rise, divided by the increase.
+
+# %%
+SMALL = 1e-6
+zeros = np.zeros((2, 1))
+loss = mean_squared_error(zeros, 0.0, x, y)
+slope_1 = (mean_squared_error(np.array([[SMALL], [0]]), 0.0, x, y) - loss) / SMALL
+slope_2 = (mean_squared_error(np.array([[0], [SMALL]]), 0.0, x, y) - loss) / SMALL
+slope_bias = (mean_squared_error(zeros, SMALL, x, y) - loss) / SMALL
+
+print(f"Slopes by a small difference: {slope_1:.3f} {slope_2:.3f} {slope_bias:.3f}")
+
+# %%
+steps_aside = np.linspace(-1, 3.5, 50)
+curve = [mean_squared_error(np.array([[w], [0]]), 0.0, x, y) for w in steps_aside]
+
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+ax.plot(steps_aside, curve, color=BLUE, label="loss, all else at zero")
+ax.plot([-1, 1], [loss - slope_1, loss + slope_1], "--", color=ORANGE, label="slope at 0")
+ax.plot(0, loss, "o", color=ORANGE)
+ax.set(xlabel="weight 1", ylabel="loss", title="A slope below zero: a larger weight is better")
+ax.legend()
+fig.savefig(PICTURES / "01_slope.png")
+
+# %% [markdown]
+# The three slopes together are the *gradient*. A model of a million parameters would need a million
+# such trials. `jax.grad` gets all slopes at once: from a function it makes a new one that returns
+# the gradient. `argnums` says for which arguments.
+
+# %%
+gradient = jax.grad(mean_squared_error, argnums=(0, 1))
+grad_weights, grad_bias = gradient(jnp.zeros((2, 1)), jnp.zeros(()), x, y)
+
+print(f"Slopes from jax.grad:         {grad_weights[0, 0]:.3f} {grad_weights[1, 0]:.3f}", end=" ")
+print(f"{grad_bias:.3f}")
+
+# %% [markdown]
+# They agree. (`jnp` is JAX's NumPy. Its arrays can live on a GPU.)
+#
+# ## Optimizer, by hand
+#
+# The gradient points uphill, so we take a small step the other way, and repeat: *gradient descent*.
+# The *rate* says how small. `jax.jit` compiles a function into one fast program, and
+# `value_and_grad` also returns the loss.
+
+# %%
+value_and_gradient = jax.jit(jax.value_and_grad(mean_squared_error, argnums=(0, 1)))
+
+
+def descend(x, y, rate, steps):
+    weights, bias = jnp.zeros((2, 1)), jnp.zeros(())  # the second is a single number
+    path, curve = [(weights[0, 0], bias)], []
+    for _ in range(steps):
+        loss, (grad_weights, grad_bias) = value_and_gradient(weights, bias, x, y)
+        weights = weights - rate * grad_weights
+        bias = bias - rate * grad_bias
+        path.append((weights[0, 0], bias))
+        curve.append(loss)
+    return weights, bias, np.array(path), np.array(curve)
+
+
+# %% [markdown]
+# **What do you expect** after 100 steps: weights near 1.1 and 2.1, and a bias near 3.1?
+
+# %%
+weights, bias, path, curve_by_hand = descend(x, y, RATE, FEW_STEPS)
+
+print(f"After {FEW_STEPS:,} steps by hand:")
+print("  weights", *weights[:, 0], "bias", bias)
+
+# %%
+fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+left.semilogy(np.arange(1, FEW_STEPS + 1), curve_by_hand, color=BLUE)
+left.set(xlabel="step", ylabel="loss", title="The loss")
+draw_contours(right, x, y, TRUE_WEIGHTS[1], WEIGHTS, BIASES)
+right.plot(path[:, 0], path[:, 1], ".-", color=ORANGE, markersize=4, label="100 steps")
+right.plot(TRUE_WEIGHTS[0], TRUE_BIAS, "*", color="black", markersize=12, label="truth")
+right.set_title("The path")
+right.legend(loc="upper left")
+fig.savefig(PICTURES / "01_path.png")
+
+# %% [markdown]
+# The weights are almost right, and the bias is far from 3.1. The path runs down the steep side of
+# the valley. Then it turns and moves slowly along the floor.
+#
 # ## The same with Vernal
 #
-# A `Trainer` holds the choices: the optimizer and the loss. `fit` takes a model and data. It
-# returns a *state*, with the trained model in it, and a *history*, the record of the run.
+# `nn.Linear(2, 1)` is the same model: 2 numbers in, 1 number out. `weight_init` says how its
+# weights start: at zero, like ours. JAX draws random numbers from a `key`. Every layer asks for
+# one, even if it starts at zero.
+
+# %%
+model = nn.Linear(2, 1, weight_init=jax.nn.initializers.zeros, key=jax.random.key(0))
+
+print(vernal.summary(model, x))
+
+# %% [markdown]
+# The summary counts 3 parameters of 4 bytes each. `f32[2]` means 2 numbers of 32 bits. *FLOPs* are
+# the sums and products of one prediction.
 #
-# One *epoch* is one pass through the data. By default, `fit` takes all examples at once. So here,
-# one epoch is one step.
+# A `Trainer` holds the optimizer and the loss. Its `fit` takes a model and the data. It returns a
+# *state*, which has the trained model, and a *history*, the record of the run. One *epoch* is one
+# pass through the data: here it is one step.
+#
+# `optax.sgd` is gradient descent. The S is for *stochastic*: SGD may look at a few random examples
+# in a step. We give it all.
 
 # %%
 trainer = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())
@@ -173,78 +283,177 @@ state, history = trainer.fit(model, (x, y), epochs=FEW_STEPS)
 
 print(f"After {FEW_STEPS:,} steps with Vernal:")
 print("  weights", *state.model.weight[0], "bias", state.model.bias[0])
-
-# %% [markdown]
-# Both print the same numbers. There is no magic in a trainer. It saves you the loop, and the parts
-# that real work needs: batches, shuffling, a loop that is compiled as a whole, and checks that
-# explain mistakes.
-#
-# Note also that `model` itself has not changed. `fit` returns new values, and does not touch yours.
-
-# %%
-print("The first five losses by hand:    ", np.round(curve_by_hand[:5], 3))
+print("The first five losses by hand:    ", curve_by_hand[:5].round(3))
 print("The first five losses with Vernal:", history.steps["loss"][:5].round(3))
 
-fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-ax.plot(np.arange(1, FEW_STEPS + 1), curve_by_hand, color="0.8", linewidth=6, label="by hand")
-plot.history(history, ax=ax, label="with Vernal")
-ax.set_title(f"SGD: the loss over the first {FEW_STEPS:,} steps")
-fig.savefig(PICTURES / "01_loss_by_hand.png")
+# %% [markdown]
+# The same numbers. A trainer saves you the loop and the parts that real work needs: batches,
+# shuffling, a loop that is compiled as a whole, and checks that explain mistakes. It never changes
+# your `model`: the trained one is in `state`.
+#
+# **Exercise 1.** Train 100 steps at a rate of 0.03, by hand and with Vernal. What do you expect of
+# the loss? Do the two still agree? (The answer is folded below.)
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+wild_weights, wild_bias, _, wild_curve = descend(x, y, 0.03, FEW_STEPS)
+wild = vernal.Trainer(optax.sgd(0.03), losses.MeanSquaredError())
+wild_state, _ = wild.fit(model, (x, y), epochs=FEW_STEPS)
+
+print(f"The loss grows from {wild_curve[0]:.1f} to {wild_curve[-1]:.1e}: it *diverges*.")
+print("Each step leaps across the valley and lands higher on the other side.")
+print("  weights by hand:    ", *wild_weights[:, 0])
+print("  weights with Vernal:", *wild_state.model.weight[0])
+print("The last digits may differ. A number of 32 bits has about 7 digits, so each sum is rounded.")
+print("The two programs add up in another order, and each leap enlarges the difference.")
 
 # %% [markdown]
-# The loss falls, and then it nearly stops. The weights are close to 1.1 and 2.1, but the bias,
-# 0.54, is far from 3.1. The inputs are as large as 10, so a small change of a weight changes the
-# predictions a lot. The gradients of the weights are large, and the weights arrive first. The bias
-# is slow.
+# ## Noise
 #
-# ## A better optimizer, and more steps
-#
-# *Adam* gives each parameter a step size of its own, so that the slow ones keep up. Most people
-# start with it. The change is one word. We also take the noisy answers, and 10,000 steps.
-#
-# The model may start from random weights now: wherever it starts, it should end at the same place.
+# Real measurements are never that clean. Now each answer is off by about 0.5, and we train for
+# 10,000 steps. This time the weights start at random, as they usually do. **What do you expect** of
+# the loss at the end: zero?
 
 # %%
-trainer = vernal.Trainer(optax.adam(RATE), losses.MeanSquaredError())
+y_noisy = y + rng.normal(0, NOISE, y.shape)
 model = nn.Linear(2, 1, key=jax.random.key(0))
-state, history = trainer.fit(model, (x, y_noisy), epochs=MANY_STEPS)
-weights_found, bias_found = state.model.weight[0], state.model.bias[0]
+sgd = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())
+state, sgd_history = sgd.fit(model, (x, y_noisy), epochs=MANY_STEPS)
 
-print(f"After {MANY_STEPS:,} steps of Adam on noisy answers ({history.seconds:.1f} s):")
-print(f"  weights {weights_found[0]:.4f} {weights_found[1]:.4f} bias {bias_found:.4f}")
-print("  The truth: weights", *TRUE_WEIGHTS, "bias", TRUE_BIAS)
+(weight_1, weight_2), bias = state.model.weight[0], state.model.bias[0]
+print(f"SGD:           weights {weight_1:.4f} {weight_2:.4f} bias {bias:.4f}")
+print(f"Loss at the end: {sgd_history.epochs['loss'][-1]:.4f}")
 
 # %% [markdown]
-# Training recovers all three, each within 0.01. Could more steps do better? For a straight line,
-# *least squares* computes the best answer without training. It equals ours. So the remaining error
-# comes from the noise in the answers. Only more data would help.
+# The loss stops near 0.25, the square of the noise. No model can predict random numbers. *Least
+# squares* computes the best plane directly, without training. It agrees:
 
 # %%
 columns = np.column_stack([x, np.ones(EXAMPLES)])
 best = np.linalg.lstsq(columns, y_noisy)[0][:, 0]
 
-print(f"  Least squares: weights {best[0]:.4f} {best[1]:.4f} bias {best[2]:.4f}")
-print(f"  Loss at the end: {history.epochs['loss'][-1]:.4f}; the noise alone: {NOISE**2}")
-
-fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-plot.history(history, ax=left)
-left.set_title(f"Adam: the loss over {MANY_STEPS:,} steps")
-right.scatter(y_noisy, trainer.predict(state, x), s=8, alpha=0.6)
-right.axline((0, 0), slope=1, color="0.5", linewidth=1)
-right.set_title("Each example: on the line is right")
-right.set_xlabel("answer")
-right.set_ylabel("prediction")
-fig.savefig(PICTURES / "01_adam.png")
+print(f"Least squares: weights {best[0]:.4f} {best[1]:.4f} bias {best[2]:.4f}")
+print(f"The truth:     weights {TRUE_WEIGHTS[0]} {TRUE_WEIGHTS[1]} bias {TRUE_BIAS}")
 
 # %% [markdown]
-# The loss never gets to zero. It stops near 0.25, the square of the noise. No model can predict
-# random numbers.
+# ## Which optimizer is faster?
 #
-# ## Try it
+# *Adam* is the optimizer most people start with. It gives each parameter its own step size. We
+# change that one thing, and keep the rate. We count the steps until the loss is within 1% of where
+# it ends. **What do you expect?**
+
+
+# %%
+def steps_needed(history):
+    loss = history.steps["loss"]
+    return int(np.argmax(loss <= 1.01 * loss[-1]))
+
+
+adam = vernal.Trainer(optax.adam(RATE), losses.MeanSquaredError())
+state, adam_history = adam.fit(model, (x, y_noisy), epochs=MANY_STEPS)
+
+(weight_1, weight_2), bias = state.model.weight[0], state.model.bias[0]
+print(f"After {MANY_STEPS:,} steps of Adam: weights {weight_1:.4f} {weight_2:.4f} bias {bias:.4f}")
+print(f"SGD needed  {steps_needed(sgd_history):,} steps")
+print(f"Adam needed {steps_needed(adam_history):,} steps")
+
+# %%
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+plot.history(sgd_history, ax=ax, label="SGD")
+plot.history(adam_history, ax=ax, label="Adam")
+ax.set_title("The same rate, two optimizers")
+fig.savefig(PICTURES / "01_optimizers.png")
+
+# %% [markdown]
+# (A dot marks the lowest loss.) Adam finds the same parameters, but it is slower here. Each of its
+# steps moves a parameter by about the rate, 0.001. So the bias needs more than 3,000 steps to get
+# to 3.1. For a fair comparison, tune the rate of each.
 #
-# - Set `RATE` to 0.03. What happens to SGD? (Vernal's losses are in `history.steps["loss"]`.)
-# - Give SGD 10,000 steps. Does the bias arrive?
-# - Set `EXAMPLES` to 20,000. How close to the truth do you get now?
+# **Exercise 2.** SGD diverges at 0.03. Give Adam a rate of 0.1. **What do you expect?**
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+fast_adam = vernal.Trainer(optax.adam(0.1), losses.MeanSquaredError())
+_, fast_adam_history = fast_adam.fit(model, (x, y_noisy), epochs=1_000)
+fast_adam_steps = steps_needed(fast_adam_history)
+
+print(f"Adam needed {fast_adam_steps} steps at a rate of 0.1, and did not diverge.")
+print("A steep loss does not lengthen its steps. So compare optimizers at a rate that suits each.")
+
+# %% [markdown]
+# ## Why the bias is slow, and the remedy
+#
+# The inputs are as large as 10. So the loss is steep along the weights and flat along the bias. The
+# steep direction limits the rate: above about 0.03 it diverges. At such a rate the flat direction
+# takes many steps. The remedy is to *scale* the inputs: subtract their mean, and divide by their
+# standard deviation.
+
+# %%
+mean, spread = x.mean(axis=0), x.std(axis=0)
+scaled = (x - mean) / spread
+
+print("Standard deviations before:", spread.round(2), "and after:", scaled.std(axis=0).round(2))
+
+# %% [markdown]
+# We change one thing at a time: first the inputs, at the same rate. **Do you expect** fewer steps?
+
+# %%
+_, scaled_history = sgd.fit(model, (scaled, y_noisy), epochs=MANY_STEPS)
+
+print(f"SGD at {RATE}, inputs as they are: {steps_needed(sgd_history):,} steps")
+print(f"SGD at {RATE}, inputs scaled:      {steps_needed(scaled_history):,} steps")
+
+# %% [markdown]
+# More steps! The bias is as slow as before, and the weights are now slow, too. But nothing is steep
+# any more. So now we can raise the rate a hundred times.
+
+# %%
+FAST = 0.1
+fast = vernal.Trainer(optax.sgd(FAST), losses.MeanSquaredError())
+state, fast_history = fast.fit(model, (scaled, y_noisy), epochs=1_000)
+
+print(f"SGD at {FAST}, inputs scaled:        {steps_needed(fast_history)} steps")
+
+# %% [markdown]
+# The two landscapes show why. Scaled inputs turn the long valley into a round bowl. In a bowl the
+# steepest way down leads straight to the bottom.
+
+# %%
+_, _, long_path, _ = descend(x, y_noisy, RATE, 3_000)
+_, _, straight_path, _ = descend(scaled, y_noisy, FAST, 30)
+
+scaled_best = np.linalg.lstsq(np.column_stack([scaled, np.ones(EXAMPLES)]), y_noisy)[0][:, 0]
+
+fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+draw_contours(left, x, y_noisy, best[1], WEIGHTS, BIASES)
+left.plot(long_path[:, 0], long_path[:, 1], ".-", color=ORANGE, markersize=4)
+left.set_title(f"As they are: 3,000 steps at {RATE}")
+wide_weights, wide_biases = np.linspace(-2, 14, 60), np.linspace(-6, 10, 60)
+draw_contours(right, scaled, y_noisy, scaled_best[1], wide_weights, wide_biases)
+right.plot(straight_path[:, 0], straight_path[:, 1], ".-", color=ORANGE, markersize=4)
+right.set_title(f"Scaled: 30 steps at {FAST}")
+fig.savefig(PICTURES / "01_scaling.png")
+
+# %% [markdown]
+# The new weights belong to the scaled inputs. Undo the scaling, and they are the same plane:
+
+# %%
+unscaled = state.model.weight[0] / spread
+bias = state.model.bias[0] - unscaled @ mean
+
+print(f"Scaled back:   weights {unscaled[0]:.4f} {unscaled[1]:.4f} bias {bias:.4f}")
+
+# %% [markdown]
+# **Exercise 3.** Least squares missed the truth a little, because of the noise. Make 20,000
+# examples in place of 200. How much closer does it get?
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+more_x = rng.uniform(-10, 10, (20_000, 2))
+more_y = more_x @ true_weights + TRUE_BIAS + rng.normal(0, NOISE, (20_000, 1))
+more_best = np.linalg.lstsq(np.column_stack([more_x, np.ones(20_000)]), more_y)[0][:, 0]
+truth = np.array([*TRUE_WEIGHTS, TRUE_BIAS])
+
+print("Errors with    200 examples:", np.abs(best - truth).round(4))
+print("Errors with 20,000 examples:", np.abs(more_best - truth).round(4))
+print("With 100 times the data, expect errors of about a tenth: the square root of 100 is 10.")
 
 # %%
 print("Pictures are in", PICTURES)

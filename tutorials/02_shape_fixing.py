@@ -1,18 +1,15 @@
 # %% [markdown]
 # # 2. Shape fixing, and a terrible fit
 #
-# Most mistakes in this trade are mistakes of shape. The bad ones do not stop the program. It runs,
-# the loss falls, and the result is nonsense. Here we make the two classic mistakes on purpose. We
-# see what they do without checks, read what Vernal says about them, and fix them.
-#
-# Then we train without a mistake and get a terrible fit all the same. That is a lesson, too.
+# Most mistakes in training are mistakes of shape. The bad ones do not stop the program. It runs,
+# the loss falls, and the result is wrong. Here we make the two classic mistakes on purpose. Vernal
+# explains them, and we fix them. Then we make no mistake and get a terrible fit all the same.
 
 # %%
 from pathlib import Path
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
@@ -31,8 +28,8 @@ PICTURES.mkdir(parents=True, exist_ok=True)
 # %% [markdown]
 # ## Data
 #
-# A parabola, $y = 2x^2$: 100 numbers and their answers. NumPy makes both with shape `(100,)`, one
-# axis and nothing else.
+# Our data is a parabola, $y = 2x^2$: 100 numbers and their answers. NumPy makes both with shape
+# `(100,)`.
 
 # %%
 x = np.linspace(-10, 10, EXAMPLES)
@@ -40,26 +37,30 @@ y = 2 * x**2
 
 print("x has shape", x.shape, "and y has shape", y.shape)
 
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+ax.scatter(x, y, s=12, color="#0072B2")
+ax.set(xlabel="x", ylabel="y", title="The data")
+fig.savefig(PICTURES / "02_data.png")
+
 # %% [markdown]
-# Is that 100 examples of one number? Or one example of 100 numbers? The shape `(100,)` does not
-# say. You know which one you mean. The program has to guess, and it may guess wrong.
+# Is that 100 examples of one number, or one example of 100 numbers? The shape does not say. You
+# know which one you mean, but the program has to guess.
 #
 # ## Mistake 1: one example of 100 numbers
 #
-# A layer needs to know how many numbers an example has. Code often reads that from the data's last
-# axis. Here the last axis counts the examples, so the layer takes 100 numbers. Without checks
-# nothing complains. The layer has 100 weights in place of one, and it runs.
+# A layer needs to know how many numbers go in. Code often reads that from the last axis of the
+# data, `x.shape[-1]`. Equinox is the library of models that Vernal trains, and `eqx.nn.Linear` is
+# its linear layer. It should have one weight. **How many will it have?**
 
 # %%
 layer = eqx.nn.Linear(x.shape[-1], 1, key=jax.random.key(0))
 
-print("\nMistake 1: the layer's weight has shape", layer.weight.shape, "instead of (1, 1).")
+print("Mistake 1: the layer's weight has shape", layer.weight.shape, "instead of (1, 1).")
 print(f"  100 numbers go in, and {layer(x).size} comes out, not 100.")
 
 # %% [markdown]
-# Vernal has one rule: the first axis counts the examples, and the other axes are one example. So
-# `fit` knows that an example is a single number, and refuses. It refuses before anything is
-# compiled or trained, and it says what the layer needs.
+# Nothing complains. In Vernal, the first axis counts the examples. So `fit` knows that an example
+# of ours is a single number, and refuses the layer before it trains:
 
 # %%
 trainer = vernal.Trainer(optax.adam(RATE), losses.MeanSquaredError())
@@ -72,50 +73,94 @@ def show_error(model, data):
         print("ShapeError:", error)
 
 
-print("\nVernal on the layer that was made for 100 numbers:")
 show_error(nn.Linear(100, 1, key=jax.random.key(0)), (x, y))
 
 # %% [markdown]
-# So the layer is wrong: one number goes in, `nn.Linear(1, 1)`. That leaves the data. For a layer,
-# an example is a row of numbers, even a row of one. Vernal looks for a fix, checks it, and suggests
-# it:
+# The layer is wrong: it must take one number, `nn.Linear(1, 1)`. But the data needs a fix, too. For
+# a layer, an example is a row of numbers, even a row of one. Vernal suggests how to get there:
 
 # %%
 model = nn.Linear(1, 1, key=jax.random.key(0))
 
-print("\nVernal on the right layer:")
 show_error(model, (x, y))
 
 # %% [markdown]
-# `x[:, None]` adds an axis of length 1 at the end. Nothing is computed. The shape of the column is
-# clear: 100 examples of one number each.
+# `x[:, None]` adds an axis of length 1 at the end. It makes a column: 100 examples of one number.
 
 # %%
 x_column = x[:, None]
 
-print("\nx has shape", x.shape, "and x[:, None] has shape", x_column.shape)
+print("x has shape", x.shape, "and x[:, None] has shape", x_column.shape)
 
 # %% [markdown]
+# ## One example, or a batch
+#
+# A layer from `vernal.nn` takes one example or many, a *batch*. A layer from `equinox.nn` takes
+# **one** example. `jax.vmap` turns a function of one example into a function of a batch.
+
+# %%
+equinox_layer = eqx.nn.Linear(1, 1, key=jax.random.key(0))
+
+print("vernal.nn, one example: ", model(x_column[0]).shape)
+print("vernal.nn, a batch:     ", model(x_column).shape)
+print("equinox.nn, one example:", equinox_layer(x_column[0]).shape)
+print("equinox.nn, a batch:    ", jax.vmap(equinox_layer)(x_column).shape)
+
+# %% [markdown]
+# `fit` applies `jax.vmap` for you, so it trains both kinds. You need it where you call a model
+# yourself, as in a loss of your own.
+#
 # ## Mistake 2: a hundred answers for each prediction
 #
-# Suppose you fix `x` and forget `y`. The model's predictions have shape `(100, 1)`, the answers
-# `(100,)`. Now take the difference. NumPy and JAX *broadcast*: they line up shapes from the right,
-# and stretch every axis of length 1. The column and the row become a table of 100 × 100: every
-# prediction minus every answer.
+# Suppose you fix `x` and forget `y`. Then predictions are a column and answers are flat. The loss
+# takes their difference. Try it on three numbers that agree perfectly. **What do you expect:**
+# three zeros?
+
+# %%
+column = np.array([[1.0], [2.0], [3.0]])
+flat = np.array([1.0, 2.0, 3.0])
+table = column - flat
+
+print(table)
+
+# %%
+from matplotlib.patches import Rectangle
+
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+
+
+def draw_cells(numbers, left, top, colors):
+    for (row, place), number in np.ndenumerate(numbers):
+        corner, color = (left + place, top - row), colors[int(row == place)]
+        ax.add_patch(Rectangle(corner, 1, 1, facecolor=color, edgecolor="0.3"))
+        ax.text(corner[0] + 0.5, corner[1] + 0.5, f"{number:g}", ha="center", va="center", size=16)
+
+
+draw_cells(column, 0, 2, ("#56B4E9", "#56B4E9"))
+draw_cells(flat[None, :], 1.5, 3.5, ("#E69F00", "#E69F00"))
+draw_cells(table, 1.5, 2, ("white", "#009E73"))
+ax.text(-0.2, 1.5, "column\n(3, 1)", ha="right", va="center", size=13)
+ax.text(4.7, 4, "minus flat\n(3,)", ha="left", va="center", size=13)
+ax.text(4.7, 1.5, "is a table\n(3, 3)", ha="left", va="center", size=13)
+ax.set(xlim=(-1.6, 6.6), ylim=(-0.2, 4.8), aspect="equal", title="Every pair has a difference")
+ax.axis("off")
+fig.savefig(PICTURES / "02_broadcasting.png")
+
+# %% [markdown]
+# This is *broadcasting*: NumPy and JAX line up shapes from the right, and repeat along each axis of
+# length 1. The table holds every prediction minus every answer. We want only its diagonal.
 
 # %%
 predictions = np.zeros((EXAMPLES, 1))
 
-print("\nMistake 2:", predictions.shape, "minus", y.shape, "has shape", (predictions - y).shape)
+print("Mistake 2:", predictions.shape, "minus", y.shape, "has shape", (predictions - y).shape)
 
 # %% [markdown]
-# The mean of that table's squares is one number, as a loss should be. It has a gradient, and it
-# falls. But now the loss pulls every prediction towards every answer. The best it can reach is
-# their average.
+# The mean of the table's squares is one number, as a loss should be. So it trains. To see what
+# becomes of it, we take answers that a line can match perfectly: $y = 3x$. Vernal's own losses
+# refuse the shapes, so we write a loss: a function of the model, the data and a random key.
 #
-# To see this, take answers that a straight line can match perfectly, $y = 3x$. In Vernal you can
-# write a loss of your own, as a function of the model, the data and a random key. Vernal does not
-# check the inside of your loss. So we make the mistake there.
+# The loss pulls each prediction towards **all** answers. **What line do you expect?**
 
 # %%
 line = 3 * x
@@ -124,98 +169,81 @@ line = 3 * x
 def broken_loss(model, batch, key):
     x, y = batch
     difference = jax.vmap(model)(x) - y  # (100, 1) minus (100,): a table
-    return jnp.mean(difference**2)
+    return (difference**2).mean()
 
 
 broken = vernal.Trainer(optax.adam(RATE), broken_loss)
-state, history = broken.fit(model, (x_column, line), epochs=STEPS)
+broken_state, history = broken.fit(model, (x_column, line), epochs=STEPS)
 
 first, last = history.epochs["loss"][[0, -1]]
-print(f"  The loss falls, from {first:.1f} to {last:.1f}, and looks like learning.")
-print(f"  But the line should rise by 3, and it rises by {abs(state.model.weight[0, 0]):.4f}.")
+print(f"The loss falls, from {first:.1f} to {last:.1f}, and looks like learning.")
+print(f"But the line should rise by 3, and it rises by {abs(broken_state.model.weight[0, 0]):.4f}.")
 
 # %% [markdown]
-# Nothing crashed. You see only a curve that flattens early, and you would probably blame the model.
-# But you can find the table, if you know where to look.
-#
-# JAX can list a program as a *jaxpr*: one operation in a line, with the shape of its result.
-# `vernal.update_jaxpr` lists one whole step of training: forward through the model and the loss,
-# back for the gradient, and then the optimizer. It runs nothing. Here we look only for tables.
-# Print `program` to see all of it.
+# The best that a prediction can do is the average of all answers, 0. Nothing crashed, and you might
+# blame the model. With its own loss, Vernal stops:
 
 # %%
-program = str(vernal.update_jaxpr(broken, model, (x_column, line)))
-operations = [text.strip() for text in program.splitlines() if " = " in text]
-tables = [operation for operation in operations if ":f32[100,100] = " in operation]
-
-print(f"\nOne step has {len(operations)} operations. Of these {len(tables)} make a table:")
-print(" ", "\n  ".join(tables))
-
-# %% [markdown]
-# `f32` means numbers of 32 bits, and `[100,100]` is the shape. The first line is the wrong
-# subtraction. The second line is its square. The other lines compute the gradient.
-#
-# Vernal's own losses never broadcast a prediction against an answer:
-
-# %%
-print("\nVernal on a column x with a flat y:")
 show_error(model, (x_column, line))
 
 # %% [markdown]
-# We follow the suggestion, and now it trains.
+# We follow the suggestion, and it trains.
 
 # %%
-state, history = trainer.fit(model, (x_column, line[:, None]), epochs=STEPS)
+fixed_state, history = trainer.fit(model, (x_column, line[:, None]), epochs=STEPS)
 
-print("\nWith y[:, None]:")
+print("With y[:, None]:")
 print(f"  the loss at the end is {history.epochs['loss'][-1]:.4f}")
-print(f"  the line rises by {state.model.weight[0, 0]:.4f}")
+print(f"  the line rises by {fixed_state.model.weight[0, 0]:.4f}")
+
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+lines = {"flat y: wrong": broken_state, "y[:, None]: right": fixed_state}
+plot.predictions(lines, (x_column, line[:, None]), ax=ax)
+ax.set_title("The same model and data, two shapes of y")
+fig.savefig(PICTURES / "02_flat_answers.png")
 
 # %% [markdown]
-# The table was a waste, too. `vernal.update_cost` asks the compiler for the cost of one step: sums
-# and products (FLOP), bytes read and written, and memory. Compare the two.
+# **Exercise 1.** The table is also a waste of time. `vernal.update_cost(trainer, model, data)` asks
+# the compiler for the cost of one step. Compare `broken` with `trainer`. (The answer is folded
+# below.)
 
-# %%
-print("\nWith the table:", vernal.update_cost(broken, model, (x_column, line)))
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+print("With the table:", vernal.update_cost(broken, model, (x_column, line)))
 print("Without:", vernal.update_cost(trainer, model, (x_column, line[:, None])))
+print("(FLOP are sums and products.)")
+
+# %% [markdown]
+# **Exercise 2.** Somebody fixes the shapes with `x[None, :]` and `y[None, :]`. Both get the shape
+# `(1, 100)`. What does Vernal say about `nn.Linear(1, 1)` and this data?
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+show_error(model, (x[None, :], y[None, :]))
+print("One example of 100 numbers: mistake 1 again, spelled out.")
 
 # %% [markdown]
 # ## The terrible fit
 #
-# All shapes are right now. So back to the parabola, with a straight line for a model.
-#
-# For a change, the loss is half the squared error, *summed* over the examples and not averaged. You
-# will meet both. The half makes the gradient a little tidier. The sum makes the loss grow with the
-# number of examples. Again it is a loss of our own, and this time the shapes agree.
+# All shapes are right now. So back to the parabola, with a straight line as the model. The loss is
+# half the squared error, **summed** over the examples. You will meet both sums and means. Its
+# weight starts at a fixed number, so that you see the same digits. **What line do you expect?**
 
 
 # %%
 def half_squared_error(model, batch, key):
     x, y = batch
-    difference = jax.vmap(model)(x) - y
-    return jnp.sum(difference**2) / 2
+    return ((jax.vmap(model)(x) - y) ** 2).sum() / 2
 
 
-start = eqx.tree_at(lambda model: model.weight, model, jnp.full((1, 1), START))
-trainer = vernal.Trainer(optax.adam(RATE), half_squared_error)
-state, history = trainer.fit(start, (x_column, y[:, None]), epochs=STEPS)
+start = jax.nn.initializers.constant(START)
+model = nn.Linear(1, 1, weight_init=start, key=jax.random.key(0))
+summing = vernal.Trainer(optax.adam(RATE), half_squared_error)
+state, history = summing.fit(model, (x_column, y[:, None]), epochs=STEPS)
 
-predictions = trainer.predict(state, x_column)
-print(f"\nA line on a parabola, after {STEPS:,} steps:")
+predictions = summing.predict(state, x_column)
+print(f"A line on a parabola, after {STEPS:,} steps:")
 print(f"  weight {state.model.weight[0, 0]:.1e}, as good as zero; bias {state.model.bias[0]:.6f}")
 print(f"  predictions from {predictions.min():.5f} to {predictions.max():.5f}")
 print(f"  answers from {y.min():.5f} to {y.max():.5f}, on average {y.mean():.5f}")
-
-# %% [markdown]
-# (`eqx.tree_at` makes a copy of a model with one part replaced. Models never change in place.)
-#
-# The line is flat. The parabola falls on the left as much as it rises on the right. If the line
-# tilts, it loses on one side what it gains on the other.
-#
-# And it is too low! A flat line does best at the average of the answers, which is 68. This one
-# stopped at 9.87. Why? Adam's steps are about as long as the learning rate, however steep the loss
-# is. So Adam is steady. But 10,000 steps of 0.001 reach no further than 10. The bias was still on
-# its way. The loss shows it, too: it was still falling.
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -228,18 +256,27 @@ right.set_title("Its loss is still falling")
 fig.savefig(PICTURES / "02_terrible_fit.png")
 
 # %% [markdown]
-# So two things are wrong, and neither is a mistake in the program:
+# The line is flat, because the parabola falls on the left as much as it rises on the right. And it
+# is too low: the best flat line is at the average, 68. Adam's steps are about as long as the rate.
+# So 10,000 steps of 0.001 reach no further than about 10.
 #
-# - The training stopped too early. More steps, or longer ones, fix that.
-# - The model is too poor. No straight line follows a parabola, however long you train.
-#
-# The next tutorial gives it a better model.
-#
-# ## Try it
-#
-# - Set `RATE` to 0.01. Where does the line end now?
-# - Fit `nn.Linear(1, 1)` to `x_column**2` instead of `x_column`. Is it still terrible?
-# - Pass `x.reshape(1, 100)` and `y.reshape(1, 100)`. What does Vernal suggest?
+# **Exercise 3.** Train at a rate of 0.01. Where does the line end? Then give the model
+# `x_column**2` in place of `x_column`. Is the fit still terrible?
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+faster = vernal.Trainer(optax.adam(0.01), half_squared_error)
+faster_state, _ = faster.fit(model, (x_column, y[:, None]), epochs=STEPS)
+squares_state, squares_history = faster.fit(model, (x_column**2, y[:, None]), epochs=STEPS)
+
+print(f"Ten times the rate: bias {faster_state.model.bias[0]:.2f}, almost the average.")
+print(f"With squares: weight {squares_state.model.weight[0, 0]:.4f}", end=", ")
+print(f"bias {squares_state.model.bias[0]:.4f}, a perfect fit.")
+print("A line follows the parabola if its input is already bent.")
+
+# %% [markdown]
+# So two things are wrong, and neither is a mistake in the program. The training stopped too early.
+# And the model is too poor: no straight line follows a parabola, however long you train. The next
+# tutorial gives it a better model.
 
 # %%
-print("\nPictures are in", PICTURES)
+print("Pictures are in", PICTURES)

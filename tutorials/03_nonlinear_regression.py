@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 3. Nonlinear regression: a network that bends
 #
-# The last tutorial ended with a straight line on a parabola. No line can follow a curve. So here we
-# build models that bend, a small network and a wide one. Then we see how much width helps.
+# The last tutorial ended with a straight line on a parabola. No line can follow a curve. Here we
+# build models that bend. We see how they bend, how much luck they need, and how much width helps.
 #
 # The data is the parabola again, as columns from the start.
 
@@ -21,8 +21,11 @@ from vernal import losses, nn, plot
 EXAMPLES = 100
 RATE = 0.001
 STEPS = 3_000
+MORE_STEPS = 30_000
 WIDTHS = [1, 4, 16, 64, 128]
 KEY = jax.random.key(2)  # where the random weights come from
+BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+STYLES = [(BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":")]
 
 PICTURES = Path("build/tutorials")
 PICTURES.mkdir(parents=True, exist_ok=True)
@@ -31,24 +34,59 @@ x = np.linspace(-10, 10, EXAMPLES)[:, None]
 y = 2 * x**2
 
 # %% [markdown]
-# ## What makes a network bend
+# ## Two lines make a line
 #
-# Two layers, one after the other, are still a line: a line of a line is a line. To bend it, put an
-# *activation* between the layers: a function that is not a line itself. The simplest is `relu`. It
-# keeps positive numbers, and makes all others zero. Its picture is flat, has one bend, and then
-# rises.
-#
-# So a hidden layer with 4 numbers, followed by a relu, gives 4 pieces with one bend each. The last
-# layer weighs them and adds them up. The result is a curve that can bend in 4 places.
-#
+# A first idea is to put one linear layer after another. **Do you expect** a curve? We look at three
+# outputs at equal distances.
+
+# %%
+first = nn.Linear(1, 4, key=jax.random.key(0))
+second = nn.Linear(4, 1, key=jax.random.key(1))
+outputs = second(first(np.array([[-1.0], [0.0], [1.0]])))[:, 0]
+
+print(f"From -1 to 0 the output changes by {outputs[1] - outputs[0]:.4f}")
+print(f"From  0 to 1 the output changes by {outputs[2] - outputs[1]:.4f}")
+
+# %% [markdown]
+# The slope is the same: a line of a line is a line. To bend, a network needs something between its
+# layers that is not a line.
+
+# %%
+line = np.linspace(-3, 3, 301)
+kink = jax.nn.relu(line)
+
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+ax.plot(line, line, "--", color="0.6", label="in")
+ax.plot(line, kink, color=BLUE, linewidth=3, label="out")
+ax.set(xlabel="in", ylabel="out", title="relu: negative numbers become zero")
+ax.legend()
+fig.savefig(PICTURES / "03_relu.png")
+
+# %% [markdown]
+# This is `relu`, the simplest *activation*. It has one bend, a hinge. A layer before it moves the
+# hinge, and a layer after it tilts it. Several hinges add up to a curve with several bends. Two
+# make a valley:
+
+# %%
+right_hinge, left_hinge = jax.nn.relu(line - 1), jax.nn.relu(-line - 1)
+
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+ax.plot(line, right_hinge + left_hinge, color="0.8", linewidth=7, label="sum")
+ax.plot(line, right_hinge, "--", color=BLUE, label="relu(x - 1)")
+ax.plot(line, left_hinge, "-.", color=ORANGE, label="relu(-x - 1)")
+ax.set(xlabel="x", ylabel="output", title="Two hinges and their sum")
+ax.legend()
+fig.savefig(PICTURES / "03_two_hinges.png")
+
+# %% [markdown]
 # ## A network of your own
 #
-# In Equinox a model is a class: the fields are its layers, `__call__` is what they do to **one**
-# example. Ours goes 1 → 4 → 4 → relu → 1. There is no activation after the first layer. By the rule
-# above, the first two layers are then worth one. Let us see whether that matters.
+# In Equinox a model is a class: its fields are layers, and `__call__` applies them to **one**
+# example. Ours goes 1 → 4 → 4 → relu → 1. It has no activation after the first layer, so the first
+# two layers are worth one.
 #
-# Vernal has no base class for models. The Trainer takes any `eqx.Module`, and finds the parameters
-# itself.
+# Each layer needs its own key: the same key draws the same numbers. `jax.random.split` makes new
+# keys from one. Vernal trains any such class. It finds the parameters itself.
 
 
 # %%
@@ -58,28 +96,22 @@ class SmallNetwork(eqx.Module):
     last: nn.Linear
 
     def __init__(self, key):
-        # One key for each layer: the same key twice would draw the same numbers twice.
         keys = jax.random.split(key, 3)
         self.first = nn.Linear(1, 4, key=keys[0])
         self.second = nn.Linear(4, 4, key=keys[1])
         self.last = nn.Linear(4, 1, key=keys[2])
 
     def __call__(self, x):
-        x = self.first(x)
-        x = jax.nn.relu(self.second(x))
-        return self.last(x)
+        hinges = jax.nn.relu(self.second(self.first(x)))
+        return self.last(hinges)
 
 
 # %% [markdown]
 # ## Three models, one trainer
 #
-# The first is the straight line, to compare with. The last is a network with one wide hidden layer,
-# 1 → 128 → relu → 1. Such networks are common, and are called multi-layer perceptrons. Vernal has a
-# class for them: `nn.MLP(1, 1, width_size=128, depth=1)`, where `depth` counts the hidden layers.
-# Its activation is relu by default.
-#
-# All three get the same optimizer and the same number of steps. One trainer serves them all. It
-# holds the choices, and nothing of any model.
+# We train a line, the small network, and a network with one wide layer: 1 → 128 → relu → 1. Vernal
+# has a class for such networks: `nn.MLP`, a multi-layer perceptron. `depth` counts its hidden
+# layers, those before the last. **Which do you expect** to follow the parabola?
 
 # %%
 models = {
@@ -95,8 +127,7 @@ for name, model in models.items():
 
 # %% [markdown]
 # `evaluate` measures the loss of a trained model. The loss is a mean of squares. Its square root is
-# easier to picture: the error of a typical prediction, in the units of `y`. The answers go from 0
-# to 200.
+# easier to picture: a typical error, in the units of `y`. The answers go from 0 to 200.
 
 # %%
 print(f"{'model':<16}{'loss':>8}{'typical error':>16}")
@@ -105,7 +136,7 @@ for name, state in states.items():
     print(f"{name:<16}{loss:>8.1f}{loss**0.5:>16.1f}")
 
 # %%
-fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 plot.predictions(states, (x, y), ax=left)
 left.set_title(f"Three models after {STEPS:,} steps")
 for name, history in histories.items():
@@ -114,52 +145,152 @@ right.set_title("Their losses")
 fig.savefig(PICTURES / "03_three_models.png")
 
 # %% [markdown]
-# The line is hopeless. The small network is better, not great: it has found the two arms, and draws
-# each of them as one straight stroke. The wide network is clearly better. It bends in more places,
-# and follows the data round the bottom. It misses the ends of the arms, where the parabola is
-# steepest.
+# The line is hopeless. The small network is better, not great. The wide network is clearly better,
+# and misses mostly the ends of the arms.
 #
-# ## How much width helps
-#
-# Let us try a few widths in between, with one hidden layer each.
+# Why does the small network draw two straight strokes? We take it apart, and draw each hinge with
+# its weight.
 
 # %%
-print(f"\n{'width':>5}{'parameters':>12}{'loss':>9}{'typical error':>16}")
-width_losses = []
-for width in WIDTHS:
-    model = nn.MLP(1, 1, width_size=width, depth=1, key=KEY)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_array)))
-    state, _ = trainer.fit(model, (x, y), epochs=STEPS)
-    loss = trainer.evaluate(state, (x, y))["loss"]
-    width_losses.append(loss)
-    print(f"{width:>5}{parameters:>12}{loss:>9.1f}{loss**0.5:>16.1f}")
+small = states["small, 4 wide"].model
+hinges = np.asarray(jax.nn.relu(small.second(small.first(x))))
+parts = hinges * np.asarray(small.last.weight)  # one column for each hinge
+total = parts.sum(axis=1) + small.last.bias[0]
 
+fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+for number, (color, style) in enumerate(STYLES):
+    left.plot(x, parts[:, number], style, color=color, label=f"hinge {number + 1}")
+left.set(xlabel="x", ylabel="output", title="The hinges, one by one")
+left.legend()
+right.scatter(x, y, s=12, color="0.6", label="data")
+right.plot(x, total, color=BLUE, label="sum of the hinges, and the bias")
+right.set(xlabel="x", ylabel="y", title="Their sum, on the data")
+right.legend()
+fig.savefig(PICTURES / "03_hinges.png")
+
+lost = [number + 1 for number in range(4) if not hinges[:, number].any()]
+print("Hinges that are zero for every example:", lost)
+
+# %% [markdown]
+# A hinge that is zero for every example has no gradient. So it never learns. Hinges that bend at
+# the same place draw one stroke together.
+#
+# ## One draw proves nothing
+#
+# The key decides where the hinges start. So we train each network with ten keys. **Do you expect**
+# ten similar losses?
+
+
+# %%
+def final_loss(model):
+    state, _ = trainer.fit(model, (x, y), epochs=STEPS, progress=False)  # no bar
+    return trainer.evaluate(state, (x, y))["loss"]
+
+
+keys = [jax.random.key(number) for number in range(10)]
+small_losses = [final_loss(SmallNetwork(key)) for key in keys]
+wide_losses = [final_loss(nn.MLP(1, 1, width_size=128, depth=1, key=key)) for key in keys]
+
+print("small, 4 wide:", *(f"{loss:.0f}" for loss in small_losses))
+print("128 wide:     ", *(f"{loss:.0f}" for loss in wide_losses))
+
+# %%
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-ax.loglog(WIDTHS, width_losses, "o-")
+ax.semilogy(range(10), small_losses, "o", color=ORANGE, label="small, 4 wide")
+ax.semilogy(range(10), wide_losses, "s", color=BLUE, label="128 wide")
+ax.set(xlabel="key", ylabel="loss", title=f"Ten draws of each, {STEPS:,} steps")
+ax.set(xticks=range(10), ylim=(40, 20_000))
+ax.legend(loc="upper center", ncols=2)
+fig.savefig(PICTURES / "03_ten_keys.png")
+
+# %% [markdown]
+# Half of the small networks found only one arm of the parabola. Among 128 hinges a few lost ones do
+# not matter, but among 4 they do. So compare models over several keys, never over one.
+#
+# **Exercise 1.** Put a relu after the first layer, too: `nn.MLP` of width 4 and depth 2. Does that
+# help, over ten keys? (The answer is folded below.)
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+two_losses = [final_loss(nn.MLP(1, 1, width_size=4, depth=2, key=key)) for key in keys]
+both_arms = [sum(loss < 1_000 for loss in found) for found in (small_losses, two_losses)]
+
+print("one relu: ", *(f"{loss:.0f}" for loss in small_losses))
+print("two relus:", *(f"{loss:.0f}" for loss in two_losses))
+print(f"{both_arms[0]} of 10 found both arms with one relu, and {both_arms[1]} with two.")
+
+# %% [markdown]
+# ## How much width helps
+#
+# Now we vary the width alone, and train each network with three keys. We look at the loss after
+# 3,000 steps, and again after 30,000. **Will** a small network catch up, with more time?
+
+# %%
+after_few, after_many, trained = [], [], {}
+for width in WIDTHS:
+    few, many = [], []
+    for key in keys[:3]:
+        model = nn.MLP(1, 1, width_size=width, depth=1, key=key)
+        trained[width], history = trainer.fit(model, (x, y), epochs=MORE_STEPS, progress=False)
+        few.append(history.steps["loss"][STEPS])
+        many.append(history.steps["loss"][-1])
+    after_few.append(few)
+    after_many.append(many)
+
+print(f"{'width':>5}{'parameters':>12}{'after 3,000':>14}{'after 30,000':>14}")
+for width, few, many in zip(WIDTHS, after_few, after_many, strict=True):
+    print(f"{width:>5}{3 * width + 1:>12}{np.median(few):>14.1f}{np.median(many):>14.4f}")
+print("(Each loss is the middle one of three keys.)")
+
+# %%
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+for all_losses, style, color, steps in [
+    (after_few, "o-", ORANGE, STEPS),
+    (after_many, "s--", BLUE, MORE_STEPS),
+]:
+    ax.loglog(WIDTHS, np.median(all_losses, axis=1), style, color=color, label=f"{steps:,} steps")
+    ax.loglog(WIDTHS, all_losses, style[0], color=color, alpha=0.4)
 ax.set_xticks(WIDTHS, map(str, WIDTHS))
 ax.minorticks_off()
-ax.set_xlabel("width of the hidden layer")
-ax.set_ylabel(f"loss after {STEPS:,} steps")
-ax.set_title("A wider network makes a smaller error")
+ax.set(xlabel="width", ylabel="loss", title="The loss by width: three keys, and the middle one")
+ax.legend()
 fig.savefig(PICTURES / "03_widths.png")
 
 # %% [markdown]
-# Each larger width makes the error smaller. There are two reasons. More units can bend in more
-# places. And more units learn faster. Adam moves each parameter by at most about 0.001 a step, so
-# by about 3 in all. Many small changes together lift a curve to 200. The loss curves show it: at
-# 3,000 steps both networks were still learning.
+# Width buys two things. One is **speed**: width 16 was far behind at 3,000 steps, and with more
+# time it follows the data closely. Adam moves each parameter by about 0.001 a step. Many hinges
+# that each move a little lift the curve faster. The other is **capacity**: widths 1 and 4 have too
+# few bends, and more time does not give them more.
 #
-# The width-4 network here and the small network above end close to each other. So the extra layer
-# without an activation helped little, as expected.
-#
-# And the keys? A relu that is zero for every example has no gradient, and never learns. Among 128
-# units, a few lost ones do not matter. Among 4 they do, so small networks depend on luck.
-#
-# ## Try it
-#
-# - Set `KEY` to `jax.random.key(0)`. What happens to the small network?
-# - Set `STEPS` to 30,000. How far do 4 units get, with more time?
-# - Put a relu after the first layer of the small network, too.
+# **Exercise 2.** How good can 4 hinges get? Train a network of width 4 with key 2 for 30,000 steps.
+# Compare its loss with hinges that you place by hand, at -6, -2, 2 and 6. (Least squares finds
+# their weights, as in the first tutorial.)
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+four = nn.MLP(1, 1, width_size=4, depth=1, key=KEY)
+four_state, _ = trainer.fit(four, (x, y), epochs=MORE_STEPS)
+four_loss = trainer.evaluate(four_state, (x, y))["loss"]
+
+columns = np.hstack([np.ones_like(x), x, *(np.maximum(x - bend, 0) for bend in (-6, -2, 2, 6))])
+placed_loss = np.mean((columns @ np.linalg.lstsq(columns, y)[0] - y) ** 2)
+
+print(f"The loss is {four_loss:.2f}, and with hinges placed by hand {placed_loss:.2f}.")
+print("Four bends make five straight pieces, and five pieces can hardly do better.")
+
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+plot.predictions({"4 hinges": four_state}, (x, y), ax=ax)
+ax.set_title("Four bends, five pieces")
+fig.savefig(PICTURES / "03_four_hinges.png")
+
+# %% [markdown]
+# **Exercise 3.** The last network of width 128, `trained[128]`, has seen inputs from -10 to 10.
+# What does it predict for 20? The parabola is at 800 there.
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+inside, outside = trainer.predict(trained[128], np.array([[10.0], [20.0]]))[:, 0]
+
+print(f"At 10 it predicts {inside:.0f}, and the parabola is at 200.")
+print(f"At 20 it predicts {outside:.0f}, and the parabola is at 800.")
+print("Outside the data there is nothing to bend it. It goes on almost straight.")
 
 # %%
-print("\nPictures are in", PICTURES)
+print("Pictures are in", PICTURES)
