@@ -5,6 +5,7 @@ ignores. MyST-NB runs them there, cell by cell, and shows each cell's output bel
 """
 
 import importlib.util
+import json
 import re
 import shutil
 from pathlib import Path
@@ -19,6 +20,9 @@ PAGES = DOCS / "learn"
 DOWNLOADS = DOCS.parent / "build" / "downloads"  # notebooks without output
 TITLE = re.compile(r"\A# %% \[markdown\]\n# # .*\n")
 NAMES = "[0-9][0-9]_*.py"
+# How a cell begins whose code is folded, while its picture is shown.
+DRAWING = '# %% tags=["hide-input"] jupyter={"source_hidden": true}'
+PROMPTS = {"code_prompt_show": "Show the code", "code_prompt_hide": "Hide the code"}
 
 
 def write_pages(*_: object) -> None:
@@ -45,6 +49,7 @@ def write_pages(*_: object) -> None:
         needed = [link(path.name, path) for path in others if path.name in text]
         links += f", with {' and '.join(needed)} beside it" * bool(needed)
         line = f"#\n# Download this tutorial {links}.\n"
+        text = text.replace(DRAWING, f"{DRAWING} mystnb={json.dumps(PROMPTS)}")
         end = title.end()
         (PAGES / script.name).write_text(text[:end] + line + text[end:], encoding="utf-8")
 
