@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 6. Polynomial regression: what JAX does for you
+# # 6. Under the hood: what JAX does for you
 #
 # The tutorials so far left the engine under the hood. Here we open it. We train a small network on
 # a curve, first by hand and slowly, then by hand and fast, then with Vernal. On the way you meet
@@ -88,7 +88,7 @@ print("y has shape", y.shape, f"mean {abs(float(y.mean())):.2f}, deviation {floa
 # them stands `tanh`, which bends. The third tutorial used `relu`, which has a corner. `tanh` is
 # smooth:
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 grid = np.linspace(-4, 4, 200)
 ax.plot(grid, np.maximum(grid, 0), color=ORANGE, linestyle="dashed", label="relu")
@@ -289,7 +289,7 @@ print("one step of training:", str(whole_step).count(" = "), "operations")
 #
 # The dashed lines are the errors. We draw every twentieth example, so that you can see them.
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 some = slice(None, None, 20)
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
 plot.predictions({"before training": model}, (x[some], y[some]), residuals=True, ax=left)

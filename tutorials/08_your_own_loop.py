@@ -69,7 +69,7 @@ by_fit, history = trainer.fit(model, data, epochs=EPOCHS, batch_size=BATCH_SIZE)
 
 print(f"{int(by_fit.step)} steps, accuracy {history.epochs['accuracy'][-1]:.3f}")
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(5, 4), layout="constrained")
 plot.decision_boundary(by_fit, data, ax=ax)
 ax.set_title("What the network has learned")
@@ -93,7 +93,7 @@ for epoch in trainer.epochs(model, data, batch_size=BATCH_SIZE):
         break
 by_epochs = epoch.state
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, axes = plt.subplots(1, 4, figsize=(10, 3), layout="constrained", sharey=True)
 for ax, (count, state) in zip(axes, kept.items(), strict=True):
     plot.decision_boundary(state, data, ax=ax)

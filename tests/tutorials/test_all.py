@@ -9,7 +9,7 @@ import pytest
 from tutorial import TUTORIALS
 
 ANSWER = {"tags": ["hide-cell"], "jupyter": {"source_hidden": True, "outputs_hidden": True}}
-DRAWING = {"tags": ["hide-input"], "jupyter": {"source_hidden": True}}  # code that is not the lesson
+DRAWING = {"tags": ["hide-input"], "jupyter": {"source_hidden": True}}
 
 
 def metadata(cell):
