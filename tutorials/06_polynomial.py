@@ -100,7 +100,7 @@ fig.savefig(PICTURES / "06_tanh.png")
 # %% [markdown]
 # We draw the weights ourselves, so that you see where they come from: normal numbers, times 5/3,
 # divided by the square root of the number of inputs. Then a layer's outputs are about as large as
-# its inputs. (5/3 makes up for what `tanh` takes away.)
+# its inputs. `tanh` shrinks numbers, and 5/3 is the usual factor against that.
 
 # %%
 first_key, second_key = jax.random.split(key)
@@ -210,7 +210,7 @@ print(f"Before the step {loss:.4f}, after it {mean_squared_error(stepped, x, y):
 def train(step, steps):
     """Make some steps, and return the model, all losses and the seconds that they took."""
     trained, _ = step(model, x, y)
-    jax.block_until_ready(trained)
+    jax.block_until_ready(trained)  # JAX returns before it has finished: this waits
     trained, curve = model, []
     began = time.perf_counter()
     for _ in range(steps):
@@ -257,13 +257,16 @@ every_hundredth = slice(0, STEPS, 100)
 print("step  ", *(f"{step:5}" for step in range(STEPS)[every_hundredth]))
 print("by jit", *(f"{loss:.3f}" for loss in jit_curve[every_hundredth]))
 print("Vernal", *(f"{loss:.3f}" for loss in history.steps["loss"][every_hundredth]))
+print(
+    f"Step {SLOW_STEPS}: line by line {slow_curve[-1]:.3f}, by jit {jit_curve[SLOW_STEPS - 1]:.3f}"
+)
 
 # %% [markdown]
 # ## What did JAX compile?
 #
 # Before JAX compiles a function, it *traces* it. It calls the function once with placeholders that
 # have a shape and no numbers, and writes down each operation. The list is a *jaxpr*. Here is that
-# of one prediction:
+# of one prediction. `a` to `d` are the weights and biases, `e` is the input:
 
 # %%
 jaxpr = jax.make_jaxpr(lambda example: model(example))(x[0])
@@ -314,13 +317,18 @@ norm = jax.tree.reduce(lambda a, b: a + b, squares) ** 0.5
 print(f"by hand {norm:.5f}, by Optax {optax.tree.norm(grads):.5f}")
 
 # %% [markdown]
-# **Exercise 2.** Train for 20 times as many steps. Which error do you get, and how do the ends
-# look?
+# **Exercise 2.** Train for 20 times as many steps. Which error do you get? Draw the curve again:
+# how do the ends look?
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 longer, long_history = trainer.fit(model, (x, y), epochs=20 * STEPS)
 print(f"after {STEPS:,} steps {history.steps['loss'][-1]:.3f}")
 print(f"after {20 * STEPS:,} steps {long_history.steps['loss'][-1]:.4f}")
+
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+both = {"after 1,000 steps": state, "after 20,000 steps": longer}
+plot.predictions(both, (x[some], y[some]), ax=ax)
+fig.savefig(PICTURES / "06_longer.png")
 
 # %% [markdown]
 # **Exercise 3.** The network has seen x between about -1.7 and 1.7. What does it predict at 4, and
