@@ -330,14 +330,23 @@ _HINTS = {
     "TracerArray": "NumPy cannot take such arrays. Try jnp in place of np, as in jnp.maximum(...).",
     "Concretization|TracerInteger": "float(...) needs a known value. Try jnp.asarray(...).",
     "RuntimeError: .*requires a key": "Take a key, and hand it on: self.dropout(x, key=key).",
+    "TypeError: .*PRNG key.*NoneType": (
+        "The key is None where nothing is random, as in predict. Split it only if there is one, or "
+        "make it required: def __call__(self, x, *, key)."
+    ),
+    "(?s)TypeError: .*unexpected keyword argument 'key'": (
+        "eqx.nn.Sequential gives each part a key. Wrap a function: eqx.nn.Lambda(jax.nn.relu)."
+    ),
     "NameError: .*axis name": 'The axis of the examples is called "batch": give it that name.',
 }
 
 
 def first_line(error: Exception) -> str:
     """Word another library's error in one line of at most 200 characters."""
-    line = f"{type(error).__name__}: {' '.join(map(str, error.args))}".partition("\n")[0]
-    return textwrap.shorten(line, 200, placeholder=" ...")
+    text = f"{type(error).__name__}: {' '.join(map(str, error.args))}"
+    line = text.partition("\n")[0]
+    is_whole = not line.endswith(("(", "[", ":"))
+    return textwrap.shorten(line if is_whole else text, 200, placeholder=" ...")
 
 
 def kind(thing: Any) -> str:

@@ -40,6 +40,9 @@ def explanation(
                 hint = f"\n  Try [{name}]: a list of ready batches, which are taken as they are."
         return ExamplesError(about(name, error.args[0] + hint))
 
+    if is_built_in and not callable(attempt.model):
+        given = f"the model is {kind(attempt.model)}, which cannot be called."
+        return CallError(given + _call_hint(attempt.model))
     _, calls, again = attempt.traced(batch)
     error = again or error
     fault = at_fault(calls)
@@ -62,12 +65,22 @@ def explanation(
     return explained
 
 
+def _call_hint(model: PyTree) -> str:
+    """Say how to make a model that can be called."""
+    if isinstance(model, list | tuple):
+        return "\n  Try eqx.nn.Sequential(model)."
+    name = "Rename forward to __call__" if hasattr(model, "forward") else "Give it a __call__"
+    return f"\n  {name}: it takes one example, and Vernal maps it over the batch."
+
+
 def _may_be_of_shapes(error: Exception) -> bool:
     """Return whether an error can be about shapes, and not about another mistake in the program."""
     if isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError):
         return False  # of values that are not known while the program is compiled
     is_of_structure = isinstance(error, ValueError) and "pytree" in str(error)
-    return isinstance(error, TypeError | ValueError | IndexError) and not is_of_structure
+    is_of_call = "PRNG key" in str(error) or "unexpected keyword" in str(error)
+    is_other = is_of_structure or is_of_call
+    return isinstance(error, TypeError | ValueError | IndexError) and not is_other
 
 
 def _where(attempt: Attempt, batch: PyTree, calls: Calls) -> tuple[str, str]:

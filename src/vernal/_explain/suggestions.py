@@ -150,6 +150,10 @@ def _found(attempt: Attempt, batch: PyTree, *, names: list[str], at_most: int) -
         if time.thread_time() > until:
             break
         changes = sum(fix.cost > 0 for fix in choice)
+        # An axis more in both x and y makes a batch of each example: no mistake is so large.
+        is_deeper = 1 < np.ndim(arrays[0]) < np.ndim(choice[0].array)
+        if changes > 1 and is_deeper:
+            continue
         lengths = {fix.array.shape[:1] for fix in choice}
         if changes <= at_most and len(lengths) == 1 and () not in lengths and works(choice):
             return choice if changes else ()

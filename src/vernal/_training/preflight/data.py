@@ -129,7 +129,8 @@ def _label_check(preflight: Preflight, batch: PyTree) -> Callable[[PyTree], None
     if type(loss) not in (CrossEntropy, BinaryCrossEntropy):  # a subclass may have other labels
         return lambda batch: None
     inferring = eqx.nn.inference_mode(preflight.model)
-    predicted = replace(preflight, objective=None, model=inferring).trace(batch[0]).shapes
+    with errors.calling("the model in inference mode"):
+        predicted = replace(preflight, objective=None, model=inferring).trace(batch[0]).shapes
 
     def check(batch: PyTree) -> None:
         y = batch[1]
