@@ -202,8 +202,7 @@ print(f"{grad_bias:.3f}")
 # ## Optimizer, by hand
 #
 # The gradient points uphill, so we take a small step the other way, and repeat: *gradient descent*.
-# The *rate* says how small. `jax.jit` compiles a function, and `value_and_grad` also returns the
-# loss.
+# The *rate* says how small. `jax.jit` compiles a function. `value_and_grad` also returns the loss.
 
 # %%
 value_and_gradient = jax.jit(jax.value_and_grad(mean_squared_error, argnums=(0, 1)))
@@ -242,9 +241,9 @@ right.legend(loc="upper left")
 fig.savefig(PICTURES / "01_path.png")
 
 # %% [markdown]
-# The loss axis is *logarithmic*: each label is ten times the one below. The map hides one of the
-# path's three directions, weight 2. The path runs down the steep side of the valley, then slowly
-# along the floor. So the bias is far from 3.1.
+# The loss axis is *logarithmic*: each label is ten times the one below. The map hides the path's
+# third direction, weight 2. The path runs down the steep side of the valley, then slowly along the
+# floor. So the bias is far from 3.1.
 #
 # ## The same with Vernal
 #
@@ -277,11 +276,11 @@ print("The first five losses by hand:    ", curve_by_hand[:5].round(3))
 print("The first five losses with Vernal:", history.steps["loss"][:5].round(3))
 
 # %% [markdown]
-# The same numbers. A trainer saves you the loop, and never changes your `model`. It also knows
-# batches, shuffling, and checks that explain mistakes.
+# The same numbers. A trainer saves you the loop, and never changes your `model`. It adds batches,
+# shuffling, and checks that explain mistakes.
 #
-# **Exercise 1.** Train 100 steps at a rate of 0.03, by hand and with Vernal. What do you expect of
-# the loss? Do the two still agree? (The answer is folded below.)
+# **Exercise 1.** Train 100 steps at a rate of 0.03, by hand and with Vernal. Does the loss fall? Do
+# the two still agree? (The answer is folded below.)
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 wild_weights, wild_bias, _, wild_curve = descend(x, y, 0.03, FEW_STEPS)
@@ -299,7 +298,7 @@ print("The two programs add up in another order, and each leap enlarges the diff
 # ## Noise
 #
 # Now each answer is off by about 0.5, like a real measurement. The weights start at random. **What
-# do you expect** of the loss after 10,000 steps: zero?
+# do you expect** of the loss at the end: zero?
 
 # %%
 y_noisy = y + rng.normal(0, NOISE, y.shape)
@@ -370,10 +369,9 @@ print("A steep loss does not lengthen its steps. So compare optimizers at a rate
 # %% [markdown]
 # ## Why the bias is slow, and the remedy
 #
-# The inputs are as large as 10. So the loss is steep along the weights and flat along the bias. The
-# steep direction limits the rate, as in exercise 1. At a small rate the flat direction takes many
-# steps. The remedy is to *scale* the inputs: subtract their mean, and divide by their standard
-# deviation.
+# The inputs are as large as 10. So the loss is steep along the weights and flat along the bias. At
+# a rate that the steep direction allows, the flat one takes many steps. (Exercise 1 was too fast.)
+# The remedy is to *scale* the inputs: subtract their mean, and divide by their standard deviation.
 #
 # First we keep the rate. **Do you expect** fewer steps?
 
@@ -385,8 +383,8 @@ print(f"SGD at {RATE}, inputs as they are: {steps_needed(sgd_history):,} steps")
 print(f"SGD at {RATE}, inputs scaled:      {steps_needed(scaled_history):,} steps")
 
 # %% [markdown]
-# More steps! The weights are now as slow as the bias. But nothing is steep any more, so we can
-# raise the rate a hundred times.
+# More steps! The weights are now as slow as the bias. But nothing is steep any more, so the rate
+# can be a hundred times higher.
 
 # %%
 FAST = 0.1

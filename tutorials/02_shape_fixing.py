@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 2. Shape fixing, and a terrible fit
 #
-# Many mistakes in training are mistakes of shape. The bad ones do not stop the program. It runs,
-# the loss falls, and the result is wrong. Here we make the two classic mistakes on purpose. Then we
-# make no mistake and get a terrible fit all the same.
+# Mistakes of shape are common, and the bad ones do not stop the program. It runs, the loss falls,
+# and the result is wrong. Here we make two classic ones on purpose. Then we make none, and get a
+# terrible fit all the same.
 
 # %%
 from pathlib import Path
@@ -47,9 +47,9 @@ fig.savefig(PICTURES / "02_data.png")
 #
 # ## Mistake 1: one example of 100 numbers
 #
-# Code often reads the number of inputs from the last axis of the data, `x.shape[-1]`. Equinox is
-# the library of models that Vernal trains, and `eqx.nn.Linear` is its linear layer. It should have
-# one weight. **How many will it have?**
+# Code often reads the number of inputs from the last axis, `x.shape[-1]`. Equinox is the library of
+# models that Vernal trains, and `eqx.nn.Linear` is its linear layer. It should have one weight.
+# **How many will it have?**
 
 # %%
 import equinox as eqx
@@ -60,8 +60,8 @@ print("Mistake 1: the layer's weight has shape", layer.weight.shape, "instead of
 print(f"  100 numbers go in, and {layer(x).size} comes out, not 100.")
 
 # %% [markdown]
-# Nothing complains. In Vernal, the first axis counts the examples. So `fit` knows that each example
-# is a single number, and refuses the layer before it trains:
+# Nothing complains. In Vernal, the first axis counts the examples. So `fit` refuses the layer
+# before it trains:
 
 # %%
 trainer = vernal.Trainer(optax.adam(RATE), losses.MeanSquaredError())
@@ -77,7 +77,7 @@ def show_error(model, data):
 show_error(nn.Linear(100, 1, key=jax.random.key(0)), (x, y))
 
 # %% [markdown]
-# The layer must take one number: `nn.Linear(1, 1)`. But the data needs a fix, too. For a layer, an
+# The layer must take one number: `nn.Linear(1, 1)`. The data needs a fix, too. For a layer, an
 # example is a row of numbers, even a row of one. Vernal suggests how to get there:
 
 # %%
@@ -86,7 +86,7 @@ model = nn.Linear(1, 1, key=jax.random.key(0))
 show_error(model, (x, y))
 
 # %% [markdown]
-# `x[:, None]` adds an axis of length 1 at the end. It makes a column: 100 examples of one number.
+# `x[:, None]` adds an axis of length 1. It makes a column: 100 examples of one number.
 
 # %%
 x_column = x[:, None]
@@ -113,8 +113,8 @@ print("equinox.nn, a batch:    ", jax.vmap(equinox_layer)(x_column).shape)
 #
 # ## Mistake 2: a hundred answers for each prediction
 #
-# Suppose you fix `x` and forget `y`. Then predictions are a column and answers are flat. Try their
-# difference on three numbers that agree perfectly. **What do you expect:** three zeros?
+# Suppose you fix `x` and forget `y`. Then predictions are a column and answers are flat. We
+# subtract three numbers that agree perfectly. **What do you expect:** three zeros?
 
 # %%
 column = np.array([[1.0], [2.0], [3.0]])
@@ -156,9 +156,9 @@ predictions = np.zeros((EXAMPLES, 1))
 print("Mistake 2:", predictions.shape, "minus", y.shape, "has shape", (predictions - y).shape)
 
 # %% [markdown]
-# The mean of the table's squares is one number, as a loss should be. So it trains. To see what
-# becomes of it, we take answers that a line can match: $y = 3x$. Vernal's own losses refuse the
-# shapes, so we write a loss: a function of the model, the data and a random key (not needed here).
+# The mean of the table's squares is one number, as a loss should be. So it trains. Vernal's own
+# losses refuse the shapes, so we write a loss: a function of the model, the data and a random key
+# (not needed here). Our answers are a line, $y = 3x$.
 #
 # The loss pulls each prediction towards **all** answers. **What line do you expect?**
 
@@ -180,8 +180,8 @@ print(f"The loss falls, from {first:.1f} to {last:.1f}, and looks like learning.
 print(f"But the line should rise by 3, and it rises by {abs(broken_state.model.weight[0, 0]):.4f}.")
 
 # %% [markdown]
-# The best that a prediction can do is the average of all answers, 0. Nothing crashed. With its own
-# loss, Vernal stops:
+# The best prediction is the average of all answers, 0. Nothing crashed. With its own loss, Vernal
+# stops:
 
 # %%
 show_error(model, (x_column, line))
@@ -205,8 +205,8 @@ ax.set_title("The same model and data, two shapes of y")
 fig.savefig(PICTURES / "02_flat_answers.png")
 
 # %% [markdown]
-# **Exercise 1.** The table also wastes time. `vernal.update_cost(trainer, model, data)` asks the
-# compiler for the cost of one step. Compare `broken` with `trainer`. (The answer is folded below.)
+# **Exercise 1.** `vernal.update_cost(trainer, model, data)` asks the compiler for the cost of one
+# step. How much does the table cost? Compare `broken` with `trainer`. (The answer is folded below.)
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 print("With the table:", vernal.update_cost(broken, model, (x_column, line)))
@@ -224,7 +224,7 @@ print("One example of 100 numbers: mistake 1 again, spelled out.")
 # %% [markdown]
 # ## The terrible fit
 #
-# All shapes are right now. So back to the parabola, with a straight line as the model. The loss is
+# All shapes are right now. Back to the parabola, with a straight line as the model. The loss is
 # half the squared error, **summed** over the examples. The model's weight starts at a fixed number,
 # so that you see the same digits. `predict` gives a trained model's answers. **What line do you
 # expect?**
@@ -277,8 +277,7 @@ print("A line follows the parabola if its input is already bent.")
 
 # %% [markdown]
 # So two things are wrong, and neither is a mistake in the program. The training stopped too early.
-# And no straight line follows a parabola, however long you train. The next tutorial gives it a
-# better model.
+# And no straight line follows a parabola. The next tutorial gives it a better model.
 
 # %%
 print("Pictures are in", PICTURES)

@@ -2,8 +2,7 @@
 # # 3. Nonlinear regression: a network that bends
 #
 # The last tutorial ended with a straight line on a parabola. Here we build models that bend. We see
-# how they bend, how much luck they need, and how much width helps.
-# The data is the parabola again, as columns.
+# how much luck they need, and how much width helps. The data is the parabola again, as columns.
 
 # %%
 from pathlib import Path
@@ -32,7 +31,7 @@ y = 2 * x**2
 # %% [markdown]
 # ## Two lines make a line
 #
-# A first idea is to put one linear layer after another. **Do you expect** a curve? We look at three
+# A first idea is to put one linear layer after another. **Do you expect** a curve? Here are three
 # outputs at equal distances.
 
 # %%
@@ -45,7 +44,7 @@ print(f"From  0 to 1 the output changes by {outputs[2] - outputs[1]:.4f}")
 
 # %% [markdown]
 # The slope is the same: a line of a line is a line. To bend, a network needs something between its
-# layers that is not a line:
+# layers:
 
 # %%
 print(jax.nn.relu(np.array([-2.0, -1.0, 0.0, 1.0, 2.0])))
@@ -63,8 +62,7 @@ fig.savefig(PICTURES / "03_relu.png")
 
 # %% [markdown]
 # This is `relu`, the simplest *activation*. It has one bend, a hinge. A layer before it moves the
-# hinge, and a layer after it tilts it. Several hinges add up to a curve with several bends. Two
-# make a valley:
+# hinge, and a layer after it tilts it. Two hinges add up to a valley:
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 right_hinge, left_hinge = jax.nn.relu(line - 1), jax.nn.relu(-line - 1)
@@ -81,8 +79,8 @@ fig.savefig(PICTURES / "03_two_hinges.png")
 # ## A network of your own
 #
 # In Equinox a model is a class: its fields are layers, and `__call__` applies them to **one**
-# example. Ours goes 1 → 4 → 4 → relu → 1. It has no activation after the first layer, so the first
-# two layers are worth one.
+# example. Ours goes 1 → 4 → 4 → relu → 1. Nothing bends between the first two layers, so they are
+# worth one.
 #
 # Each layer needs its own key: the same key draws the same numbers. `jax.random.split` makes new
 # keys from one.
@@ -111,9 +109,9 @@ class SmallNetwork(eqx.Module):
 # %% [markdown]
 # ## Three models, one trainer
 #
-# We train a line, the small network, and a wide one: 1 → 128 → relu → 1. Vernal has a class for it:
-# `nn.MLP`, a multi-layer perceptron. Its activation is relu unless you give another. `depth` counts
-# its hidden layers, those before the last. **Which do you expect** to follow the parabola?
+# We train a line, the small network, and a wide one: 1 → 128 → relu → 1. Vernal has a class for it,
+# `nn.MLP`. Its activation is relu unless you give another. `depth` counts the layers before the
+# last. **Which do you expect** to follow the parabola?
 
 # %%
 models = {
@@ -128,8 +126,8 @@ for name, model in models.items():
     states[name], histories[name] = trainer.fit(model, (x, y), epochs=STEPS)
 
 # %% [markdown]
-# `evaluate` measures the loss of a trained model, a mean of squares. Its square root is easier to
-# picture: a typical error, in the units of `y`. The answers go from 0 to 200.
+# `evaluate` measures the loss, a mean of squares. Its square root is a typical error, in the units
+# of `y`. The answers go from 0 to 200.
 
 # %%
 print(f"{'model':<16}{'loss':>8}{'typical error':>16}")
@@ -182,7 +180,7 @@ fig.savefig(PICTURES / "03_hinges.png")
 # ## One draw proves nothing
 #
 # The key decides where the hinges start. So we train each network with ten keys. (`progress=False`
-# hides the line of progress.) **Do you expect** ten similar losses?
+# hides the progress.) **Do you expect** ten similar losses?
 
 
 # %%
@@ -225,8 +223,8 @@ print(f"{both_arms[0]} of 10 found both arms with one relu, and {both_arms[1]} w
 # %% [markdown]
 # ## How much width helps
 #
-# Now we vary the width alone, and train each network with three keys. We look at the loss after
-# 3,000 and after 30,000 steps. **Will** a small network catch up, with more time?
+# Now we vary the width alone, over three keys. We look at the loss after 3,000 and after 30,000
+# steps. **Will** a small network catch up?
 
 # %%
 after_few, after_many, trained = [], [], {}
@@ -260,15 +258,13 @@ ax.legend()
 fig.savefig(PICTURES / "03_widths.png")
 
 # %% [markdown]
-# Width buys two things. One is **speed**: width 16 was far behind at 3,000 steps, and with more
-# time it follows the data closely. Adam moves each parameter by about 0.001 a step. Many hinges
-# that each move a little lift the curve faster. The other is **capacity**: widths 1 and 4 have too
-# few bends, and time does not add any.
+# Width buys two things. One is **speed**: many hinges that each move a little lift the curve
+# faster. Width 16 was far behind at 3,000 steps, and with more time it follows the data closely.
+# The other is **capacity**: widths 1 and 4 have too few bends, and time does not add any.
 #
-# **Exercise 2.** How good can 4 hinges get? Train a network of width 4 with key 2 for 30,000 steps.
-# Then place hinges by hand: `relu(-6 - x)` and `relu(-2 - x)` open to the left, `relu(x - 2)` and
-# `relu(x - 6)` to the right. Add a bias. Least squares finds their weights, as in the first
-# tutorial. Compare the losses.
+# **Exercise 2.** Train a network of width 4 with key 2 for 30,000 steps. Then place its hinges by
+# hand: `relu(-6 - x)` and `relu(-2 - x)` open to the left, `relu(x - 2)` and `relu(x - 6)` to the
+# right. Add a bias. Least squares finds the weights, as in the first tutorial. Which loss is lower?
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 four = nn.MLP(1, 1, width_size=4, depth=1, key=KEY)
