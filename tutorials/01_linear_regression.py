@@ -31,8 +31,9 @@ PICTURES.mkdir(parents=True, exist_ok=True)
 # %% [markdown]
 # ## Data
 #
-# Each example has two inputs between -10 and 10, and one answer. The answer is the inputs times 1.1
-# and 2.1, the *weights*, plus 3.1, the *bias*. Examples are rows: `x` holds 200 rows of 2 numbers.
+# Each example has two inputs between -10 and 10, and one answer. We multiply the inputs by 1.1 and
+# 2.1, the *weights*. Then we add 3.1, the *bias*. Examples are rows: `x` holds 200 rows of 2
+# numbers.
 
 # %%
 rng = np.random.default_rng(12345)
@@ -157,7 +158,7 @@ fig.savefig(PICTURES / "01_landscape.png")
 # ## Gradient
 #
 # To find a slope, increase one parameter a little. The slope is the rise of the loss, divided by
-# the increase. All start at zero.
+# the increase. We start at zero.
 
 # %%
 SMALL = 1e-6
@@ -202,7 +203,8 @@ print(f"{grad_bias:.3f}")
 # ## Optimizer, by hand
 #
 # The gradient points uphill, so we take a small step the other way, and repeat: *gradient descent*.
-# The *rate* says how small. `jax.jit` compiles a function. `value_and_grad` also returns the loss.
+# The *rate* says how small. `jax.jit` compiles a function into fast code. `value_and_grad` also
+# returns the loss.
 
 # %%
 value_and_gradient = jax.jit(jax.value_and_grad(mean_squared_error, argnums=(0, 1)))
@@ -370,8 +372,9 @@ print("A steep loss does not lengthen its steps. So compare optimizers at a rate
 # ## Why the bias is slow, and the remedy
 #
 # The inputs are as large as 10. So the loss is steep along the weights and flat along the bias. At
-# a rate that the steep direction allows, the flat one takes many steps. (Exercise 1 was too fast.)
-# The remedy is to *scale* the inputs: subtract their mean, and divide by their standard deviation.
+# a rate that the steep direction allows, the flat one takes many steps. (In exercise 1 the rate was
+# too high.) The remedy is to *scale* the inputs: subtract their mean, and divide by their standard
+# deviation.
 #
 # First we keep the rate. **Do you expect** fewer steps?
 
