@@ -1,14 +1,13 @@
 # %% [markdown]
 # # 2. Shape fixing, and a terrible fit
 #
-# Most mistakes in training are mistakes of shape. The bad ones do not stop the program. It runs,
-# the loss falls, and the result is wrong. Here we make the two classic mistakes on purpose. Vernal
-# explains them, and we fix them. Then we make no mistake and get a terrible fit all the same.
+# Mistakes of shape are common, and the bad ones do not stop the program. It runs, the loss falls,
+# and the result is wrong. Here we make two classic ones on purpose. Then we make none, and get a
+# terrible fit all the same.
 
 # %%
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,8 +27,7 @@ PICTURES.mkdir(parents=True, exist_ok=True)
 # %% [markdown]
 # ## Data
 #
-# Our data is a parabola, $y = 2x^2$: 100 numbers and their answers. NumPy makes both with shape
-# `(100,)`.
+# Our data is a parabola, $y = 2x^2$: 100 numbers and their answers. Both have the shape `(100,)`.
 
 # %%
 x = np.linspace(-10, 10, EXAMPLES)
@@ -37,30 +35,33 @@ y = 2 * x**2
 
 print("x has shape", x.shape, "and y has shape", y.shape)
 
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 ax.scatter(x, y, s=12, color="#0072B2")
 ax.set(xlabel="x", ylabel="y", title="The data")
 fig.savefig(PICTURES / "02_data.png")
 
 # %% [markdown]
-# Is that 100 examples of one number, or one example of 100 numbers? The shape does not say. You
-# know which one you mean, but the program has to guess.
+# Is that 100 examples of one number, or one example of 100 numbers? You know, but the program has
+# to guess.
 #
 # ## Mistake 1: one example of 100 numbers
 #
-# A layer needs to know how many numbers go in. Code often reads that from the last axis of the
-# data, `x.shape[-1]`. Equinox is the library of models that Vernal trains, and `eqx.nn.Linear` is
-# its linear layer. It should have one weight. **How many will it have?**
+# Code often reads the number of inputs from the last axis, `x.shape[-1]`. Equinox is the library of
+# models that Vernal trains, and `eqx.nn.Linear` is its linear layer. It should have one weight.
+# **How many will it have?**
 
 # %%
+import equinox as eqx
+
 layer = eqx.nn.Linear(x.shape[-1], 1, key=jax.random.key(0))
 
 print("Mistake 1: the layer's weight has shape", layer.weight.shape, "instead of (1, 1).")
 print(f"  100 numbers go in, and {layer(x).size} comes out, not 100.")
 
 # %% [markdown]
-# Nothing complains. In Vernal, the first axis counts the examples. So `fit` knows that an example
-# of ours is a single number, and refuses the layer before it trains:
+# Nothing complains. In Vernal, the first axis counts the examples. So `fit` refuses the layer
+# before it trains:
 
 # %%
 trainer = vernal.Trainer(optax.adam(RATE), losses.MeanSquaredError())
@@ -76,8 +77,8 @@ def show_error(model, data):
 show_error(nn.Linear(100, 1, key=jax.random.key(0)), (x, y))
 
 # %% [markdown]
-# The layer is wrong: it must take one number, `nn.Linear(1, 1)`. But the data needs a fix, too. For
-# a layer, an example is a row of numbers, even a row of one. Vernal suggests how to get there:
+# The layer must take one number: `nn.Linear(1, 1)`. The data needs a fix, too. For a layer, an
+# example is a row of numbers, even a row of one. Vernal suggests how to get there:
 
 # %%
 model = nn.Linear(1, 1, key=jax.random.key(0))
@@ -85,7 +86,7 @@ model = nn.Linear(1, 1, key=jax.random.key(0))
 show_error(model, (x, y))
 
 # %% [markdown]
-# `x[:, None]` adds an axis of length 1 at the end. It makes a column: 100 examples of one number.
+# `x[:, None]` adds an axis of length 1. It makes a column: 100 examples of one number.
 
 # %%
 x_column = x[:, None]
@@ -108,13 +109,12 @@ print("equinox.nn, a batch:    ", jax.vmap(equinox_layer)(x_column).shape)
 
 # %% [markdown]
 # `fit` applies `jax.vmap` for you, so it trains both kinds. You need it where you call a model
-# yourself, as in a loss of your own.
+# yourself.
 #
 # ## Mistake 2: a hundred answers for each prediction
 #
-# Suppose you fix `x` and forget `y`. Then predictions are a column and answers are flat. The loss
-# takes their difference. Try it on three numbers that agree perfectly. **What do you expect:**
-# three zeros?
+# Suppose you fix `x` and forget `y`. Then predictions are a column and answers are flat. We
+# subtract three numbers that agree perfectly. **What do you expect:** three zeros?
 
 # %%
 column = np.array([[1.0], [2.0], [3.0]])
@@ -123,7 +123,7 @@ table = column - flat
 
 print(table)
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 from matplotlib.patches import Rectangle
 
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -156,9 +156,9 @@ predictions = np.zeros((EXAMPLES, 1))
 print("Mistake 2:", predictions.shape, "minus", y.shape, "has shape", (predictions - y).shape)
 
 # %% [markdown]
-# The mean of the table's squares is one number, as a loss should be. So it trains. To see what
-# becomes of it, we take answers that a line can match perfectly: $y = 3x$. Vernal's own losses
-# refuse the shapes, so we write a loss: a function of the model, the data and a random key.
+# The mean of the table's squares is one number, as a loss should be. So it trains. Vernal's own
+# losses refuse the shapes, so we write a loss: a function of the model, the data and a random key
+# (not needed here). Our answers are a line, $y = 3x$.
 #
 # The loss pulls each prediction towards **all** answers. **What line do you expect?**
 
@@ -180,14 +180,15 @@ print(f"The loss falls, from {first:.1f} to {last:.1f}, and looks like learning.
 print(f"But the line should rise by 3, and it rises by {abs(broken_state.model.weight[0, 0]):.4f}.")
 
 # %% [markdown]
-# The best that a prediction can do is the average of all answers, 0. Nothing crashed, and you might
-# blame the model. With its own loss, Vernal stops:
+# The best prediction is the average of all answers, 0. Nothing crashed. With its own loss, Vernal
+# stops:
 
 # %%
 show_error(model, (x_column, line))
 
 # %% [markdown]
-# We follow the suggestion, and it trains.
+# We follow the suggestion, and it trains. `plot.predictions` draws the data, and a line for each
+# model.
 
 # %%
 fixed_state, history = trainer.fit(model, (x_column, line[:, None]), epochs=STEPS)
@@ -196,6 +197,7 @@ print("With y[:, None]:")
 print(f"  the loss at the end is {history.epochs['loss'][-1]:.4f}")
 print(f"  the line rises by {fixed_state.model.weight[0, 0]:.4f}")
 
+# %%
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 lines = {"flat y: wrong": broken_state, "y[:, None]: right": fixed_state}
 plot.predictions(lines, (x_column, line[:, None]), ax=ax)
@@ -203,9 +205,8 @@ ax.set_title("The same model and data, two shapes of y")
 fig.savefig(PICTURES / "02_flat_answers.png")
 
 # %% [markdown]
-# **Exercise 1.** The table is also a waste of time. `vernal.update_cost(trainer, model, data)` asks
-# the compiler for the cost of one step. Compare `broken` with `trainer`. (The answer is folded
-# below.)
+# **Exercise 1.** `vernal.update_cost(trainer, model, data)` asks the compiler for the cost of one
+# step. How much does the table cost? Compare `broken` with `trainer`. (The answer is folded below.)
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 print("With the table:", vernal.update_cost(broken, model, (x_column, line)))
@@ -213,8 +214,8 @@ print("Without:", vernal.update_cost(trainer, model, (x_column, line[:, None])))
 print("(FLOP are sums and products.)")
 
 # %% [markdown]
-# **Exercise 2.** Somebody fixes the shapes with `x[None, :]` and `y[None, :]`. Both get the shape
-# `(1, 100)`. What does Vernal say about `nn.Linear(1, 1)` and this data?
+# **Exercise 2.** Somebody writes `x[None, :]` and `y[None, :]`. Both get the shape `(1, 100)`. What
+# does Vernal say about `nn.Linear(1, 1)` and this data?
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 show_error(model, (x[None, :], y[None, :]))
@@ -223,9 +224,10 @@ print("One example of 100 numbers: mistake 1 again, spelled out.")
 # %% [markdown]
 # ## The terrible fit
 #
-# All shapes are right now. So back to the parabola, with a straight line as the model. The loss is
-# half the squared error, **summed** over the examples. You will meet both sums and means. Its
-# weight starts at a fixed number, so that you see the same digits. **What line do you expect?**
+# All shapes are right now. Back to the parabola, with a straight line as the model. The loss is
+# half the squared error, **summed** over the examples. The model's weight starts at a fixed number,
+# so that you see the same digits. `predict` gives a trained model's answers. **What line do you
+# expect?**
 
 
 # %%
@@ -245,7 +247,7 @@ print(f"  weight {state.model.weight[0, 0]:.1e}, as good as zero; bias {state.mo
 print(f"  predictions from {predictions.min():.5f} to {predictions.max():.5f}")
 print(f"  answers from {y.min():.5f} to {y.max():.5f}, on average {y.mean():.5f}")
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 plot.predictions({"straight line": state}, (x_column, y[:, None]), ax=left)
 left.axhline(y.mean(), color="0.5", linestyle="dashed", linewidth=1, label="average of the answers")
@@ -258,7 +260,7 @@ fig.savefig(PICTURES / "02_terrible_fit.png")
 # %% [markdown]
 # The line is flat, because the parabola falls on the left as much as it rises on the right. And it
 # is too low: the best flat line is at the average, 68. Adam's steps are about as long as the rate.
-# So 10,000 steps of 0.001 reach no further than about 10.
+# So 10,000 steps of 0.001 reach about 10.
 #
 # **Exercise 3.** Train at a rate of 0.01. Where does the line end? Then give the model
 # `x_column**2` in place of `x_column`. Is the fit still terrible?
@@ -275,8 +277,7 @@ print("A line follows the parabola if its input is already bent.")
 
 # %% [markdown]
 # So two things are wrong, and neither is a mistake in the program. The training stopped too early.
-# And the model is too poor: no straight line follows a parabola, however long you train. The next
-# tutorial gives it a better model.
+# And no straight line follows a parabola. The next tutorial gives it a better model.
 
 # %%
 print("Pictures are in", PICTURES)

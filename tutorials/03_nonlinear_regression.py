@@ -1,15 +1,12 @@
 # %% [markdown]
 # # 3. Nonlinear regression: a network that bends
 #
-# The last tutorial ended with a straight line on a parabola. No line can follow a curve. Here we
-# build models that bend. We see how they bend, how much luck they need, and how much width helps.
-#
-# The data is the parabola again, as columns from the start.
+# The last tutorial ended with a straight line on a parabola. Here we build models that bend. We see
+# how much luck they need, and how much width helps. The data is the parabola again, as columns.
 
 # %%
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,8 +21,6 @@ STEPS = 3_000
 MORE_STEPS = 30_000
 WIDTHS = [1, 4, 16, 64, 128]
 KEY = jax.random.key(2)  # where the random weights come from
-BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-STYLES = [(BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":")]
 
 PICTURES = Path("build/tutorials")
 PICTURES.mkdir(parents=True, exist_ok=True)
@@ -36,7 +31,7 @@ y = 2 * x**2
 # %% [markdown]
 # ## Two lines make a line
 #
-# A first idea is to put one linear layer after another. **Do you expect** a curve? We look at three
+# A first idea is to put one linear layer after another. **Do you expect** a curve? Here are three
 # outputs at equal distances.
 
 # %%
@@ -49,25 +44,27 @@ print(f"From  0 to 1 the output changes by {outputs[2] - outputs[1]:.4f}")
 
 # %% [markdown]
 # The slope is the same: a line of a line is a line. To bend, a network needs something between its
-# layers that is not a line.
+# layers:
 
 # %%
+print(jax.nn.relu(np.array([-2.0, -1.0, 0.0, 1.0, 2.0])))
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 line = np.linspace(-3, 3, 301)
-kink = jax.nn.relu(line)
 
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 ax.plot(line, line, "--", color="0.6", label="in")
-ax.plot(line, kink, color=BLUE, linewidth=3, label="out")
+ax.plot(line, jax.nn.relu(line), color=BLUE, linewidth=3, label="out")
 ax.set(xlabel="in", ylabel="out", title="relu: negative numbers become zero")
 ax.legend()
 fig.savefig(PICTURES / "03_relu.png")
 
 # %% [markdown]
 # This is `relu`, the simplest *activation*. It has one bend, a hinge. A layer before it moves the
-# hinge, and a layer after it tilts it. Several hinges add up to a curve with several bends. Two
-# make a valley:
+# hinge, and a layer after it tilts it. Two hinges add up to a valley:
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 right_hinge, left_hinge = jax.nn.relu(line - 1), jax.nn.relu(-line - 1)
 
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -82,14 +79,17 @@ fig.savefig(PICTURES / "03_two_hinges.png")
 # ## A network of your own
 #
 # In Equinox a model is a class: its fields are layers, and `__call__` applies them to **one**
-# example. Ours goes 1 → 4 → 4 → relu → 1. It has no activation after the first layer, so the first
-# two layers are worth one.
+# example. Ours goes 1 → 4 → 4 → relu → 1. Nothing bends between the first two layers, so they are
+# worth one.
 #
 # Each layer needs its own key: the same key draws the same numbers. `jax.random.split` makes new
-# keys from one. Vernal trains any such class. It finds the parameters itself.
+# keys from one.
 
 
 # %%
+import equinox as eqx
+
+
 class SmallNetwork(eqx.Module):
     first: nn.Linear
     second: nn.Linear
@@ -109,9 +109,9 @@ class SmallNetwork(eqx.Module):
 # %% [markdown]
 # ## Three models, one trainer
 #
-# We train a line, the small network, and a network with one wide layer: 1 → 128 → relu → 1. Vernal
-# has a class for such networks: `nn.MLP`, a multi-layer perceptron. `depth` counts its hidden
-# layers, those before the last. **Which do you expect** to follow the parabola?
+# We train a line, the small network, and a wide one: 1 → 128 → relu → 1. Vernal has a class for it,
+# `nn.MLP`. Its activation is relu unless you give another. `depth` counts the layers before the
+# last. **Which do you expect** to follow the parabola?
 
 # %%
 models = {
@@ -126,8 +126,8 @@ for name, model in models.items():
     states[name], histories[name] = trainer.fit(model, (x, y), epochs=STEPS)
 
 # %% [markdown]
-# `evaluate` measures the loss of a trained model. The loss is a mean of squares. Its square root is
-# easier to picture: a typical error, in the units of `y`. The answers go from 0 to 200.
+# `evaluate` measures the loss, a mean of squares. Its square root is a typical error, in the units
+# of `y`. The answers go from 0 to 200.
 
 # %%
 print(f"{'model':<16}{'loss':>8}{'typical error':>16}")
@@ -145,17 +145,22 @@ right.set_title("Their losses")
 fig.savefig(PICTURES / "03_three_models.png")
 
 # %% [markdown]
-# The line is hopeless. The small network is better, not great. The wide network is clearly better,
-# and misses mostly the ends of the arms.
+# The line is hopeless. The small network is better, not great. The wide one is clearly better, and
+# misses mostly the ends of the arms.
 #
-# Why does the small network draw two straight strokes? We take it apart, and draw each hinge with
-# its weight.
+# Why does the small network draw two straight strokes? We draw each hinge with its weight.
 
 # %%
 small = states["small, 4 wide"].model
 hinges = np.asarray(jax.nn.relu(small.second(small.first(x))))
 parts = hinges * np.asarray(small.last.weight)  # one column for each hinge
 total = parts.sum(axis=1) + small.last.bias[0]
+
+lost = [number + 1 for number in range(4) if not hinges[:, number].any()]
+print("Hinges that are zero for every example:", lost)
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+STYLES = [(BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":")]
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 for number, (color, style) in enumerate(STYLES):
@@ -168,22 +173,19 @@ right.set(xlabel="x", ylabel="y", title="Their sum, on the data")
 right.legend()
 fig.savefig(PICTURES / "03_hinges.png")
 
-lost = [number + 1 for number in range(4) if not hinges[:, number].any()]
-print("Hinges that are zero for every example:", lost)
-
 # %% [markdown]
-# A hinge that is zero for every example has no gradient. So it never learns. Hinges that bend at
+# A hinge that is zero for every example has no gradient, so it never learns. Hinges that bend at
 # the same place draw one stroke together.
 #
 # ## One draw proves nothing
 #
-# The key decides where the hinges start. So we train each network with ten keys. **Do you expect**
-# ten similar losses?
+# The key decides where the hinges start. So we train each network with ten keys. (`progress=False`
+# hides the progress.) **Do you expect** ten similar losses?
 
 
 # %%
 def final_loss(model):
-    state, _ = trainer.fit(model, (x, y), epochs=STEPS, progress=False)  # no bar
+    state, _ = trainer.fit(model, (x, y), epochs=STEPS, progress=False)
     return trainer.evaluate(state, (x, y))["loss"]
 
 
@@ -194,7 +196,7 @@ wide_losses = [final_loss(nn.MLP(1, 1, width_size=128, depth=1, key=key)) for ke
 print("small, 4 wide:", *(f"{loss:.0f}" for loss in small_losses))
 print("128 wide:     ", *(f"{loss:.0f}" for loss in wide_losses))
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 ax.semilogy(range(10), small_losses, "o", color=ORANGE, label="small, 4 wide")
 ax.semilogy(range(10), wide_losses, "s", color=BLUE, label="128 wide")
@@ -205,7 +207,7 @@ fig.savefig(PICTURES / "03_ten_keys.png")
 
 # %% [markdown]
 # Half of the small networks found only one arm of the parabola. Among 128 hinges a few lost ones do
-# not matter, but among 4 they do. So compare models over several keys, never over one.
+# not matter. So compare models over several keys, never over one.
 #
 # **Exercise 1.** Put a relu after the first layer, too: `nn.MLP` of width 4 and depth 2. Does that
 # help, over ten keys? (The answer is folded below.)
@@ -221,8 +223,8 @@ print(f"{both_arms[0]} of 10 found both arms with one relu, and {both_arms[1]} w
 # %% [markdown]
 # ## How much width helps
 #
-# Now we vary the width alone, and train each network with three keys. We look at the loss after
-# 3,000 steps, and again after 30,000. **Will** a small network catch up, with more time?
+# Now we vary the width alone, over three keys. We look at the loss after 3,000 and after 30,000
+# steps. **Will** a small network catch up?
 
 # %%
 after_few, after_many, trained = [], [], {}
@@ -241,7 +243,7 @@ for width, few, many in zip(WIDTHS, after_few, after_many, strict=True):
     print(f"{width:>5}{3 * width + 1:>12}{np.median(few):>14.1f}{np.median(many):>14.4f}")
 print("(Each loss is the middle one of three keys.)")
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 for all_losses, style, color, steps in [
     (after_few, "o-", ORANGE, STEPS),
@@ -256,21 +258,20 @@ ax.legend()
 fig.savefig(PICTURES / "03_widths.png")
 
 # %% [markdown]
-# Width buys two things. One is **speed**: width 16 was far behind at 3,000 steps, and with more
-# time it follows the data closely. Adam moves each parameter by about 0.001 a step. Many hinges
-# that each move a little lift the curve faster. The other is **capacity**: widths 1 and 4 have too
-# few bends, and more time does not give them more.
+# Width buys two things. One is **speed**: many hinges that each move a little lift the curve
+# faster. Width 16 was far behind at 3,000 steps, and with more time it follows the data closely.
+# The other is **capacity**: widths 1 and 4 have too few bends, and time does not add any.
 #
-# **Exercise 2.** How good can 4 hinges get? Train a network of width 4 with key 2 for 30,000 steps.
-# Compare its loss with hinges that you place by hand, at -6, -2, 2 and 6. (Least squares finds
-# their weights, as in the first tutorial.)
+# **Exercise 2.** Train a network of width 4 with key 2 for 30,000 steps. Then place its hinges by
+# hand: `relu(-6 - x)` and `relu(-2 - x)` open to the left, `relu(x - 2)` and `relu(x - 6)` to the
+# right. Add a bias. Least squares finds the weights, as in the first tutorial. Which loss is lower?
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 four = nn.MLP(1, 1, width_size=4, depth=1, key=KEY)
 four_state, _ = trainer.fit(four, (x, y), epochs=MORE_STEPS)
 four_loss = trainer.evaluate(four_state, (x, y))["loss"]
 
-columns = np.hstack([np.ones_like(x), x, *(np.maximum(x - bend, 0) for bend in (-6, -2, 2, 6))])
+columns = np.hstack([*(jax.nn.relu(h) for h in (-6 - x, -2 - x, x - 2, x - 6)), np.ones_like(x)])
 placed_loss = np.mean((columns @ np.linalg.lstsq(columns, y)[0] - y) ** 2)
 
 print(f"The loss is {four_loss:.2f}, and with hinges placed by hand {placed_loss:.2f}.")
@@ -282,8 +283,8 @@ ax.set_title("Four bends, five pieces")
 fig.savefig(PICTURES / "03_four_hinges.png")
 
 # %% [markdown]
-# **Exercise 3.** The last network of width 128, `trained[128]`, has seen inputs from -10 to 10.
-# What does it predict for 20? The parabola is at 800 there.
+# **Exercise 3.** `trained[128]`, the last network, has seen inputs from -10 to 10. What does it
+# predict for 20? The parabola is at 800 there.
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 inside, outside = trainer.predict(trained[128], np.array([[10.0], [20.0]]))[:, 0]

@@ -25,7 +25,7 @@ def linear_data():
     rng = np.random.default_rng(12345)
     x = rng.uniform(-10, 10, (200, 2))
     y = x @ [[1.1], [2.1]] + 3.1
-    return x, y, y + rng.normal(0, 0.5, y.shape), rng
+    return x, y, y + rng.normal(0, 0.5, y.shape)
 
 
 def least_squares(x, y):
@@ -85,17 +85,19 @@ def test_shows_the_summary_after_the_loss():
 
 def test_measures_the_loss_of_three_choices():
     printed, _, _ = tutorial("01")
-    x, y, _, _ = linear_data()
+    x, y, _ = linear_data()
     assert numbers(r"parameters at zero: (.*)\n", printed) == np.round(np.mean(y**2), 1)
     assert numbers(r"The guess: +(.*)\n", printed) == np.round(
         np.mean((x @ [[1.5], [2.1]] - y) ** 2), 1
     )
     assert numbers(r"The true parameters: +(.*)\n", printed) == 0
+    # The map holds weight 2 at the truth: its dot is lower than the model of zeros.
+    assert 32 < np.mean((x @ [[0], [2.1]] - y) ** 2) < 64 < np.mean(y**2)
 
 
 def test_finds_the_same_slopes_twice():
     printed, _, _ = tutorial("01")
-    x, y, _, _ = linear_data()
+    x, y, _ = linear_data()
     expected = [-2 * np.mean(x[:, 0] * y[:, 0]), -2 * np.mean(x[:, 1] * y[:, 0]), -2 * np.mean(y)]
     by_difference = numbers(r"by a small difference: (.*)\n", printed)
     by_grad = numbers(r"from jax.grad: +(.*)\n", printed)
@@ -105,12 +107,12 @@ def test_finds_the_same_slopes_twice():
 
 def test_recovers_the_parameters_from_noisy_answers():
     printed, _, _ = tutorial("01")
-    x, _, y, _ = linear_data()
+    x, _, y = linear_data()
     best = least_squares(x, y)
     np.testing.assert_allclose(best, TRUTH, atol=0.01)
     # The published 1.10, 2.09, 3.14 are of other noise: 0.035 is the bias's standard error.
     np.testing.assert_allclose(best, [1.10, 2.09, 3.14], atol=0.05)
-    for who in ("SGD", "Least squares", "After 10,000 steps of Adam", "Scaled back"):
+    for who in ("SGD", "Least squares", "After 10,000 steps of Adam"):
         found = numbers(rf"{who}: +weights (.*)\n", printed)
         np.testing.assert_allclose(found, best, atol=2e-4)
     error = np.mean((np.column_stack([x, np.ones(200)]) @ best - y[:, 0]) ** 2)
@@ -120,7 +122,7 @@ def test_recovers_the_parameters_from_noisy_answers():
 
 def test_counts_the_steps_of_each_optimizer():
     printed, variables, _ = tutorial("01")
-    x, _, y, _ = linear_data()
+    x, _, y = linear_data()
     start, scaled = random_start(), (x - x.mean(axis=0)) / x.std(axis=0)
     sgd = numbers(r"SGD needed  (.*) steps", printed)
     adam = numbers(r"Adam needed (.*) steps\n", printed)
@@ -143,7 +145,7 @@ def test_counts_the_steps_of_each_optimizer():
 
 def test_diverges_at_a_high_rate():
     printed, _, _ = tutorial("01")
-    x, y, _, _ = linear_data()
+    x, y, _ = linear_data()
     params, curve = descent(x, y, 0.03, 100)
     for who in ("by hand", "with Vernal"):
         found = numbers(rf"  weights {who}: +(.*)\n", printed)
@@ -153,20 +155,8 @@ def test_diverges_at_a_high_rate():
     np.testing.assert_allclose([first, last], curve[[0, -1]], rtol=0.02)
 
 
-def test_more_examples_come_closer_to_the_truth():
-    printed, _, _ = tutorial("01")
-    few = numbers(r"Errors with +200 examples: \[(.*)\]", printed)
-    more = numbers(r"Errors with 20,000 examples: \[(.*)\]", printed)
-    x, _, y, rng = linear_data()
-    np.testing.assert_allclose(few, abs(least_squares(x, y) - TRUTH), rtol=0, atol=1e-4)
-    x = rng.uniform(-10, 10, (20_000, 2))
-    y = x @ [[1.1], [2.1]] + 3.1 + rng.normal(0, 0.5, (20_000, 1))
-    np.testing.assert_allclose(more, abs(least_squares(x, y) - TRUTH), rtol=0, atol=1e-4)
-    assert (more < few).all()
-
-
 def test_the_trainer_gives_the_published_weights_after_100_steps():
-    x, y, _, _ = linear_data()
+    x, y, _ = linear_data()
     np.testing.assert_allclose(y[:5, 0], FIRST_ANSWERS, rtol=0, atol=5e-9)
     model = nn.Linear(2, 1, weight_init=jax.nn.initializers.zeros, key=jax.random.key(0))
     trainer = vernal.Trainer(optax.sgd(0.001), losses.MeanSquaredError())

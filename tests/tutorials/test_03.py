@@ -26,6 +26,7 @@ def test_two_lines_make_a_line():
     first, second = re.findall(r"the output changes by (\S+)$", printed, re.MULTILINE)
     assert abs(float(first) - float(second)) <= 1e-4
     assert float(first) != 0
+    assert "\n[0. 0. 0. 1. 2.]\n" in printed  # relu of -2, -1, 0, 1, 2
 
 
 def test_three_models_better_and_better():
@@ -114,6 +115,11 @@ def test_four_hinges_get_as_far_as_five_pieces_can():
     bound = best_of_five_pieces()
     assert bound < float(loss) < 1.1 * bound
     assert bound < float(placed) < 1.02 * bound
+    # The hinges of the question and a bias, no more, have this loss.
+    hinges = [np.maximum(part, 0) for part in (-6 - x, -2 - x, x - 2, x - 6)]
+    columns = np.stack([*hinges, np.ones(100)], axis=1)
+    best = np.mean((columns @ np.linalg.lstsq(columns, y)[0] - y) ** 2)
+    np.testing.assert_allclose(float(placed), best, rtol=0, atol=0.006)
     predictions = np.asarray(variables["four_state"].model(x[:, None]), float)[:, 0]
     np.testing.assert_allclose(np.mean((predictions - y) ** 2), float(loss), atol=0.01)
 
