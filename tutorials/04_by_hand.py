@@ -72,9 +72,8 @@ print(f"Its root is {mean_square**0.5:.1f}: the size of a typical residual.")
 # %% [markdown]
 # ## Record an optimizer
 #
-# First we let Vernal train, and record its path. So you can compare it with yours. Our model is a
-# class with two parameters. `eqx.Module` is Equinox's base class for models. `Line` takes a single
-# number, so flat data is right here.
+# First we let Vernal train, and record its path. Our model has two parameters. `eqx.Module` is
+# Equinox's base class for models. `Line` takes a single number, so flat data is right here.
 
 # %%
 import equinox as eqx
@@ -115,8 +114,8 @@ for step, w, b in path[:3]:
 # %% [markdown]
 # ## Move it yourself
 #
-# The code folded here writes a web page. You can skip it. It fills in a template, `by_hand.html`,
-# which lies beside this tutorial.
+# The code folded here writes a web page, and you can skip it. Its template, `by_hand.html`, lies
+# beside this tutorial.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 import html
@@ -228,8 +227,8 @@ fig.savefig(PICTURES / "04_line.png")
 #
 # ## The direction: one parameter first
 #
-# As in the first tutorial, it looked at slopes. Take a simpler error, f(w) = w² + 3w − 5, at
-# w = 10. Its slope can be found in three ways:
+# As in the first tutorial, it followed the slopes. Take a simpler error, f(w) = w² + 3w − 5, at
+# w = 10. We find its slope three times:
 #
 # - by a small difference;
 # - on paper: the slope of w² is 2w, and that of 3w is 3, so the *derivative* is 2w + 3;

@@ -88,8 +88,8 @@ for number in (-4, -2, 0, 2, 4):
 print("Rounding gives the same labels:", np.array_equal(np.round(logistic(z)), labels))
 
 # %% [markdown]
-# This is the *logistic function*, and z is called a *logit*. In the picture, z is 2x + 1, a line. To
-# fit such a curve is called *logistic regression*.
+# This is the *logistic function*, and z is called a *logit*. In the picture, z is the line 2x + 1.
+# To fit such a curve is called *logistic regression*.
 #
 # ## Sure and wrong
 #
@@ -146,7 +146,7 @@ print(f"The curve costs {cost_of_curve:.4f}")
 # ## Fit the curve
 #
 # `losses.BinaryCrossEntropy` takes the logit z, and applies the logistic function itself. So the
-# model is the plain layer from the first tutorial, with no logistic function at its end.
+# model is the plain layer from the first tutorial.
 
 # %%
 trainer = vernal.Trainer(optax.adam(RATE), losses.BinaryCrossEntropy())
@@ -274,8 +274,8 @@ def new_models(seed):
 # - `EarlyStopping` stops the run once this loss has not improved for 20 epochs.
 # - `BestState` makes `fit` return the state of the best epoch, and not the last one.
 #
-# One step takes a *batch* of 32 tumours, so an epoch has 12 steps. By the `key`, `fit` shuffles the
-# tumours before each epoch. Two *metrics* are measured beside the loss. The *accuracy* is the share
+# One step takes a *batch* of 32 tumours, so an epoch has 12 steps. `fit` shuffles the tumours before
+# each epoch, by its `key`. Two *metrics* are measured beside the loss. The *accuracy* is the share
 # of correct answers. The *confusion matrix* counts each kind of mistake.
 
 # %%
