@@ -274,9 +274,9 @@ def new_models(seed):
 # - `EarlyStopping` stops the run once this loss has not improved for 20 epochs.
 # - `BestState` makes `fit` return the state of the best epoch, and not the last one.
 #
-# One step takes a *batch* of 32 tumours, so an epoch has 12 steps. `fit` shuffles the tumours before
-# each epoch, by its `key`. Two *metrics* are measured beside the loss. The *accuracy* is the share
-# of correct answers. The *confusion matrix* counts each kind of mistake.
+# One step takes a *batch* of 32 tumours, so an epoch has 12 steps. `fit` shuffles them before each
+# epoch, by its `key`. Two *metrics* are measured beside the loss. The *accuracy* is the share of
+# correct answers. The *confusion matrix* counts each kind of mistake.
 
 # %%
 table_trainer = vernal.Trainer(
