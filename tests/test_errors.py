@@ -1028,3 +1028,41 @@ def test_arrays_on_different_devices_are_told_apart():
         [sys.executable, "-c", TWO_DEVICES], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+class TwoDropouts(eqx.Module):
+    layer: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+
+    def __call__(self, x, key: Any = None):
+        one, other = jax.random.split(key)
+        return self.dropout(self.dropout(self.layer(x), key=one), key=other)
+
+
+class Forward(eqx.Module):
+    layer: eqx.nn.Linear
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (lambda layer: TwoDropouts(layer, eqx.nn.Dropout(0.1)), "key is None .* make it required"),
+        (lambda layer: Forward(layer), "Rename forward to __call__"),
+        (lambda layer: [layer], r"Try eqx.nn.Sequential\(model\)"),
+        (
+            lambda layer: eqx.nn.Sequential([layer, jax.nn.relu]),
+            r"Wrap a function: eqx.nn.Lambda\(jax.nn.relu\)",
+        ),
+    ],
+    ids=["a key that is None", "forward", "a list", "a function in a Sequential"],
+)
+def test_habits_from_elsewhere_are_told_what_to_write(model, said):
+    trainer = vernal.Trainer(optax.sgd(0.1), losses.CrossEntropy())
+    data = np.ones((6, 4), np.float32), np.zeros(6, int)
+    model = model(eqx.nn.Linear(4, 3, key=jax.random.key(0)))
+    with pytest.raises(vernal.CallError) as caught:
+        trainer.fit(model, data, epochs=1)
+    assert re.search(said, " ".join(str(caught.value).split()))

@@ -931,7 +931,10 @@ OPEN = {
         "Model.blocks[1].attention (MultiheadAttention) | (length, 4) | given (5, 6)",
     ),
     "a model that cannot be called": Wrong(
-        lambda: NotCallable(jnp.ones(3)), (f(N, 3), f(N, 1)), "NotCallable | (20, 3) | callable"
+        lambda: NotCallable(jnp.ones(3)),
+        (f(N, 3), f(N, 1)),
+        "the model is a NotCallable | cannot be called | __call__: it takes one example",
+        error=vernal.CallError,
     ),
     "complex features": Wrong(
         ours(3, 1),

@@ -38,7 +38,9 @@ def test_three_models_better_and_better():
         by_model[name] = loss = np.mean((predictions - y) ** 2)
         row = re.search(rf"^{name} +(\S+) +(\S+)$", printed, re.MULTILINE)
         assert row is not None
-        np.testing.assert_allclose([float(row[1]), float(row[2])], [loss, loss**0.5], atol=0.06)
+        np.testing.assert_allclose(
+            [float(row[1]), float(row[2])], np.array([loss, loss**0.5]), atol=0.06
+        )
     line, small, wide = by_model.values()
     assert line > y.var()  # what always predicting the average would get
     assert y.var() / 2 > small > 2 * wide  # better, not great; then clearly better

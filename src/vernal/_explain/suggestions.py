@@ -151,7 +151,7 @@ def _found(attempt: Attempt, batch: PyTree, *, names: list[str], at_most: int) -
             break
         changes = sum(fix.cost > 0 for fix in choice)
         # An axis more in both x and y makes a batch of each example: no mistake is so large.
-        is_deeper = 1 < np.ndim(arrays[0]) < np.ndim(choice[0].array)
+        is_deeper = 1 < len(getattr(arrays[0], "shape", ())) < len(choice[0].array.shape)
         if changes > 1 and is_deeper:
             continue
         lengths = {fix.array.shape[:1] for fix in choice}
