@@ -158,7 +158,7 @@ fig.savefig(PICTURES / "01_landscape.png")
 # ## Gradient
 #
 # To find a slope, increase one parameter a little. The slope is the rise of the loss, divided by
-# the increase. We start at zero.
+# the increase. Now all three parameters are zero, also weight 2: a place that is not on the map.
 
 # %%
 SMALL = 1e-6
@@ -264,9 +264,10 @@ print(vernal.summary(model, x))
 # It has 3 parameters of 4 bytes each. (`f32[2]` means 2 numbers of 32 bits. *FLOPs* are sums and
 # products.)
 #
-# A `Trainer` holds the optimizer and the loss. `optax.sgd` is gradient descent. `fit` returns a
-# *state*, which has the trained model, and a *history* of the run. An *epoch* is one pass through
-# the data. We pass no `batch_size`, so every step uses all 200 examples: an epoch is one step.
+# A `Trainer` holds the optimizer and the loss. `optax.sgd` is gradient descent, named after
+# *stochastic gradient descent*, or SGD. `fit` returns a *state*, which has the trained model, and a
+# *history* of the run. An *epoch* is one pass through the data. We pass no `batch_size`, so every
+# step uses all 200 examples: an epoch is one step.
 
 # %%
 trainer = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())

@@ -225,9 +225,9 @@ print("One example of 100 numbers: mistake 1 again, spelled out.")
 # ## The terrible fit
 #
 # All shapes are right now. Back to the parabola, with a straight line as the model. The loss is
-# half the squared error, **summed** over the examples. The model's weight starts at a fixed number,
-# so that you see the same digits. `predict` gives a trained model's answers. **What line do you
-# expect?**
+# half the squared error, **summed** over the examples: a multiple of the mean squared error, so the
+# same line is best. The model's weight starts at a fixed number, so that you see the same digits.
+# `predict` gives a trained model's answers. **What line do you expect?**
 
 
 # %%

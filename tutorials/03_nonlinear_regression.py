@@ -31,8 +31,8 @@ y = 2 * x**2
 # %% [markdown]
 # ## Two lines make a line
 #
-# A first idea is to put one linear layer after another. **Do you expect** a curve? Here are three
-# outputs at equal distances.
+# A first idea is to put one linear layer after another. **Do you expect** a curve? Here are the
+# outputs for three inputs at equal distances.
 
 # %%
 first = nn.Linear(1, 4, key=jax.random.key(0))
@@ -110,8 +110,9 @@ class SmallNetwork(eqx.Module):
 # ## Three models, one trainer
 #
 # We train a line, the small network, and a wide one: 1 → 128 → relu → 1. Vernal has a class for it,
-# `nn.MLP`. Its activation is relu unless you give another. `depth` counts the layers before the
-# last. **Which do you expect** to follow the parabola?
+# `nn.MLP`: a *multilayer perceptron*, layers with an activation between them. Its activation is
+# relu unless you give another. `depth` counts the layers before the last. **Which do you expect**
+# to follow the parabola?
 
 # %%
 models = {
@@ -174,8 +175,9 @@ right.legend()
 fig.savefig(PICTURES / "03_hinges.png")
 
 # %% [markdown]
-# A hinge that is zero for every example has no gradient, so it never learns. Hinges that bend at
-# the same place draw one stroke together.
+# relu is flat where it is zero. So a hinge that is zero for every example has slope zero, and never
+# learns. Hinges that bend at the same place draw one stroke together: so four hinges may give only
+# two strokes.
 #
 # ## One draw proves nothing
 #
