@@ -303,17 +303,23 @@ print(f"of equal probabilities:      {np.log(10):.2f}")
 # ## Training
 #
 # The call is the same as before. `EarlyStopping` ends the run after 10 epochs without a better
-# validation loss. `BestState` gives us the state of the best epoch.
+# validation loss. `BestState` gives us the state of the best epoch. The call stands in a function,
+# for the exercises train again.
+
 
 # %%
-state, history = trainer.fit(
-    start,
-    train,
-    epochs=EPOCHS,
-    batch_size=BATCH,
-    validation_data=validation,
-    callbacks=[callbacks.EarlyStopping(patience=PATIENCE), callbacks.BestState()],
-)
+def fit(start, train, validation):
+    return trainer.fit(
+        start,
+        train,
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        validation_data=validation,
+        callbacks=[callbacks.EarlyStopping(patience=PATIENCE), callbacks.BestState()],
+    )
+
+
+state, history = fit(start, train, validation)
 
 print(f"{len(history.epochs['loss'])} epochs in {history.seconds:.0f} s")
 print(f"best validation loss {history.epochs['val_loss'].min():.3f}")
@@ -457,14 +463,7 @@ class ShiftedDigitNetwork(eqx.Module):
 
 model, model_state = eqx.nn.make_with_state(ShiftedDigitNetwork)(jax.random.key(SEED))
 start = trainer.init(model, model_state=model_state, key=jax.random.key(SEED + 1))
-augmented, _ = trainer.fit(
-    start,
-    train,
-    epochs=EPOCHS,
-    batch_size=BATCH,
-    validation_data=validation,
-    callbacks=[callbacks.EarlyStopping(patience=PATIENCE), callbacks.BestState()],
-)
+augmented, _ = fit(start, train, validation)
 
 x_shifted = np.pad(x_test, ((0, 0), (0, 0), (0, 0), (1, 0)))[..., :8]
 pixels_shifted = x_shifted.reshape(len(x_shifted), 64)
@@ -498,14 +497,7 @@ for seed in range(SEED + 1, SEED + 5):
     train, validation, test = split(seed)
     model, model_state = eqx.nn.make_with_state(DigitNetwork)(jax.random.key(seed))
     start = trainer.init(model, model_state=model_state, key=jax.random.key(seed + 1))
-    other, _ = trainer.fit(
-        start,
-        train,
-        epochs=EPOCHS,
-        batch_size=BATCH,
-        validation_data=validation,
-        callbacks=[callbacks.EarlyStopping(patience=PATIENCE), callbacks.BestState()],
-    )
+    other, _ = fit(start, train, validation)
     by_seed[seed] = trainer.evaluate(other, test)["accuracy"]
 
 print("accuracy by seed:", *(f"{accuracy:.3f}" for accuracy in by_seed.values()))
