@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.extend.core import jaxpr_as_fun
 
 import vernal
+from vernal._limits import limits
 
 KEY = jax.random.key(7)
 
@@ -67,6 +69,20 @@ def as_float64(tree):
         return jnp.asarray(wide) if isinstance(leaf, jax.Array) else wide
 
     return jax.tree.map(cast, tree)
+
+
+def assert_turned_products_agree(trainer, state, batch) -> None:
+    """Assert that a step computes what it does with its products as the model has them."""
+    turned = vernal.update_jaxpr(trainer, state, batch)
+    with limits(turns_products=False):
+        plain = vernal.update_jaxpr(trainer, state, batch)
+    assert turned.in_avals == plain.in_avals
+    if str(turned) == str(plain):
+        return  # it has no product to turn
+    arrays = jax.tree.leaves(eqx.filter((trainer.loss, state, batch), eqx.is_array))
+    computed = [jax.jit(jaxpr_as_fun(program))(*arrays) for program in (turned, plain)]
+    assert_float64(computed)
+    assert_close(*computed, rtol=1e-12)
 
 
 # ----- what compiles fast

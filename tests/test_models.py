@@ -19,6 +19,7 @@ from helpers import (
     assert_close,
     assert_float64,
     assert_same_bits,
+    assert_turned_products_agree,
     batches_of,
     few_optimizations,
     filled,
@@ -125,12 +126,14 @@ def compare_with_a_loop_by_hand(trainer, made, data, objective, *, epochs, size)
     """Compare a run in float64 with the same steps by hand."""
     with float64():
         data, start = as_float64(data), started(trainer, as_float64(made))
+        batches = batches_of(data, size, epochs)
+        assert_turned_products_agree(trainer, start, next(batches_of(data, size, 1)))
         state, history = trainer.fit(start, data, epochs=epochs, batch_size=size)
         expected = loop_by_hand(
             objective,
             trainer.optimizer,
             start.model,
-            batches_of(data, size, epochs),
+            batches,
             model_state=start.model_state,
             trainable=trainer.trainable,
         )

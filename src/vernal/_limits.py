@@ -1,9 +1,10 @@
 """How much is done at once, and all that depends on the kind of device: in one place.
 
-The figures bound memory and time; none of them changes a result.
+The figures bound memory and time, and none of them changes a result.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ class Limits:
             from a copy of all examples in its memory.
         loops_convolutions: Whether convolutions may run in a compiled loop. In a loop, XLA's CPU
             convolutions take 28 to 38 times as long.
+        turns_products: Whether products are computed the fast way round (`vernal._products`). It
+            is the only one to change a result, in its last bits.
         steps_per_turn: Steps in one turn of the compiled loop. An accelerator asks the host before
             each turn whether the loop is over.
         superbatch_bytes: Most bytes of batches that are gathered at once. A single batch may be
@@ -41,6 +44,7 @@ class Limits:
 
     gathers_on_host: bool = True
     loops_convolutions: bool = False
+    turns_products: bool = not os.environ.get("VERNAL_PLAIN_PRODUCTS")
     steps_per_turn: int = 1
     superbatch_bytes: int = 2**24
     superbatch_steps: int = 2**12

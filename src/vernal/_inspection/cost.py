@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 from vernal._data.arrays import number_of_examples
 from vernal._inspection.flops import known, total_flops
 from vernal._inspection.table import number
+from vernal._products import turned
 from vernal._shapes.jaxprs import LOOPS, holds
 from vernal._shapes.modules import shapes_of
 from vernal._training.preflight.model import model_of
@@ -69,6 +70,7 @@ def update_jaxpr(
     """Trace one step to a jaxpr, JAX's own listing of a program; nothing compiles or runs.
 
     A printed jaxpr shows the whole step: the model and the loss, their gradient, the optimizer.
+    Products stand as `Trainer.fit` runs them, without transposing the batch.
 
     Args:
         trainer: The choices.
@@ -168,4 +170,4 @@ def _traced_step(
 
     batch = checked.source.example
     jaxpr, _, _ = eqx.filter_make_jaxpr(step)(*shapes_of((choices, state, batch)))
-    return jaxpr, number_of_examples(batch) or 1
+    return turned(jaxpr), number_of_examples(batch) or 1

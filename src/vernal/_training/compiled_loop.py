@@ -19,6 +19,7 @@ from jaxtyping import Array, PyTree
 from vernal import _limits
 from vernal._data.arrays import row_of
 from vernal._optimizers import strongly_typed
+from vernal._products import with_turned_products
 from vernal._shapes.jaxprs import holds
 from vernal._training.compilation import compiles
 from vernal._training.objective import Measured
@@ -85,6 +86,7 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
     if inputs.last_batches is not None:
         jax.eval_shape(one_step, row_of(inputs.last_batches, 0), count, changing)
     jaxpr, (_, shapes) = jax.make_jaxpr(one_step, return_shape=True)(some_batch, count, changing)
+    one_step = with_turned_products(one_step)
     limits = _limits.current()
     may_loop = limits.loops_convolutions or not holds(jaxpr.jaxpr, "conv_general_dilated")
     loops = may_loop or inputs.capacity > 1

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from vernal._data.arrays import row_of
+from vernal._products import with_turned_products
 from vernal._training.compilation import compiles
 from vernal._training.objective import Measured, Objective, cast, measure, predicted
 from vernal._training.preflight.data import CheckedData
@@ -26,8 +27,7 @@ class _Measure(eqx.Module):
 
     def __call__(self, batch: PyTree) -> Measured:
         model = eqx.nn.inference_mode(self.model)
-        key = jax.random.key(0)
-        measured = measure(self.objective, model, self.model_state, batch, key)
+        measured = measure(self.objective, model, self.model_state, batch, jax.random.key(0))
         return measured._replace(model_state=None)
 
 
@@ -79,9 +79,6 @@ def predict(
     for made, filled, size in _each(apply, data):
         rows = filled * size
         parts.append(jax.tree.map(lambda x, n=rows: x.reshape(-1, *x.shape[2:])[:n], made))
-    if len(parts) == 1:
-        return parts[0]
-
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
@@ -113,7 +110,7 @@ def _each(function: Callable, data: CheckedData) -> Iterator[tuple[PyTree, int, 
 @eqx.filter_jit
 def _of_one_batch(function: Callable, batch: PyTree) -> PyTree:
     _compiles(function, batch)
-    return jax.tree.map(lambda x: jnp.asarray(x)[None], function(batch))
+    return jax.tree.map(lambda x: x[None], with_turned_products(function)(batch))
 
 
 @eqx.filter_jit
@@ -126,7 +123,7 @@ def _of_batches(function: Callable, batches: PyTree, count: Any) -> PyTree:
         return jax.tree.map(lambda buffer, value: put(buffer, value, i, 0), results, made)
 
     # Traced once: for the shapes, and in the loop.
-    once = jax.jit(lambda batch: function(batch), inline=True)
+    once = jax.jit(with_turned_products(function), inline=True)
     _compiles(function, row_of(batches, 0))
     capacity = len(jax.tree.leaves(batches)[0])
     shapes = jax.eval_shape(once, row_of(batches, 0))
@@ -135,6 +132,6 @@ def _of_batches(function: Callable, batches: PyTree, count: Any) -> PyTree:
 
 
 def _compiles(function: Callable, batch: PyTree) -> None:
-    program = "evaluate" if isinstance(function, _Measure) else "predict"
-    batch_name = "batch" if isinstance(function, _Measure) else "x"
-    compiles(program, **{batch_name: batch}, **vars(function))
+    measures = isinstance(function, _Measure)
+    program, name = ("evaluate", "batch") if measures else ("predict", "x")
+    compiles(program, **{name: batch}, **vars(function))
