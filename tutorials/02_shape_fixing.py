@@ -27,7 +27,8 @@ y = 3 * x
 #
 # Is `x` 100 examples of one number, or one example of 100 numbers? You know, but the program has to
 # guess. Code often reads the number of inputs from the last axis, `x.shape[-1]`. Here we do so for
-# a layer of Equinox. It should have one weight. **How many will it have?**
+# a layer of Equinox, which takes **one** example. It should have one weight. **How many will it
+# have?**
 
 # %%
 layer = eqx.nn.Linear(x.shape[-1], 1, key=jax.random.key(0))
@@ -36,8 +37,8 @@ print("Mistake 1: the layer's weight has shape", layer.weight.shape, "instead of
 print(f"  100 numbers go in, and {layer(x).size} comes out, not 100.")
 
 # %% [markdown]
-# Nothing complains. For Vernal the first axis counts the examples, and each example is a row, even
-# a row of one number. So `fit` refuses flat data, and suggests a remedy:
+# Nothing complains. A layer of `vernal.nn` takes many examples: the first axis counts them, and
+# each is a row, even a row of one number. So `fit` refuses flat data, and suggests a remedy:
 
 # %%
 model = nn.Linear(1, 1, key=jax.random.key(0))
