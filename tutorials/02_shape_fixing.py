@@ -1,70 +1,48 @@
 # %% [markdown]
-# # 2. Shape fixing, and a terrible fit
+# # 2. Shape fixing
 #
 # Mistakes of shape are common, and the bad ones do not stop the program. It runs, the loss falls,
-# and the result is wrong. Here we make two classic ones on purpose. Then we make none, and get a
-# terrible fit all the same.
+# and the result is wrong. Here we make two such mistakes on purpose.
+#
+# The data is a line: 100 numbers and their answers. Both have the shape `(100,)`.
 
 # %%
-from pathlib import Path
-
+import equinox as eqx  # a library of models
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
 import vernal
-from vernal import losses, nn, plot
+from vernal import losses, nn
 
 EXAMPLES = 100
 RATE = 0.001
-STEPS = 10_000
-START = -0.92962414  # the weight that the terrible fit starts from
+STEPS = 1_000
 
-PICTURES = Path("build/tutorials")
-PICTURES.mkdir(parents=True, exist_ok=True)
-
-# %% [markdown]
-# ## Data
-#
-# Our data is a parabola, $y = 2x^2$: 100 numbers and their answers. Both have the shape `(100,)`.
-
-# %%
 x = np.linspace(-10, 10, EXAMPLES)
-y = 2 * x**2
-
-print("x has shape", x.shape, "and y has shape", y.shape)
-
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-ax.scatter(x, y, s=12, color="#0072B2")
-ax.set(xlabel="x", ylabel="y", title="The data")
-fig.savefig(PICTURES / "02_data.png")
+y = 3 * x
 
 # %% [markdown]
-# Is that 100 examples of one number, or one example of 100 numbers? You know, but the program has
-# to guess.
-#
 # ## Mistake 1: one example of 100 numbers
 #
-# Code often reads the number of inputs from the last axis, `x.shape[-1]`. Equinox is the library of
-# models that Vernal trains, and `eqx.nn.Linear` is its linear layer. It should have one weight.
-# **How many will it have?**
+# Is `x` 100 examples of one number, or one example of 100 numbers? You know, but the program has to
+# guess. Code often reads the number of inputs from the last axis, `x.shape[-1]`. Here we do so for
+# a layer of Equinox, which takes **one** example. It should have one weight. **How many will it
+# have?**
 
 # %%
-import equinox as eqx
-
 layer = eqx.nn.Linear(x.shape[-1], 1, key=jax.random.key(0))
 
 print("Mistake 1: the layer's weight has shape", layer.weight.shape, "instead of (1, 1).")
 print(f"  100 numbers go in, and {layer(x).size} comes out, not 100.")
 
 # %% [markdown]
-# Nothing complains. In Vernal, the first axis counts the examples. So `fit` refuses the layer
-# before it trains:
+# Nothing complains. A layer of `vernal.nn` takes many examples: the first axis counts them, and
+# each is a row, even a row of one number. So `fit` refuses flat data, and suggests a remedy:
 
 # %%
-trainer = vernal.Trainer(optax.adam(RATE), losses.MeanSquaredError())
+model = nn.Linear(1, 1, key=jax.random.key(0))
+trainer = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())
 
 
 def show_error(model, data):
@@ -73,15 +51,6 @@ def show_error(model, data):
     except vernal.ShapeError as error:
         print("ShapeError:", error)
 
-
-show_error(nn.Linear(100, 1, key=jax.random.key(0)), (x, y))
-
-# %% [markdown]
-# The layer must take one number: `nn.Linear(1, 1)`. The data needs a fix, too. For a layer, an
-# example is a row of numbers, even a row of one. Vernal suggests how to get there:
-
-# %%
-model = nn.Linear(1, 1, key=jax.random.key(0))
 
 show_error(model, (x, y))
 
@@ -94,23 +63,6 @@ x_column = x[:, None]
 print("x has shape", x.shape, "and x[:, None] has shape", x_column.shape)
 
 # %% [markdown]
-# ## One example, or a batch
-#
-# A layer from `vernal.nn` takes one example or many, a *batch*. A layer from `equinox.nn` takes
-# **one** example. `jax.vmap` turns a function of one example into a function of a batch.
-
-# %%
-equinox_layer = eqx.nn.Linear(1, 1, key=jax.random.key(0))
-
-print("vernal.nn, one example: ", model(x_column[0]).shape)
-print("vernal.nn, a batch:     ", model(x_column).shape)
-print("equinox.nn, one example:", equinox_layer(x_column[0]).shape)
-print("equinox.nn, a batch:    ", jax.vmap(equinox_layer)(x_column).shape)
-
-# %% [markdown]
-# `fit` applies `jax.vmap` for you, so it trains both kinds. You need it where you call a model
-# yourself.
-#
 # ## Mistake 2: a hundred answers for each prediction
 #
 # Suppose you fix `x` and forget `y`. Then predictions are a column and answers are flat. We
@@ -122,9 +74,16 @@ flat = np.array([1.0, 2.0, 3.0])
 table = column - flat
 
 print(table)
+print("Mistake 2:", x_column.shape, "minus", y.shape, "has shape", (x_column - y).shape)
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
+from pathlib import Path
+
+import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
+
+PICTURES = Path("build/tutorials")
+PICTURES.mkdir(parents=True, exist_ok=True)
 
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 
@@ -149,108 +108,121 @@ fig.savefig(PICTURES / "02_broadcasting.png")
 # %% [markdown]
 # This is *broadcasting*: NumPy and JAX line up shapes from the right, and repeat along each axis of
 # length 1. The table holds every prediction minus every answer. We want only its diagonal.
-
-# %%
-predictions = np.zeros((EXAMPLES, 1))
-
-print("Mistake 2:", predictions.shape, "minus", y.shape, "has shape", (predictions - y).shape)
-
-# %% [markdown]
-# The mean of the table's squares is one number, as a loss should be. So it trains. Vernal's own
-# losses refuse the shapes, so we write a loss: a function of the model, the data and a random key
-# (not needed here). Our answers are a line, $y = 3x$.
 #
-# The loss pulls each prediction towards **all** answers. **What line do you expect?**
+# Vernal's losses refuse such shapes. So we write a loss that does not: a function of the model, the
+# data, and a key that we ignore. It trains, because the mean of a table is one number.
+
 
 # %%
-line = 3 * x
-
-
 def broken_loss(model, batch, key):
     x, y = batch
-    difference = jax.vmap(model)(x) - y  # (100, 1) minus (100,): a table
+    difference = model(x) - y  # (100, 1) minus (100,): a table
     return (difference**2).mean()
 
 
-broken = vernal.Trainer(optax.adam(RATE), broken_loss)
-broken_state, history = broken.fit(model, (x_column, line), epochs=STEPS)
+broken = vernal.Trainer(optax.sgd(RATE), broken_loss)
+broken_state, history = broken.fit(model, (x_column, y), epochs=STEPS)
 
 first, last = history.epochs["loss"][[0, -1]]
 print(f"The loss falls, from {first:.1f} to {last:.1f}, and looks like learning.")
 print(f"But the line should rise by 3, and it rises by {abs(broken_state.model.weight[0, 0]):.4f}.")
 
 # %% [markdown]
-# The best prediction is the average of all answers, 0. Nothing crashed. With its own loss, Vernal
-# stops:
+# The loss pulls each prediction towards **all** answers, so towards their average, 0. Nothing
+# crashed. With its own loss, Vernal stops:
 
 # %%
-show_error(model, (x_column, line))
+show_error(model, (x_column, y))
 
 # %% [markdown]
-# We follow the suggestion, and it trains. `plot.predictions` draws the data, and a line for each
-# model.
+# We take its suggestion:
 
 # %%
-fixed_state, history = trainer.fit(model, (x_column, line[:, None]), epochs=STEPS)
+y_column = y[:, None]
+fixed_state, _ = trainer.fit(model, (x_column, y_column), epochs=STEPS)
 
-print("With y[:, None]:")
-print(f"  the loss at the end is {history.epochs['loss'][-1]:.4f}")
-print(f"  the line rises by {fixed_state.model.weight[0, 0]:.4f}")
+print(f"With y[:, None], the line rises by {fixed_state.model.weight[0, 0]:.4f}")
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+from vernal import plot
+
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 lines = {"flat y: wrong": broken_state, "y[:, None]: right": fixed_state}
-plot.predictions(lines, (x_column, line[:, None]), ax=ax)
+plot.predictions(lines, (x_column, y_column), ax=ax)
 ax.set_title("The same model and data, two shapes of y")
 fig.savefig(PICTURES / "02_flat_answers.png")
 
 # %% [markdown]
-# **Exercise 1.** `vernal.update_cost(trainer, model, data)` asks the compiler for the cost of one
-# step. How much does the table cost? Compare `broken` with `trainer`. (The answer is folded below.)
-
-# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-print("With the table:", vernal.update_cost(broken, model, (x_column, line)))
-print("Without:", vernal.update_cost(trainer, model, (x_column, line[:, None])))
-print("(FLOP are sums and products.)")
+# You know now why inputs and answers should be columns, and how Vernal says so. Next:
+# [3. Nonlinear regression](03_nonlinear_regression), where a line is not enough. Or go further
+# below.
 
 # %% [markdown]
-# **Exercise 2.** Somebody writes `x[None, :]` and `y[None, :]`. Both get the shape `(1, 100)`. What
-# does Vernal say about `nn.Linear(1, 1)` and this data?
-
-# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-show_error(model, (x[None, :], y[None, :]))
-print("One example of 100 numbers: mistake 1 again, spelled out.")
-
-# %% [markdown]
-# ## The terrible fit
+# ## Going further
 #
-# All shapes are right now. Back to the parabola, with a straight line as the model. The loss is
-# half the squared error, **summed** over the examples: a multiple of the mean squared error, so the
-# same line is best. The model's weight starts at a fixed number, so that you see the same digits.
-# `predict` gives a trained model's answers. **What line do you expect?**
-
+# These parts may wait: no later tutorial needs them.
+#
+# ### The wrong layer
+#
+# What does `fit` say of a layer with 100 weights, like the one of mistake 1?
 
 # %%
+show_error(nn.Linear(100, 1, key=jax.random.key(0)), (x, y))
+
+# %% [markdown]
+# ### One example, or a batch
+#
+# A layer from `vernal.nn` takes one example or many, a *batch*. A layer from `equinox.nn` takes
+# **one** example. `jax.vmap` turns a function of one example into a function of a batch.
+
+# %%
+equinox_layer = eqx.nn.Linear(1, 1, key=jax.random.key(0))
+
+print("vernal.nn, one example: ", model(x_column[0]).shape)
+print("vernal.nn, a batch:     ", model(x_column).shape)
+print("equinox.nn, one example:", equinox_layer(x_column[0]).shape)
+print("equinox.nn, a batch:    ", jax.vmap(equinox_layer)(x_column).shape)
+
+# %% [markdown]
+# `fit` applies `jax.vmap` for you, so it trains both kinds. You need it where you call a model
+# yourself.
+#
+# ### The terrible fit
+#
+# Now all shapes are right, and the fit is terrible all the same. The model is a straight line, and
+# the data is a parabola, $y = 2x^2$. The loss is half the squared error, **summed** over the
+# examples: a multiple of the mean squared error, so the same line is best. *Adam* is an optimizer
+# that gives each parameter its own step size. The model's weight starts at a fixed number, so that
+# you see the same digits. `predict` gives a trained model's answers. **What line do you expect?**
+
+# %%
+START = -0.92962414  # the weight that the terrible fit starts from
+MANY_STEPS = 10_000
+parabola = 2 * x_column**2
+average = parabola.mean()
+
+
 def half_squared_error(model, batch, key):
     x, y = batch
     return ((jax.vmap(model)(x) - y) ** 2).sum() / 2
 
 
 start = jax.nn.initializers.constant(START)
-model = nn.Linear(1, 1, weight_init=start, key=jax.random.key(0))
+curve_model = nn.Linear(1, 1, weight_init=start, key=jax.random.key(0))
 summing = vernal.Trainer(optax.adam(RATE), half_squared_error)
-state, history = summing.fit(model, (x_column, y[:, None]), epochs=STEPS)
+state, history = summing.fit(curve_model, (x_column, parabola), epochs=MANY_STEPS)
 
 predictions = summing.predict(state, x_column)
-print(f"A line on a parabola, after {STEPS:,} steps:")
+print(f"A line on a parabola, after {MANY_STEPS:,} steps:")
 print(f"  weight {state.model.weight[0, 0]:.1e}, as good as zero; bias {state.model.bias[0]:.6f}")
 print(f"  predictions from {predictions.min():.5f} to {predictions.max():.5f}")
-print(f"  answers from {y.min():.5f} to {y.max():.5f}, on average {y.mean():.5f}")
+print(f"  answers from {parabola.min():.5f} to {parabola.max():.5f}", end=", ")
+print(f"on average {average:.5f}")
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-plot.predictions({"straight line": state}, (x_column, y[:, None]), ax=left)
-left.axhline(y.mean(), color="0.5", linestyle="dashed", linewidth=1, label="average of the answers")
+plot.predictions({"straight line": state}, (x_column, parabola), ax=left)
+left.axhline(average, color="0.5", linestyle="dashed", linewidth=1, label="average of the answers")
 left.legend()
 left.set_title("The terrible fit")
 plot.history(history, ax=right)
@@ -262,22 +234,42 @@ fig.savefig(PICTURES / "02_terrible_fit.png")
 # is too low: the best flat line is at the average, 68. Adam's steps are about as long as the rate.
 # So 10,000 steps of 0.001 reach about 10.
 #
-# **Exercise 3.** Train at a rate of 0.01. Where does the line end? Then give the model
-# `x_column**2` in place of `x_column`. Is the fit still terrible?
+# So two things are wrong, and neither is a mistake in the program. The training stopped too early.
+# And no straight line follows a parabola.
+#
+# ### Exercises
+#
+# The answers are folded.
+#
+# **Exercise 1.** `vernal.update_cost(trainer, model, data)` asks the compiler for the cost of one
+# step. How much does the table of mistake 2 cost? Compare `broken` with `trainer`.
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+print("With the table:", vernal.update_cost(broken, model, (x_column, y)))
+print("Without:", vernal.update_cost(trainer, model, (x_column, y_column)))
+print("(FLOP are sums and products.)")
+
+# %% [markdown]
+# **Exercise 2.** Somebody writes `x[None, :]` and `y[None, :]`. Both get the shape `(1, 100)`. What
+# does Vernal say about `nn.Linear(1, 1)` and this data?
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+show_error(model, (x[None, :], y[None, :]))
+print("One example of 100 numbers: mistake 1 again, spelled out.")
+
+# %% [markdown]
+# **Exercise 3.** Train the terrible fit at a rate of 0.01. Where does the line end? Then give the
+# model `x_column**2` in place of `x_column`. Is the fit still terrible?
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 faster = vernal.Trainer(optax.adam(0.01), half_squared_error)
-faster_state, _ = faster.fit(model, (x_column, y[:, None]), epochs=STEPS)
-squares_state, squares_history = faster.fit(model, (x_column**2, y[:, None]), epochs=STEPS)
+faster_state, _ = faster.fit(curve_model, (x_column, parabola), epochs=MANY_STEPS)
+squares_state, squares_history = faster.fit(curve_model, (x_column**2, parabola), epochs=MANY_STEPS)
 
 print(f"Ten times the rate: bias {faster_state.model.bias[0]:.2f}, almost the average.")
 print(f"With squares: weight {squares_state.model.weight[0, 0]:.4f}", end=", ")
 print(f"bias {squares_state.model.bias[0]:.4f}, a perfect fit.")
 print("A line follows the parabola if its input is already bent.")
-
-# %% [markdown]
-# So two things are wrong, and neither is a mistake in the program. The training stopped too early.
-# And no straight line follows a parabola. The next tutorial gives it a better model.
 
 # %%
 print("Pictures are in", PICTURES)

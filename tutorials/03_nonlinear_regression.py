@@ -1,105 +1,87 @@
 # %% [markdown]
 # # 3. Nonlinear regression: a network that bends
 #
-# The last tutorial ended with a straight line on a parabola. Here we build models that bend. We see
-# how much luck they need, and how much width helps. The data is the parabola again, as columns.
+# No straight line follows a curve. Here we build models that bend. The data is a parabola, in
+# columns.
 
 # %%
-from pathlib import Path
-
+import equinox as eqx
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
 import vernal
-from vernal import losses, nn, plot
+from vernal import losses, nn
 
 EXAMPLES = 100
 RATE = 0.001
 STEPS = 3_000
-MORE_STEPS = 30_000
-WIDTHS = [1, 4, 16, 64, 128]
 KEY = jax.random.key(2)  # where the random weights come from
-
-PICTURES = Path("build/tutorials")
-PICTURES.mkdir(parents=True, exist_ok=True)
 
 x = np.linspace(-10, 10, EXAMPLES)[:, None]
 y = 2 * x**2
 
 # %% [markdown]
-# ## Two lines make a line
+# ## Hinges
 #
-# A first idea is to put one linear layer after another. **Do you expect** a curve? Here are the
-# outputs for three inputs at equal distances.
-
-# %%
-first = nn.Linear(1, 4, key=jax.random.key(0))
-second = nn.Linear(4, 1, key=jax.random.key(1))
-outputs = second(first(np.array([[-1.0], [0.0], [1.0]])))[:, 0]
-
-print(f"From -1 to 0 the output changes by {outputs[1] - outputs[0]:.4f}")
-print(f"From  0 to 1 the output changes by {outputs[2] - outputs[1]:.4f}")
-
-# %% [markdown]
-# The slope is the same: a line of a line is a line. To bend, a network needs something between its
-# layers:
+# A first idea is to put one linear layer after another. But a line of a line is a line. To bend, a
+# network needs something between its layers:
 
 # %%
 print(jax.nn.relu(np.array([-2.0, -1.0, 0.0, 1.0, 2.0])))
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-line = np.linspace(-3, 3, 301)
-
-fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-ax.plot(line, line, "--", color="0.6", label="in")
-ax.plot(line, jax.nn.relu(line), color=BLUE, linewidth=3, label="out")
-ax.set(xlabel="in", ylabel="out", title="relu: negative numbers become zero")
-ax.legend()
-fig.savefig(PICTURES / "03_relu.png")
-
 # %% [markdown]
-# This is `relu`, the simplest *activation*. It has one bend, a hinge. A layer before it moves the
-# hinge, and a layer after it tilts it. Two hinges add up to a valley:
+# This is `relu`, the simplest *activation*: it makes negative numbers zero. So it has one bend, a
+# hinge. The layer before relu moves the hinge, and the layer after relu tilts it. Two hinges add up
+# to a valley:
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from vernal import plot
+
+PICTURES = Path("build/tutorials")
+PICTURES.mkdir(parents=True, exist_ok=True)
+BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+
+line = np.linspace(-3, 3, 301)
 right_hinge, left_hinge = jax.nn.relu(line - 1), jax.nn.relu(-line - 1)
 
-fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-ax.plot(line, right_hinge + left_hinge, color="0.8", linewidth=7, label="sum")
-ax.plot(line, right_hinge, "--", color=BLUE, label="relu(x - 1)")
-ax.plot(line, left_hinge, "-.", color=ORANGE, label="relu(-x - 1)")
-ax.set(xlabel="x", ylabel="output", title="Two hinges and their sum")
-ax.legend()
-fig.savefig(PICTURES / "03_two_hinges.png")
+fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+left.plot(line, line, "--", color="0.6", label="in")
+left.plot(line, jax.nn.relu(line), color=BLUE, linewidth=3, label="out")
+left.set(xlabel="in", ylabel="out", title="relu: negative numbers become zero")
+left.legend()
+right.plot(line, right_hinge + left_hinge, color="0.8", linewidth=7, label="sum")
+right.plot(line, right_hinge, "--", color=BLUE, label="relu(x - 1)")
+right.plot(line, left_hinge, "-.", color=ORANGE, label="relu(-x - 1)")
+right.set(xlabel="x", ylabel="output", title="Two hinges and their sum")
+right.legend()
+fig.savefig(PICTURES / "03_relu.png")
 
 # %% [markdown]
 # ## A network of your own
 #
-# In Equinox a model is a class: its fields are layers, and `__call__` applies them to **one**
-# example. Ours goes 1 → 4 → 4 → relu → 1. Nothing bends between the first two layers, so they are
-# worth one.
+# In Equinox a model is a class. Its fields are layers, and `__call__` applies them to an example.
+# Ours goes 1 → 4 → 4 → relu → 1: one number goes in, and four hinges add up to one answer.
 #
-# Each layer needs its own key: the same key draws the same numbers. `jax.random.split` makes new
-# keys from one.
+# Each layer needs its own key, because the same key draws the same numbers. `split` makes new keys
+# from one.
 
 
 # %%
-import equinox as eqx
-
-
 class SmallNetwork(eqx.Module):
     first: nn.Linear
     second: nn.Linear
     last: nn.Linear
 
     def __init__(self, key):
-        keys = jax.random.split(key, 3)
-        self.first = nn.Linear(1, 4, key=keys[0])
-        self.second = nn.Linear(4, 4, key=keys[1])
-        self.last = nn.Linear(4, 1, key=keys[2])
+        key1, key2, key3 = jax.random.split(key, 3)
+        self.first = nn.Linear(1, 4, key=key1)
+        self.second = nn.Linear(4, 4, key=key2)
+        self.last = nn.Linear(4, 1, key=key3)
 
     def __call__(self, x):
         hinges = jax.nn.relu(self.second(self.first(x)))
@@ -109,10 +91,12 @@ class SmallNetwork(eqx.Module):
 # %% [markdown]
 # ## Three models, one trainer
 #
-# We train a line, the small network, and a wide one: 1 → 128 → relu → 1. Vernal has a class for it,
-# `nn.MLP`: a *multilayer perceptron*, layers with an activation between them. Its activation is
-# relu unless you give another. `depth` counts the layers before the last. **Which do you expect**
-# to follow the parabola?
+# We train a line, the small network, and a wide one with 128 hinges: 1 → 128 → relu → 1. Vernal has
+# a class for it, `nn.MLP`, a *multilayer perceptron*: layers with relu between them. `depth` counts
+# the layers before the last.
+#
+# The optimizer is *Adam*, which gives each parameter its own step size. **Which model do you
+# expect** to follow the parabola?
 
 # %%
 models = {
@@ -127,8 +111,7 @@ for name, model in models.items():
     states[name], histories[name] = trainer.fit(model, (x, y), epochs=STEPS)
 
 # %% [markdown]
-# `evaluate` measures the loss, a mean of squares. Its square root is a typical error, in the units
-# of `y`. The answers go from 0 to 200.
+# `evaluate` measures the loss. Its square root is a typical error. The answers go from 0 to 200.
 
 # %%
 print(f"{'model':<16}{'loss':>8}{'typical error':>16}")
@@ -136,18 +119,45 @@ for name, state in states.items():
     loss = trainer.evaluate(state, (x, y))["loss"]
     print(f"{name:<16}{loss:>8.1f}{loss**0.5:>16.1f}")
 
-# %%
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 plot.predictions(states, (x, y), ax=left)
 left.set_title(f"Three models after {STEPS:,} steps")
 for name, history in histories.items():
     plot.history(history, ax=right, label=name)
-right.set_title("Their losses")
+right.set_title("Their losses: each label is ten times the one below")
 fig.savefig(PICTURES / "03_three_models.png")
 
 # %% [markdown]
-# The line is hopeless. The small network is better, not great. The wide one is clearly better, and
-# misses mostly the ends of the arms.
+# The line is hopeless. The small network is better, not great. The wide one is clearly better: many
+# hinges make a curve. But its key was one draw of many, and some draws are unlucky. So compare
+# models over several keys, never over one.
+#
+# You know now how a network bends: its layers place hinges, and the hinges add up. Next:
+# [4. Something to move](04_by_hand), where you do the optimizer's work. Or go further below.
+
+# %% [markdown]
+# ## Going further
+#
+# These parts may wait: no later tutorial needs them.
+#
+# ### Two lines make a line
+#
+# Two linear layers, one after another, get three inputs at equal distances. **Do you expect** a
+# curve?
+
+# %%
+first = nn.Linear(1, 4, key=jax.random.key(0))
+second = nn.Linear(4, 1, key=jax.random.key(1))
+outputs = second(first(np.array([[-1.0], [0.0], [1.0]])))[:, 0]
+
+print(f"From -1 to 0 the output changes by {outputs[1] - outputs[0]:.4f}")
+print(f"From  0 to 1 the output changes by {outputs[2] - outputs[1]:.4f}")
+
+# %% [markdown]
+# The slope is the same. So in our small network the first two layers are worth one.
+#
+# ### The hinges, one by one
 #
 # Why does the small network draw two straight strokes? We draw each hinge with its weight.
 
@@ -179,7 +189,7 @@ fig.savefig(PICTURES / "03_hinges.png")
 # learns. Hinges that bend at the same place draw one stroke together: so four hinges may give only
 # two strokes.
 #
-# ## One draw proves nothing
+# ### One draw proves nothing
 #
 # The key decides where the hinges start. So we train each network with ten keys. (`progress=False`
 # hides the progress.) **Do you expect** ten similar losses?
@@ -209,26 +219,17 @@ fig.savefig(PICTURES / "03_ten_keys.png")
 
 # %% [markdown]
 # Half of the small networks found only one arm of the parabola. Among 128 hinges a few lost ones do
-# not matter. So compare models over several keys, never over one.
+# not matter.
 #
-# **Exercise 1.** Put a relu after the first layer, too: `nn.MLP` of width 4 and depth 2. Does that
-# help, over ten keys? (The answer is folded below.)
-
-# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-two_losses = [final_loss(nn.MLP(1, 1, width_size=4, depth=2, key=key)) for key in keys]
-both_arms = [sum(loss < 1_000 for loss in found) for found in (small_losses, two_losses)]
-
-print("one relu: ", *(f"{loss:.0f}" for loss in small_losses))
-print("two relus:", *(f"{loss:.0f}" for loss in two_losses))
-print(f"{both_arms[0]} of 10 found both arms with one relu, and {both_arms[1]} with two.")
-
-# %% [markdown]
-# ## How much width helps
+# ### How much width helps
 #
 # Now we vary the width alone, over three keys. We look at the loss after 3,000 and after 30,000
 # steps. **Will** a small network catch up?
 
 # %%
+WIDTHS = [1, 4, 16, 64, 128]
+MORE_STEPS = 30_000
+
 after_few, after_many, trained = [], [], {}
 for width in WIDTHS:
     few, many = [], []
@@ -264,9 +265,26 @@ fig.savefig(PICTURES / "03_widths.png")
 # faster. Width 16 was far behind at 3,000 steps, and with more time it follows the data closely.
 # The other is **capacity**: widths 1 and 4 have too few bends, and time does not add any.
 #
+# ### Exercises
+#
+# The answers are folded.
+#
+# **Exercise 1.** Put a relu after the small network's first layer, too: `nn.MLP` of width 4 and
+# depth 2. Does that help, over ten keys?
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+two_losses = [final_loss(nn.MLP(1, 1, width_size=4, depth=2, key=key)) for key in keys]
+both_arms = [sum(loss < 1_000 for loss in found) for found in (small_losses, two_losses)]
+
+print("one relu: ", *(f"{loss:.0f}" for loss in small_losses))
+print("two relus:", *(f"{loss:.0f}" for loss in two_losses))
+print(f"{both_arms[0]} of 10 found both arms with one relu, and {both_arms[1]} with two.")
+
+# %% [markdown]
 # **Exercise 2.** Train a network of width 4 with key 2 for 30,000 steps. Then place its hinges by
 # hand: `relu(-6 - x)` and `relu(-2 - x)` open to the left, `relu(x - 2)` and `relu(x - 6)` to the
-# right. Add a bias. Least squares finds the weights, as in the first tutorial. Which loss is lower?
+# right. Add a bias. `np.linalg.lstsq` finds the weights that give the smallest loss. Which loss is
+# lower?
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 four = nn.MLP(1, 1, width_size=4, depth=1, key=KEY)

@@ -70,8 +70,8 @@ def test_prints_the_published_figures():
     assert "All agree: True True" in printed
     assert "squared error, by hand 112.2489 and from Optax 112.2489" in printed
     # Exact to six digits after the point: the seventh is the machine's rounding.
-    for who in ("by hand", "with Vernal"):
-        found = numbers(rf"After 100 steps {who}:\n  (.*)\n", printed)
+    for who in ("By hand,", "Vernal, "):
+        found = numbers(rf"{who} 100 steps: (.*)\n", printed)
         np.testing.assert_allclose(found, AFTER_100_STEPS, rtol=0, atol=5e-7)
 
 
@@ -101,6 +101,8 @@ def test_finds_the_same_slopes_twice():
     expected = -2 * np.mean(np.hstack([x * y, y]), axis=0)
     by_difference = numbers(r"by a small difference: (.*)\n", printed)
     by_grad = numbers(r"from jax.grad: +(.*)\n", printed)
+    np.testing.assert_array_equal(numbers(r"All slopes: (.*)\n", printed), by_grad)
+    assert numbers(r"Slope along weight 1: (.*)\n", printed) == by_difference[0]
     np.testing.assert_allclose(by_difference, expected, rtol=0, atol=1e-3)
     np.testing.assert_allclose(by_grad, expected, rtol=0, atol=2e-3)
 
@@ -112,11 +114,11 @@ def test_recovers_the_parameters_from_noisy_answers():
     np.testing.assert_allclose(best, TRUTH, atol=0.01)
     # The published 1.10, 2.09, 3.14 are of other noise: 0.035 is the bias's standard error.
     np.testing.assert_allclose(best, [1.10, 2.09, 3.14], atol=0.05)
-    for who in ("SGD", "Least squares", "After 10,000 steps of Adam"):
+    for who in ("Trained", "Least squares", "After 10,000 steps of Adam"):
         found = numbers(rf"{who}: +weights (.*)\n", printed)
         np.testing.assert_allclose(found, best, atol=2e-4)
     error = np.mean((np.column_stack([x, np.ones(200)]) @ best - y[:, 0]) ** 2)
-    assert abs(numbers(r"Loss at the end: (.*)\n", printed) - error) < 2e-4
+    assert abs(numbers(r"The loss at the end: (.*)\n", printed) - error) < 2e-4
     assert abs(error - 0.25) < 0.03
 
 

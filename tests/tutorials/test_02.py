@@ -22,10 +22,10 @@ def test_shows_both_mistakes_and_what_mends_them():
     assert "weight has shape (1, 100) instead of (1, 1)" in printed
     assert "100 numbers go in, and 1 comes out" in printed
     assert "(100, 1) minus (100,) has shape (100, 100)" in printed
-    flat, right, column, row = printed.split("ShapeError: ")[1:]
-    assert "each of its 100 examples is a single number, but Linear needs (100,)" in flat
+    right, column, flat, row = printed.split("ShapeError: ")[1:]
     assert "Try x[:, None] and y[:, None]" in right
     assert "Try y[:, None], which has shape (100, 1)" in column
+    assert "each of its 100 examples is a single number, but Linear needs (100,)" in flat
     assert "has shape (1, 100)" in row
     assert "Try x.T and y.T" in row
     assert "rises by 0.0000." in printed  # what broadcasting makes of a line that rises by 3
