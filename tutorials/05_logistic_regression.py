@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 5. Yes or no: logistic regression
+# # 5. Yes or no: logistic regression, then a network
 #
 # Here a model learns to answer yes or no: first for points on a line, then for a real table of
 # tumours.
@@ -181,8 +181,8 @@ for name, part in (("Training", train), ("Validation", validation), ("Test", tes
 # %% [markdown]
 # ## Logistic regression against a network
 #
-# The first model is a linear layer: 31 parameters. The second has one hidden layer (`depth=1`) of 20
-# units: 641 parameters. Its activation, `tanh`, is a logistic curve from -1 to 1.
+# The first model is a linear layer: 31 parameters. The second has one hidden layer (`depth=1`),
+# which is 20 wide: 641 parameters. Its activation, `tanh`, is a logistic curve from -1 to 1.
 
 
 # %%
