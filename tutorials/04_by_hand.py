@@ -40,9 +40,8 @@ y = TRUE_W * x + TRUE_B + rng.normal(size=EXAMPLES)
 print("The first three answers:", y[:3].round(2))
 
 # %% [markdown]
-# Suppose we do not know the line, and guess w = -5 and b = 3. Our model is a class, based on
-# `eqx.Module` from Equinox, the library of models that Vernal trains. The fields are the
-# parameters. `__call__` computes the predictions.
+# Suppose we do not know the line, and guess w = -5 and b = 3. As in the third tutorial, our model is
+# a class of Equinox. Its fields are the two parameters, and `__call__` computes the predictions.
 
 # %%
 import equinox as eqx
@@ -236,9 +235,8 @@ print(f"The error fell from {guess_error:.2f} to {mean_squared_error(fitted.w, f
 # Both are close to 2 and 20, which made the points. The error is near 1, the mean square of the
 # noise.
 #
-# You know now what an optimizer does: it follows the slopes, without a map.
-#
-# Next: [5. Yes or no](05_logistic_regression), where each answer is 0 or 1; or go further below.
+# You know now what an optimizer does: it follows the slopes, without a map. Next:
+# [5. Yes or no](05_logistic_regression), where each answer is 0 or 1. Or go further below.
 #
 # ## Going further
 #

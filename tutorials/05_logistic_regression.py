@@ -258,9 +258,8 @@ fig.savefig(PICTURES / "05_confusion.png")
 # Rows are true kinds, and columns are predictions. The top right counts the worst mistake: a
 # malignant tumour, taken for benign.
 #
-# You know now how a model learns yes or no, and how to test it.
-#
-# Next: [6. Under the hood](06_polynomial), on what JAX does for you; or go further below.
+# You know now how a model learns yes or no, and how to test it. Next:
+# [6. Under the hood](06_polynomial), on what JAX does for you. Or go further below.
 #
 # ## Going further
 #

@@ -189,9 +189,8 @@ print(jaxpr)
 # whole network. A trace has all shapes and costs little. So Vernal can check your shapes before
 # anything runs.
 #
-# You know now that a model is a tree of arrays, and that JAX traces and compiles each step.
-#
-# Next: [7. Digits](07_digits), where a network reads handwriting; or go further below.
+# You know now that a model is a tree of arrays, and that JAX traces a function before it compiles
+# it. Next: [7. Digits](07_digits), where a network reads handwriting. Or go further below.
 #
 # ## Going further
 #
