@@ -40,8 +40,8 @@ y = TRUE_W * x + TRUE_B + rng.normal(size=EXAMPLES)
 print("The first three answers:", y[:3].round(2))
 
 # %% [markdown]
-# Suppose we do not know the line, and guess w = -5 and b = 3. As in the third tutorial, our model is
-# a class of Equinox. Its fields are the two parameters, and `__call__` computes the predictions.
+# Suppose we do not know the line, and guess w = -5 and b = 3. As in the third tutorial, our model
+# is a class of Equinox. Its fields are the two parameters. `__call__` computes the predictions.
 
 # %%
 import equinox as eqx
