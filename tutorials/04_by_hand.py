@@ -1,9 +1,8 @@
 # %% [markdown]
 # # 4. Something to move
 #
-# In the first tutorial an optimizer changed the parameters. Here you change them yourself. You move
-# a line until it fits some points. Then an optimizer does the same, and you compare its path with
-# yours.
+# In the first tutorial an optimizer changed the parameters. Here you change them yourself, until a
+# line fits some points. Then an optimizer does the same, and you compare its path with yours.
 
 # %%
 from pathlib import Path
@@ -30,30 +29,44 @@ PICTURES.mkdir(parents=True, exist_ok=True)
 # %% [markdown]
 # ## The points, and a very bad guess
 #
-# The points lie along a line that rises by 2 and passes through 20 where x is 0. The noise moves
-# each point up or down by about 1. Suppose we do not know that, and guess w = -5 and b = 3.
+# The points lie along a line that rises by 2 and passes through 20 where x is 0. Noise moves each
+# point up or down by about 1.
 
 # %%
 rng = np.random.default_rng(SEED)
 x = np.linspace(-5, 5, EXAMPLES)
 y = TRUE_W * x + TRUE_B + rng.normal(size=EXAMPLES)
 
-print("The first three points:", *[f"({x[i]:.2f}, {y[i]:.2f})" for i in range(3)])
-print("The guess predicts:    ", *[f"{GUESS_W * x[i] + GUESS_B:.2f}" for i in range(3)])
+print("The first three answers:", y[:3].round(2))
 
+# %% [markdown]
+# Suppose we do not know the line, and guess w = -5 and b = 3. As in the third tutorial, our model
+# is a class of Equinox. Its fields are the two parameters. `__call__` computes the predictions.
+
+# %%
+import equinox as eqx
+
+
+class Line(eqx.Module):
+    w: jax.Array
+    b: jax.Array
+
+    def __call__(self, x):
+        return self.w * x + self.b
+
+
+guess = Line(w=jnp.array(GUESS_W), b=jnp.array(GUESS_B))
+print("The guess predicts:     ", guess(x[:3]).round(2))
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-def draw_guess(ax, w, b):
-    prediction = w * x + b
-    ax.vlines(x, y, prediction, color="0.7", linewidth=0.8)
-    ax.scatter(x, y, s=14, color="0.4", label="points")
-    ax.plot(x, prediction, color="#0072B2", linewidth=2, label=f"guess: w = {w:g}, b = {b:g}")
-    ax.set(xlabel="x", ylabel="y", title="A very bad guess")
-    ax.legend(loc="lower left")
-
+prediction = guess(x)
 
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-draw_guess(ax, GUESS_W, GUESS_B)
+ax.vlines(x, y, prediction, color="0.7", linewidth=0.8)
+ax.scatter(x, y, s=14, color="0.4", label="points")
+ax.plot(x, prediction, color="#0072B2", linewidth=2, label="guess: w = -5, b = 3")
+ax.set(xlabel="x", ylabel="y", title="A very bad guess")
+ax.legend(loc="lower left")
 fig.savefig(PICTURES / "04_bad_guess.png")
 
 # %% [markdown]
@@ -70,52 +83,14 @@ print(f"The mean squared error of the guess is {mean_square:.5f}")
 print(f"Its root is {mean_square**0.5:.1f}: the size of a typical residual.")
 
 # %% [markdown]
-# ## Record an optimizer
-#
-# First we let Vernal train, and record its path. Our model has two parameters. `eqx.Module` is
-# Equinox's base class for models. `Line` takes a single number, so flat data is right here.
-
-# %%
-import equinox as eqx
-
-
-class Line(eqx.Module):
-    w: jax.Array
-    b: jax.Array
-
-    def __call__(self, x):
-        return self.w * x + self.b
-
-
-guess = Line(w=jnp.array(GUESS_W), b=jnp.array(GUESS_B))
-
-# %% [markdown]
-# `fit` runs the whole training. `trainer.epochs` runs it one epoch at a time, so that your own code
-# can look at the model in between. Here an epoch is one step, on all points.
-
-
-# %%
-def record(trainer, model, data, steps):
-    path = [(0, float(model.w), float(model.b))]
-    for epoch in trainer.epochs(model, data):
-        model = epoch.state.model
-        path.append((epoch.index + 1, float(model.w), float(model.b)))
-        if len(path) > steps:
-            return path
-
-
-trainer = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())
-path = record(trainer, guess, (x, y), STEPS)
-
-print("The path begins:")
-for step, w, b in path[:3]:
-    print(f"  step {step}: w = {w:.3f}, b = {b:.3f}")
-
-# %% [markdown]
 # ## Move it yourself
 #
-# The code folded here writes a web page, and you can skip it. Its template, `by_hand.html`, lies
-# beside this tutorial.
+# Move w and b, and make the mean squared error (MSE) small. **What do you expect:** is the best w
+# the same for each b?
+#
+# Each place on the map is one line: one pair of w and b. A ring joins places with the same error.
+# When you are done, press "Let the optimizer try". It starts from the first guess, not from your
+# place. (Skip the folded code.)
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 import html
@@ -174,30 +149,20 @@ class Page:
         return f"<div>{frame}</iframe></div>"
 
 
-# %% [markdown]
-# Move w and b, and make the mean squared error (MSE) small. **What do you expect:** is the best w
-# the same for each b?
-#
-# Each place on the map is one line: one pair of w and b. A ring joins places with the same error.
-# When you are done, press "Let the optimizer try". It starts from the first guess, not from your
-# place.
+def record(trainer, model, data, steps):
+    path = [(0, float(model.w), float(model.b))]
+    for epoch in trainer.epochs(model, data):
+        model = epoch.state.model
+        path.append((epoch.index + 1, float(model.w), float(model.b)))
+        if len(path) > steps:
+            return path
 
-# %%
+
+recorder = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())
+path = record(recorder, guess, (x, y), STEPS)
 line_page = Page("line", x, y, path, LINE_AXES)
 print(line_page)
 line_page
-
-# %% [markdown]
-# The map shows this function of w and b:
-
-
-# %%
-def mean_squared_error(w, b):
-    return ((w * x + b - y) ** 2).mean()
-
-
-guess_error = mean_squared_error(GUESS_W, GUESS_B)
-print(f"The error of the guess: {guess_error:.2f}")
 
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
@@ -215,9 +180,8 @@ def draw_map(ax, axes, error, path):
     ax.legend(loc="lower right")
 
 
-fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-draw_guess(left, GUESS_W, GUESS_B)
-draw_map(right, LINE_AXES, mean_squared_error, path)
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+draw_map(ax, LINE_AXES, lambda w, b: np.mean((w * x + b - y) ** 2), path)
 fig.savefig(PICTURES / "04_line.png")
 
 # %% [markdown]
@@ -225,10 +189,60 @@ fig.savefig(PICTURES / "04_line.png")
 # mostly w. Then it changed only b, more and more slowly. It never saw the map. How did it know the
 # direction?
 #
-# ## The direction: one parameter first
+# ## The direction
 #
-# As in the first tutorial, it followed the slopes. Take a simpler error, f(w) = w² + 3w − 5, at
-# w = 10. We find its slope three times:
+# As in the first tutorial, it followed the slopes. `jax.grad` makes a function that returns the
+# slopes of the error. (`argnums` says for which arguments: w and b.)
+
+
+# %%
+def mean_squared_error(w, b):
+    return ((w * x + b - y) ** 2).mean()
+
+
+guess_error = mean_squared_error(GUESS_W, GUESS_B)
+gradient = jax.jit(jax.grad(mean_squared_error, argnums=(0, 1)))  # jit makes it fast
+slope_w, slope_b = gradient(GUESS_W, GUESS_B)
+
+print(f"The error of the guess: {guess_error:.2f}")
+print(f"At the guess the slopes are {slope_w:.1f} for w and {slope_b:.1f} for b")
+
+# %% [markdown]
+# The slope for w is more than three times as steep, so the optimizer changes w faster. Once w is
+# right, only the slope for b is left. Each step moves w and b against their slopes:
+
+# %%
+w, b = GUESS_W, GUESS_B
+for _ in range(STEPS):
+    slope_w, slope_b = gradient(w, b)
+    w, b = w - RATE * slope_w, b - RATE * slope_b
+
+print(f"After {STEPS:,} steps by hand: w = {w:.4f}, b = {b:.4f}")
+
+# %% [markdown]
+# Vernal's `fit` does the same, with the same rate and steps. Here an epoch is one step, on all
+# points. (`Line` takes a single number, so flat data is right.)
+
+# %%
+trainer = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())
+state, history = trainer.fit(guess, (x, y), epochs=STEPS)
+fitted = state.model
+
+print(f"After {STEPS:,} steps with Vernal: w = {fitted.w:.4f}, b = {fitted.b:.4f}")
+print(f"The error fell from {guess_error:.2f} to {mean_squared_error(fitted.w, fitted.b):.2f}")
+
+# %% [markdown]
+# Both are close to 2 and 20, which made the points. The error is near 1, the mean square of the
+# noise.
+#
+# You know now what an optimizer does: it follows the slopes, without a map. Next:
+# [5. Yes or no](05_logistic_regression), where each answer is 0 or 1. Or go further below.
+#
+# ## Going further
+#
+# ### One parameter, on paper
+#
+# Take a simpler error, f(w) = w² + 3w − 5, at w = 10. We find its slope three times:
 #
 # - by a small difference;
 # - on paper: the slope of w² is 2w, and that of 3w is 3, so the *derivative* is 2w + 3;
@@ -284,66 +298,25 @@ fig.savefig(PICTURES / "04_descent.png")
 # %% [markdown]
 # The steps get shorter by themselves, because the slope gets flatter.
 #
-# **Exercise 2.** Which rate reaches -1.5 in a single step? And where is w after 1,000 steps at a
-# rate of 1? Think first, then try.
-
-# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-# From 10 the step is rate * 23, and -1.5 is 11.5 away: the rate is 11.5 / 23 = 0.5.
-one_step = descend(slope, 10.0, rate=0.5, steps=1)
-# With the rate 1, each step lands as far on the other side: -13, 10, -13, 10, ...
-back_and_forth = descend(slope, 10.0, rate=1.0)
-
-print("With the rate 0.5, one step leads to", one_step[-1])
-print("With the rate 1:", back_and_forth[:4], "... and in the end", back_and_forth[-1])
-
-# %% [markdown]
-# ## Then two parameters
+# ### Watch a run, epoch by epoch
 #
-# Now the line. JAX gives both slopes, and the loop is the same.
+# How was the optimizer's path recorded? `fit` runs the whole training. `trainer.epochs` runs one
+# epoch at a time, so that your own code can look at the model in between.
 
 # %%
-gradient = jax.jit(jax.grad(mean_squared_error, argnums=(0, 1)))
+for epoch in trainer.epochs(guess, (x, y)):
+    model = epoch.state.model
+    print(f"After step {epoch.index + 1}: w = {model.w:.3f}, b = {model.b:.3f}")
+    if epoch.index == 2:
+        break
 
-w, b = GUESS_W, GUESS_B
-print("At the guess the slopes are {:.1f} for w and {:.1f} for b".format(*gradient(w, b)))
-
-for _ in range(STEPS):
-    slope_w, slope_b = gradient(w, b)
-    w, b = w - RATE * slope_w, b - RATE * slope_b
-
-print(f"After {STEPS:,} steps by hand: w = {w:.4f}, b = {b:.4f}")
-
-# %% [markdown]
-# The slope for w is more than three times as steep, so the optimizer changes w faster. Once w is
-# right, only the slope for b is left. Now Vernal's `fit`, with the same rate and steps:
-
-# %%
-state, history = trainer.fit(guess, (x, y), epochs=STEPS)
-fitted = state.model
 is_same = path[-1] == (STEPS, float(fitted.w), float(fitted.b))
-
-print(f"After {STEPS:,} steps with Vernal: w = {fitted.w:.4f}, b = {fitted.b:.4f}")
-print("The recorded path ends at exactly these numbers:", is_same)
-print(f"The error fell from {guess_error:.2f} to {mean_squared_error(fitted.w, fitted.b):.2f}")
+print("The recorded path ends at exactly the numbers of fit:", is_same)
 
 # %% [markdown]
-# Both are close to 2 and 20, which made the points. The error is near 1, the mean square of the
-# noise.
+# The folded code of the page has the same loop, in `record`. It keeps each pair of w and b.
 #
-# **Exercise 3.** b is still a little low. Is that the noise, or too few steps? Compare with
-# `np.polyfit(x, y, 1)`, which computes the best line directly. Then train for 10,000 steps.
-
-# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-best_w, best_b = np.polyfit(x, y, 1)
-longer, _ = trainer.fit(guess, (x, y), epochs=10_000)
-
-# It is both. More steps close the gap to the best line. The best line itself is off: the noise.
-print(f"The best line:      w = {best_w:.4f}, b = {best_b:.4f}")
-print(f"After  3,000 steps: w = {fitted.w:.4f}, b = {fitted.b:.4f}")
-print(f"After 10,000 steps: w = {longer.model.w:.4f}, b = {longer.model.b:.4f}")
-
-# %% [markdown]
-# ## A look ahead: yes or no
+# ### A look ahead: yes or no
 #
 # Some questions have only two answers. Write 1 for yes and 0 for no, and the points lie on two
 # levels. No line fits them well. But the same two parameters make a curve that does:
@@ -399,6 +372,35 @@ fig.savefig(PICTURES / "04_logistic.png")
 # The weight w makes the curve steep, and its sign says on which side the ones are. The bias b moves
 # the curve to the left or right. The optimizer has not arrived. The floor of this valley falls only
 # slowly, to a lowest point outside the map. The next tutorial says why.
+
+# %% [markdown]
+# ### Exercises
+#
+# **Exercise 2.** Take f again. Which rate leads from 10 to -1.5 in a single step? And where is w
+# after 1,000 steps at a rate of 1? Think first, then try.
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# From 10 the step is rate * 23, and -1.5 is 11.5 away: the rate is 11.5 / 23 = 0.5.
+one_step = descend(slope, 10.0, rate=0.5, steps=1)
+# With the rate 1, each step lands as far on the other side: -13, 10, -13, 10, ...
+back_and_forth = descend(slope, 10.0, rate=1.0)
+
+print("With the rate 0.5, one step leads to", one_step[-1])
+print("With the rate 1:", back_and_forth[:4], "... and in the end", back_and_forth[-1])
+
+# %% [markdown]
+# **Exercise 3.** After 3,000 steps b is still a little low. Is that the noise, or too few steps?
+# Compare with `np.polyfit(x, y, 1)`, which computes the best line directly. Then train for 10,000
+# steps.
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+best_w, best_b = np.polyfit(x, y, 1)
+longer, _ = trainer.fit(guess, (x, y), epochs=10_000)
+
+# It is both. More steps close the gap to the best line. The best line itself is off: the noise.
+print(f"The best line:      w = {best_w:.4f}, b = {best_b:.4f}")
+print(f"After  3,000 steps: w = {fitted.w:.4f}, b = {fitted.b:.4f}")
+print(f"After 10,000 steps: w = {longer.model.w:.4f}, b = {longer.model.b:.4f}")
 
 # %%
 print("Pictures are in", PICTURES)

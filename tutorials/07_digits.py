@@ -150,7 +150,8 @@ fig.savefig(PICTURES / "07_filter.png")
 #
 # Equinox has this layer: `eqx.nn.Conv2d(1, 1, kernel_size=3, padding=1)`, where the first two
 # numbers count the channels of the input and of the output. It starts with random filters and
-# learns better ones. We put ours in its place, with `tree_at` from the last tutorial.
+# learns better ones. We put ours in its place: `eqx.tree_at` makes a new layer with another part.
+# Its first argument says which part.
 
 # %%
 convolution = eqx.nn.Conv2d(

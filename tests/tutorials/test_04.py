@@ -133,7 +133,7 @@ def test_records_the_path_of_fit(kind, name, rate):
     model = variables["Line"](*map(jnp.array, START[kind]))
     state, _ = trainer.fit(model, data(kind), epochs=3_000, progress=False)
     assert path[-1][1:] == (float(state.model.w), float(state.model.b))
-    assert "The recorded path ends at exactly these numbers: True" in printed
+    assert "The recorded path ends at exactly the numbers of fit: True" in printed
 
     thinned = variables["thinned"](path)
     assert thinned[0] == path[0] and thinned[-1] == path[-1] and set(thinned) < set(path)
