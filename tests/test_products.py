@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -92,7 +93,7 @@ class Called(eqx.Module):
     """A model that is made of parts, and calls them by a function."""
 
     parts: tuple
-    call: object = eqx.field(static=True)
+    call: Callable = eqx.field(static=True)
 
     def __call__(self, x):
         return self.call(self.parts, x)
@@ -157,7 +158,7 @@ def attention():
 
 
 MODELS = {
-    "a subclass": lambda: Doubled(3, 2, key=KEY),
+    "a subclass": lambda: Doubled(3, 2, key=KEY),  # pyright: ignore[reportCallIssue]
     "asked for its type": lambda: Called((linear(),), by_type),
     "shared": shared,
     "an ensemble": ensemble,

@@ -117,3 +117,17 @@ def test_under_grad(of):
     found, expected = (jax.grad(last_loss)(value, train) for train in (by_steps, hand))
     assert np.all(np.isfinite(expected)) and np.any(expected != 0)
     assert_close(found, expected)
+
+
+def test_under_jit_no_batch_is_transposed():
+    trainer = vernal.Trainer(optax.sgd(1e-2), losses.MeanSquaredError())
+    x, y = data()
+
+    def step(params, x, y):
+        return trainer.step(trainer.init(eqx.combine(params, static)), (x, y))[1]["loss"]
+
+    params, static = eqx.partition(model(), eqx.is_array)
+    program = jax.make_jaxpr(step)(params, x, y)
+    assert "dot_general" in str(program)
+    assert f"{len(x)}] = transpose" not in str(program)
+    assert f",{len(x)}]" not in str(program)

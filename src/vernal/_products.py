@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 from jaxtyping import PyTree
@@ -22,12 +23,13 @@ _CALLS |= {"custom_jvp_call", "custom_vjp_call", "cond", "scan", "while"}
 
 
 def with_turned_products(function: Callable) -> Callable:
-    """Return a function of arrays that computes the same, its products turned."""
+    """Return a function that computes the same, its products turned."""
 
     def run(*arguments: PyTree) -> PyTree:
-        program, results = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        made = jaxpr_as_fun(turned(program))(*jax.tree.leaves(arguments))
-        return jax.tree.unflatten(jax.tree.structure(results), made)
+        program, results, static = eqx.filter_make_jaxpr(function)(*arguments)
+        arrays = jax.tree.leaves(eqx.filter(arguments, eqx.is_array))
+        made = jaxpr_as_fun(turned(program))(*arrays)
+        return eqx.combine(jax.tree.structure(results).unflatten(made), static)
 
     return run
 
@@ -44,13 +46,15 @@ def turned(program: ClosedJaxpr) -> ClosedJaxpr:
 
 
 def _turned(jaxpr: Jaxpr) -> Jaxpr:
-    uses = Counter(v for e in jaxpr.eqns for v in e.invars if isinstance(v, Var))
+    uses: Counter[Any] = Counter(v for e in jaxpr.eqns for v in e.invars if isinstance(v, Var))
     uses.update(v for v in jaxpr.outvars if isinstance(v, Var))
-    equations, made_by = [], {}
+    equations: list[JaxprEqn] = []
+    made_by: dict[Any, JaxprEqn] = {}
     for equation in jaxpr.eqns:
         if equation.primitive.name == "transpose":
             product = _made_by(equation.invars[0], "dot_general", made_by)
-            if product and uses[equation.invars[0]] == 1 and _puts_first_last(equation, product):
+            is_alone = uses[equation.invars[0]] == 1
+            if product is not None and is_alone and _puts_first_last(equation, product):
                 equation = _exchanged(product, equation.outvars)
         if equation.primitive.name == "dot_general":
             equation = _of_untransposed(equation, made_by)
@@ -62,7 +66,7 @@ def _turned(jaxpr: Jaxpr) -> Jaxpr:
     return jaxpr.replace(eqns=_needed(equations, jaxpr.outvars))
 
 
-def _made_by(variable: Any, name: str, made_by: dict[Var, JaxprEqn]) -> JaxprEqn | None:
+def _made_by(variable: Any, name: str, made_by: dict[Any, JaxprEqn]) -> JaxprEqn | None:
     """Return the operation of a name that made a variable, if one did."""
     equation = made_by.get(variable) if isinstance(variable, Var) else None
     return equation if equation is not None and equation.primitive.name == name else None
@@ -73,10 +77,11 @@ def _puts_first_last(transposition: JaxprEqn, product: JaxprEqn) -> bool:
     if product.params.get("out_sharding") is not None:
         return False
     (contracted, _), (shared, _) = product.params["dimension_numbers"]
-    axes = range(product.outvars[0].aval.ndim)
-    first = len(product.invars[0].aval.shape) - len(contracted)  # with those that are shared
-    expected = (*axes[: len(shared)], *axes[first:], *axes[len(shared) : first])
-    return tuple(transposition.params["permutation"]) == expected
+    operand: Any = product.invars[0].aval
+    first = operand.ndim - len(contracted)  # with those that are shared
+    permutation = tuple(transposition.params["permutation"])
+    axes = range(len(permutation))
+    return permutation == (*axes[: len(shared)], *axes[first:], *axes[len(shared) : first])
 
 
 def _exchanged(product: JaxprEqn, results: list[Var]) -> JaxprEqn:
@@ -88,7 +93,7 @@ def _exchanged(product: JaxprEqn, results: list[Var]) -> JaxprEqn:
     return product.replace(invars=product.invars[::-1], outvars=results, params=params)
 
 
-def _of_untransposed(product: JaxprEqn, made_by: dict[Var, JaxprEqn]) -> JaxprEqn:
+def _of_untransposed(product: JaxprEqn, made_by: dict[Any, JaxprEqn]) -> JaxprEqn:
     """Let a product take its operands as they are before they are transposed."""
     operands = list(product.invars)
     contracted, shared = map(list, product.params["dimension_numbers"])
@@ -97,9 +102,8 @@ def _of_untransposed(product: JaxprEqn, made_by: dict[Var, JaxprEqn]) -> JaxprEq
         if transposition is None:
             continue
         axes = transposition.params["permutation"]
-        others = [
-            axis for i_axis, axis in enumerate(axes) if i_axis not in (*contracted[i], *shared[i])
-        ]
+        used = {*contracted[i], *shared[i]}
+        others = [axis for place, axis in enumerate(axes) if place not in used]
         if others != sorted(others):
             continue  # the result would be transposed in its place
         operands[i] = transposition.invars[0]

@@ -40,8 +40,7 @@ class _Predict(eqx.Module):
 
     def __call__(self, x: PyTree) -> PyTree:
         model = cast(eqx.nn.inference_mode(self.model), self.compute_dtype)
-        prediction, _ = predicted(model, self.model_state, x, None, self.compute_dtype)
-        return prediction
+        return predicted(model, self.model_state, x, None, self.compute_dtype)[0]
 
 
 def evaluate(
@@ -56,8 +55,7 @@ def evaluate(
         data: The examples.
     """
     parts, weights = [], []
-    measure_batch = _Measure(objective, model, model_state)
-    for made, filled, size in _each(measure_batch, data):
+    for made, filled, size in _each(_Measure(objective, model, model_state), data):
         part = jax.tree.map(lambda x, n=filled: x[:n].astype(np.float64), jax.device_get(made))
         parts.append(part)
         weights.append(np.full(filled, float(size)) if part.weight is None else part.weight)
@@ -75,8 +73,7 @@ def predict(
 ) -> PyTree:
     """Apply a model, in inference mode, to all examples."""
     parts = []
-    apply = _Predict(model, model_state, compute_dtype)
-    for made, filled, size in _each(apply, data):
+    for made, filled, size in _each(_Predict(model, model_state, compute_dtype), data):
         rows = filled * size
         parts.append(jax.tree.map(lambda x, n=rows: x.reshape(-1, *x.shape[2:])[:n], made))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
@@ -110,7 +107,8 @@ def _each(function: Callable, data: CheckedData) -> Iterator[tuple[PyTree, int, 
 @eqx.filter_jit
 def _of_one_batch(function: Callable, batch: PyTree) -> PyTree:
     _compiles(function, batch)
-    return jax.tree.map(lambda x: x[None], with_turned_products(function)(batch))
+    made = with_turned_products(function)(batch)
+    return jax.tree.map(lambda x: jnp.asarray(x)[None], made)
 
 
 @eqx.filter_jit

@@ -15,6 +15,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from vernal import _arguments, errors
 from vernal._data.arrays import as_batch
 from vernal._data.sources import is_loader
+from vernal._products import with_turned_products
 from vernal._shapes.jaxprs import in_outer_trace
 from vernal._training import evaluate, fit, hooks
 from vernal._training.checkpointer import Beginning, Checkpointing, NoCheckpoints
@@ -177,7 +178,7 @@ class Trainer:
         choices = choices_for(self.optimizer, objective, self.trainable, state.model)
         try:
             if in_outer_trace():
-                new, measured, _ = update(choices, state, arrays)
+                new, measured, _ = with_turned_products(update)(choices, state, arrays)
                 return new, measured.info
             return step_by_loop(choices, state, arrays)
         except Exception as error:
