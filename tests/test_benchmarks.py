@@ -154,3 +154,19 @@ def test_growth_tells_of_time_and_memory():
         assert made == pytest.approx(20_000 * outputs / 2**20, abs=0.1)
         assert activations == pytest.approx(20_000 * 4096 / 2**20, abs=0.1)
         assert peak < activations / 2
+
+
+@pytest.mark.long
+def test_what_is_switched_on_has_a_row_each():
+    command = [sys.executable, "benchmarks/switched_on.py", "c", "--turns", "1", "--epochs", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert len(re.findall(r"^\| .+ \| [0-9.]+, [0-9.]+ \|$", done.stdout, re.MULTILINE)) == 9
+
+
+@pytest.mark.long
+def test_a_large_state_has_a_row_for_each_way():
+    command = [sys.executable, "benchmarks/large_state.py", "--width", "256"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    rows = re.findall(r"^\| .+ \| ([0-9.]+) \| [0-9.]+ \| [0-9.]+ \|$", done.stdout, re.MULTILINE)
+    nothing, by_hand, fit, saved = map(float, rows)
+    assert 0 < nothing <= min(by_hand, fit, saved)
