@@ -27,7 +27,7 @@ from vernal import callbacks, metrics
 EPOCHS = {"c": 400, "d": 10}  # so that a run takes seconds
 
 
-def squared(power):
+def error_to_the(power):
     """A metric of one's own: some power of the error's size."""
 
     def metric(prediction, target):
@@ -39,8 +39,8 @@ def squared(power):
 METRICS = {
     "mae": metrics.mean_absolute_error,
     "r2": metrics.r2,
-    "cubed": squared(3),
-    "rooted": squared(0.5),
+    "cubed": error_to_the(3),
+    "rooted": error_to_the(0.5),
 }
 
 
