@@ -1,13 +1,11 @@
 # %% [markdown]
 # # 5. Yes or no: logistic regression, then a network
 #
-# Here a model learns to answer yes or no: first for points on a line, then for a real table of
-# tumours.
+# Here a model learns to answer yes or no: first for points, then for a real table of tumours.
 #
 # ## Labels
 #
-# For each x we compute z = 2x + 1, and add noise between 0 and 1. The *label* is 1 if z is
-# positive, and 0 if not.
+# We compute z = 2x + 1, plus noise between 0 and 1. The *label* is 1 if z is positive, and else 0.
 
 # %%
 import jax
@@ -54,7 +52,7 @@ fig.savefig(PICTURES / "05_line_and_curve.png")
 
 # %% [markdown]
 # The S-curve stays there. So we can read it as a *probability*: how likely is the label 1? The
-# curve is this function of 2x + 1, here at -4, -2, 0, 2 and 4:
+# S-curve is the *logistic function* of 2x + 1. Here it is for -4, -2, 0, 2 and 4:
 
 
 # %%
@@ -65,12 +63,12 @@ def logistic(z):
 print(logistic(np.array([-4.0, -2.0, 0.0, 2.0, 4.0])).round(3))
 
 # %% [markdown]
-# This is the *logistic function*, and z is a *logit*. To fit such a curve is *logistic regression*.
+# To fit such a curve is *logistic regression*.
 #
 # ## Sure and wrong
 #
 # Suppose that the label is 1. We want a cost that is 0 for a prediction of 1, and grows without
-# limit towards 0: sure and wrong. The squared error is at most 1, but -log grows:
+# limit towards 0. -log does that:
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 says = np.linspace(0.001, 1, 500)
@@ -85,13 +83,12 @@ ax.legend()
 fig.savefig(PICTURES / "05_costs.png")
 
 # %% [markdown]
-# If the label is 0, a prediction p costs -log(1 - p). The average cost is the *binary
-# cross-entropy*.
+# If the label is 0, a prediction p costs -log(1 - p). The average is the *binary cross-entropy*.
 #
 # ## Fit the curve
 #
-# `losses.BinaryCrossEntropy` takes z, and applies the logistic function itself. So the model is a
-# linear layer, and `predict` returns z.
+# `losses.BinaryCrossEntropy` applies the logistic function itself. So the model is a linear layer,
+# and `predict` returns z.
 
 # %%
 trainer = vernal.Trainer(optax.adam(0.1), losses.BinaryCrossEntropy())
@@ -115,12 +112,12 @@ fig.savefig(PICTURES / "05_fitted.png")
 
 # %% [markdown]
 # Why not 2 and 1? Those made z, and labels keep only its sign. No label is between 0 and 1, so a
-# steep curve fits better. Only the place of the change is clear: near x = -0.8.
+# steep curve fits better. It still crosses 0.5 where the labels change, near x = -0.8.
 #
 # ## A real table
 #
-# Each row is one of 569 tumours, with 30 measurements. The label is 0 for *malignant*, and 1 for
-# *benign*. The table comes with scikit-learn, a library of classical methods.
+# The table comes with scikit-learn. Each row has 30 measurements of a tumour. The label is 0 for
+# *malignant*, and 1 for *benign*.
 
 # %%
 table = load_breast_cancer()
@@ -142,13 +139,13 @@ fig.savefig(PICTURES / "05_table.png")
 # %% [markdown]
 # ## Three parts
 #
-# A model may be right only for the examples that trained it. So we divide the table:
+# A model may be right only for its training examples. So we divide the table:
 #
-# - **training**: gradients come from here;
-# - **validation**: this part decides when to stop;
-# - **test**: this part is used once, at the end.
+# - **training** gives the gradients;
+# - **validation** decides when to stop;
+# - **test** is used once, at the end.
 #
-# We cut off a fifth twice. `stratify` keeps the share of malignant tumours the same.
+# We cut off a fifth twice. `stratify` keeps the share of malignant tumours.
 
 
 # %%
@@ -163,9 +160,8 @@ train, validation = cut(*rest)
 print("Training, validation, test:", len(train[0]), len(validation[0]), len(test[0]))
 
 # %% [markdown]
-# Large measurements would rule the gradient. So we subtract the mean and divide by the spread: then
-# all 30 are about size 1. Mean and spread come from the training part, because the others stand for
-# tumours not seen yet.
+# Large measurements would rule the gradient. So we subtract the mean and divide by the spread, and
+# all 30 are about size 1. Both come from the training part: the others stand for unseen tumours.
 
 # %%
 mean, spread = train[0].mean(axis=0), train[0].std(axis=0)
@@ -174,9 +170,8 @@ train, validation, test = [((x - mean) / spread, y) for x, y in (train, validati
 # %% [markdown]
 # ## Logistic regression against a network
 #
-# The linear layer has 30 weights and a bias: 31 parameters. The network has a hidden layer, 20
-# wide, with 20 × 31 parameters, and 21 in its last layer: 641. Its activation, `tanh`, is an
-# S-curve from -1 to 1.
+# The linear layer has 30 weights and a bias: 31 parameters. The network is 20 wide, and has
+# 20 × 31 + 21 = 641. Its activation, `tanh`, is an S-curve from -1 to 1.
 
 # %%
 key = jax.random.key(SEED)
@@ -188,7 +183,7 @@ models = {
 # %% [markdown]
 # So far each step used all examples. Here each uses 32, a *batch*: a rougher slope, but many more
 # steps. A *callback* is code that `fit` calls after each epoch. `EarlyStopping` stops after 20
-# epochs without a better validation loss. `BestState` keeps the state of the best epoch.
+# epochs without a better validation loss, and `BestState` returns to the best epoch.
 
 # %%
 table_trainer = vernal.Trainer(
@@ -219,8 +214,8 @@ for ax, (name, history) in zip(panels, histories.items(), strict=True):
 fig.savefig(PICTURES / "05_losses.png")
 
 # %% [markdown]
-# At first both losses fall. Then the training loss falls on, but the validation loss rises: the
-# model learns its examples by heart. The network does so sooner. The dot marks its best epoch.
+# The training loss falls on, but the validation loss rises: the model learns its examples by heart.
+# The network does so sooner. The dot marks the best epoch.
 #
 # ## The test
 #
@@ -232,8 +227,7 @@ for name, result in results.items():
     print(f"{name}: {result['accuracy']:.3f} of the test part are correct")
 
 # %% [markdown]
-# Both are right for about 97 of 100 tumours. The network is not better! So try the simple model
-# first.
+# The network is not better! So try the simple model first.
 #
 # You know now how a model learns yes or no, and how to test it. Next:
 # [6. Under the hood](06_polynomial), on what JAX does for you. Or go further below.
@@ -274,7 +268,8 @@ for probability in probabilities:
     print(f"{probability:<7}{(1 - probability) ** 2:>12.4f}{-np.log(probability):>8.4f}")
 
 # %% [markdown]
-# Binary cross-entropy in one formula, with the label y and the probability p:
+# Here is the binary cross-entropy in one formula, with the label y and the probability p. (The
+# number z, which gives p, is called the *logit*.)
 #
 # $$-\frac{1}{n} \sum_i \big( y_i \log p_i + (1 - y_i) \log (1 - p_i) \big).$$
 #
