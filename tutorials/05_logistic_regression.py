@@ -51,8 +51,8 @@ ax.legend(loc="lower right")
 fig.savefig(PICTURES / "05_line_and_curve.png")
 
 # %% [markdown]
-# The S-curve stays there. So we can read it as a *probability*: how likely is the label 1? The
-# S-curve is the *logistic function* of 2x + 1. Here it is for -4, -2, 0, 2 and 4:
+# The S-curve stays between 0 and 1. So we can read it as a *probability*: how likely is the label
+# 1? The S-curve is the *logistic function* of 2x + 1. Here it is for -4, -2, 0, 2 and 4:
 
 
 # %%
@@ -68,7 +68,7 @@ print(logistic(np.array([-4.0, -2.0, 0.0, 2.0, 4.0])).round(3))
 # ## Sure and wrong
 #
 # Suppose that the label is 1. We want a cost that is 0 for a prediction of 1, and grows without
-# limit towards 0. -log does that:
+# limit towards 0. The logarithm, with a minus, does that:
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 says = np.linspace(0.001, 1, 500)
@@ -161,7 +161,7 @@ print("Training, validation, test:", len(train[0]), len(validation[0]), len(test
 
 # %% [markdown]
 # Large measurements would rule the gradient. So we subtract the mean and divide by the spread, and
-# all 30 are about size 1. Both come from the training part: the others stand for unseen tumours.
+# all 30 are about size 1. Both come from the training part: the rest stands for unseen tumours.
 
 # %%
 mean, spread = train[0].mean(axis=0), train[0].std(axis=0)
@@ -171,7 +171,7 @@ train, validation, test = [((x - mean) / spread, y) for x, y in (train, validati
 # ## Logistic regression against a network
 #
 # The linear layer has 30 weights and a bias: 31 parameters. The network is 20 wide, and has
-# 20 × 31 + 21 = 641. Its activation, `tanh`, is an S-curve from -1 to 1.
+# 20 times 31, and then 21: 641 parameters. Its activation, `tanh`, is an S-curve from -1 to 1.
 
 # %%
 key = jax.random.key(SEED)
@@ -182,8 +182,8 @@ models = {
 
 # %% [markdown]
 # So far each step used all examples. Here each uses 32, a *batch*: a rougher slope, but many more
-# steps. A *callback* is code that `fit` calls after each epoch. `EarlyStopping` stops after 20
-# epochs without a better validation loss, and `BestState` returns to the best epoch.
+# steps. A *callback* is code that `fit` calls after each epoch. Our two watch the validation loss.
+# `EarlyStopping` stops after 20 epochs without a better one. `BestState` returns to the best epoch.
 
 # %%
 table_trainer = vernal.Trainer(
@@ -203,6 +203,7 @@ for name, model in models.items():
     print(f"{name}: {len(histories[name].epochs['val_loss'])} epochs")
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
+# The losses of both models, epoch by epoch
 fig, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
 ticks = [0.02, 0.05, 0.1, 0.2, 0.4]
 for ax, (name, history) in zip(panels, histories.items(), strict=True):

@@ -22,7 +22,7 @@ COEFFICIENTS = [1.0, -2.0, 1.0, -2.0]  # of x cubed, x squared, x and 1
 RATE = 0.01
 STEPS = 1_000
 
-key, noise_key = jax.random.split(jax.random.key(21))
+key, noise_key = jax.random.split(jax.random.key(21))  # two new keys from one
 x_raw = jnp.linspace(-10, 10, 1_000)
 y_raw = jnp.polyval(jnp.array(COEFFICIENTS), x_raw) + jax.random.normal(noise_key, x_raw.shape)
 
@@ -152,6 +152,7 @@ print(f"Last loss: by jit {jit_curve[-1]:.4f}, by Vernal {history.steps['loss'][
 # twentieth example:
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
+# The network's curve over the points, before and after training
 some = slice(None, None, 20)
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
 plot.predictions({"before training": model}, (x[some], y[some]), residuals=True, ax=left)
@@ -306,6 +307,7 @@ print(f"by hand {norm:.5f}, by Optax {optax.tree.norm(grads):.5f}")
 # how do the ends look?
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# The network's curve after 1,000 and after 20,000 steps
 longer, long_history = trainer.fit(model, (x, y), epochs=20 * STEPS)
 print(f"after {STEPS:,} steps {history.steps['loss'][-1]:.3f}")
 print(f"after {20 * STEPS:,} steps {long_history.steps['loss'][-1]:.4f}")

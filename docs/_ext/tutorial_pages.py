@@ -22,8 +22,8 @@ TITLE = re.compile(r"\A# %% \[markdown\]\n# # .*\n")
 NAMES = "[0-9][0-9]_*.py"
 # How a cell begins whose code is folded, while its picture is shown.
 DRAWING = '# %% tags=["hide-input"] jupyter={"source_hidden": true}'
-# The title of a picture, where code sets it: `title="..."` or `set_title("...")`.
-PICTURE_TITLE = re.compile(r'title[=(]"([^"]+)"')
+# How code names a picture: `title="..."`, `set_title("...")`, or a comment in its first line.
+PICTURE_TITLE = re.compile(r'(?:title[=(]"|\A# )([^"\n]+)')
 PROMPTS = {"code_prompt_show": "Show the code", "code_prompt_hide": "Hide the code"}
 
 
