@@ -28,8 +28,8 @@ x = np.linspace(-5, 5, EXAMPLES)
 y = 2 * x + 20 + rng.normal(size=EXAMPLES)
 
 # %% [markdown]
-# Suppose that we do not know the line, and guess -5x + 3. Our model has two parameters, w and b. Each
-# field is a JAX array. Equinox writes `__init__` for us, as a dataclass does.
+# Suppose that we do not know the line, and guess -5x + 3. Our model has two parameters, w and b:
+# each field is a JAX array. Equinox writes `__init__` for us, as a dataclass does.
 
 
 # %%
