@@ -1,15 +1,17 @@
 # %% [markdown]
 # # 4. Something to move
 #
-# In the first tutorial an optimizer changed the parameters. Here you change them yourself, until a
-# line fits some points. Then an optimizer does the same, and you compare its path with yours.
+# Here you change the parameters yourself, until a line fits some points. Then an optimizer does the
+# same, and you compare its path with yours.
+#
+# ## The points, and a very bad guess
+#
+# The points lie along the line 2x + 20. Noise moves each point up or down by about 1.
 
 # %%
-from pathlib import Path
-
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
@@ -18,35 +20,19 @@ from vernal import losses
 
 SEED = 4
 EXAMPLES = 100
-TRUE_W, TRUE_B = 2, 20
-GUESS_W, GUESS_B = -5.0, 3.0
 RATE = 0.001  # a step is the rate times the slope
 STEPS = 3_000
 
-PICTURES = Path("build/tutorials")
-PICTURES.mkdir(parents=True, exist_ok=True)
-
-# %% [markdown]
-# ## The points, and a very bad guess
-#
-# The points lie along a line that rises by 2 and passes through 20 where x is 0. Noise moves each
-# point up or down by about 1.
-
-# %%
 rng = np.random.default_rng(SEED)
 x = np.linspace(-5, 5, EXAMPLES)
-y = TRUE_W * x + TRUE_B + rng.normal(size=EXAMPLES)
-
-print("The first three answers:", y[:3].round(2))
+y = 2 * x + 20 + rng.normal(size=EXAMPLES)
 
 # %% [markdown]
-# Suppose we do not know the line, and guess w = -5 and b = 3. As in the third tutorial, our model
-# is a class of Equinox. Its fields are the two parameters. `__call__` computes the predictions.
+# Suppose that we do not know the line, and guess -5x + 3. Our model has two parameters, w and b:
+# each field is a JAX array. Equinox writes `__init__` for us, as a dataclass does.
+
 
 # %%
-import equinox as eqx
-
-
 class Line(eqx.Module):
     w: jax.Array
     b: jax.Array
@@ -55,48 +41,32 @@ class Line(eqx.Module):
         return self.w * x + self.b
 
 
-guess = Line(w=jnp.array(GUESS_W), b=jnp.array(GUESS_B))
+guess = Line(w=jnp.array(-5.0), b=jnp.array(3.0))
+
+print("The first three answers:", y[:3].round(2))
 print("The guess predicts:     ", guess(x[:3]).round(2))
-
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-prediction = guess(x)
-
-fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-ax.vlines(x, y, prediction, color="0.7", linewidth=0.8)
-ax.scatter(x, y, s=14, color="0.4", label="points")
-ax.plot(x, prediction, color="#0072B2", linewidth=2, label="guess: w = -5, b = 3")
-ax.set(xlabel="x", ylabel="y", title="A very bad guess")
-ax.legend(loc="lower left")
-fig.savefig(PICTURES / "04_bad_guess.png")
-
-# %% [markdown]
-# A thin line joins each point to its prediction. Its length is the point's error, the *residual*.
-#
-# **Exercise 1.** How bad is the guess? Compute its mean squared error with NumPy. The answer is
-# folded below.
-
-# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-residuals = GUESS_W * x + GUESS_B - y
-mean_square = np.mean(residuals**2)
-
-print(f"The mean squared error of the guess is {mean_square:.5f}")
-print(f"Its root is {mean_square**0.5:.1f}: the size of a typical residual.")
 
 # %% [markdown]
 # ## Move it yourself
 #
-# Move w and b, and make the mean squared error (MSE) small. **What do you expect:** is the best w
-# the same for each b?
+# A thin line joins each point to its prediction. Its length is the error, or *residual*. Move w and
+# b, and make the mean squared error (MSE) small. On the map, each place is one pair of w and b. A
+# ring joins places with the same error.
 #
-# Each place on the map is one line: one pair of w and b. A ring joins places with the same error.
-# When you are done, press "Let the optimizer try". It starts from the first guess, not from your
-# place. (Skip the folded code.)
+# **What do you expect:** is the best w the same for each b? Fix b, and find the best w. Change b,
+# and find it again. Then press "Let the optimizer try". It starts from the guess.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 import html
 import json
+from pathlib import Path
 
-BESIDE = Path(globals().get("__file__", "")).parent  # a notebook runs in the tutorials' folder
+import matplotlib.pyplot as plt
+
+PICTURES = Path("build/tutorials")
+PICTURES.mkdir(parents=True, exist_ok=True)
+SCRIPT = globals().get("__file__", "")  # a notebook has none, and runs in the tutorials' folder
+BESIDE = Path(SCRIPT).parent
 TEMPLATES = [BESIDE / "by_hand.html", Path("tutorials/by_hand.html")]
 
 
@@ -125,7 +95,7 @@ def thinned(path, points=150):
 
 
 class Page:
-    """A web page to move w and b, written to a file. A notebook shows it."""
+    """A web page to move w and b, in a file. A script says where, and a notebook shows it."""
 
     def __init__(self, kind, x, y, path, axes):
         template = next((each for each in TEMPLATES if each.exists()), None)
@@ -139,6 +109,8 @@ class Page:
         self.text = template.read_text(encoding="utf-8").replace("TASK<", f"{json.dumps(task)}<")
         self.file = PICTURES / f"04_{kind}.html"
         self.file.write_text(self.text, encoding="utf-8")
+        if SCRIPT:
+            print(self)
 
     def __repr__(self):
         return f"Open {self.file} in a browser."
@@ -161,38 +133,15 @@ def record(trainer, model, data, steps):
 recorder = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())
 path = record(recorder, guess, (x, y), STEPS)
 line_page = Page("line", x, y, path, LINE_AXES)
-print(line_page)
 line_page
 
-
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-def draw_map(ax, axes, error, path):
-    w_values = np.linspace(axes["w"]["min"], axes["w"]["max"], 100)
-    b_values = np.linspace(axes["b"]["min"], axes["b"]["max"], 100)
-    errors = np.array([[error(w, b) for w in w_values] for b in b_values])
-    levels = errors.max() / 2.0 ** np.arange(12, 0, -1)  # doubles from ring to ring
-    ax.contour(w_values, b_values, errors, levels, colors="0.6", linewidths=0.8)
-    _, ws, bs = np.transpose(path)
-    ax.plot(ws, bs, "--", color="#D55E00", linewidth=2, label="the optimizer")
-    ax.plot(ws[0], bs[0], "o", color="#0072B2", markersize=8, label="the guess")
-    ax.plot(ws[-1], bs[-1], "s", color="#D55E00", markersize=8)
-    ax.set(xlabel="w", ylabel="b", title="The error doubles from ring to ring")
-    ax.legend(loc="lower right")
-
-
-fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-draw_map(ax, LINE_AXES, lambda w, b: np.mean((w * x + b - y) ** 2), path)
-fig.savefig(PICTURES / "04_line.png")
-
 # %% [markdown]
-# The rings are not tilted, so the best w is the same for each b. At first the optimizer changed
-# mostly w. Then it changed only b, more and more slowly. It never saw the map. How did it know the
-# direction?
+# Cut the map along any b: the lowest place is near w = 2. At first the optimizer changed mostly w,
+# then only b. It never saw the map. How did it know the direction?
 #
 # ## The direction
 #
-# As in the first tutorial, it followed the slopes. `jax.grad` makes a function that returns the
-# slopes of the error. (`argnums` says for which arguments: w and b.)
+# It followed the slopes. `argnums` asks for both: argument 0 is w, and argument 1 is b.
 
 
 # %%
@@ -200,19 +149,17 @@ def mean_squared_error(w, b):
     return ((w * x + b - y) ** 2).mean()
 
 
-guess_error = mean_squared_error(GUESS_W, GUESS_B)
 gradient = jax.jit(jax.grad(mean_squared_error, argnums=(0, 1)))  # jit makes it fast
-slope_w, slope_b = gradient(GUESS_W, GUESS_B)
+w, b = -5.0, 3.0
+slope_w, slope_b = gradient(w, b)
 
-print(f"The error of the guess: {guess_error:.2f}")
 print(f"At the guess the slopes are {slope_w:.1f} for w and {slope_b:.1f} for b")
 
 # %% [markdown]
-# The slope for w is more than three times as steep, so the optimizer changes w faster. Once w is
-# right, only the slope for b is left. Each step moves w and b against their slopes:
+# The slope for w is more than three times as steep, so w changes faster. Once w is right, only the
+# slope for b is left. Each step moves both against their slopes:
 
 # %%
-w, b = GUESS_W, GUESS_B
 for _ in range(STEPS):
     slope_w, slope_b = gradient(w, b)
     w, b = w - RATE * slope_w, b - RATE * slope_b
@@ -220,8 +167,8 @@ for _ in range(STEPS):
 print(f"After {STEPS:,} steps by hand: w = {w:.4f}, b = {b:.4f}")
 
 # %% [markdown]
-# Vernal's `fit` does the same, with the same rate and steps. Here an epoch is one step, on all
-# points. (`Line` takes a single number, so flat data is right.)
+# Vernal's `fit` does the same. `nn.Linear` takes a row for each example, so it needs columns. Our
+# `Line` takes one number for each example, so x is flat.
 
 # %%
 trainer = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())
@@ -229,11 +176,11 @@ state, history = trainer.fit(guess, (x, y), epochs=STEPS)
 fitted = state.model
 
 print(f"After {STEPS:,} steps with Vernal: w = {fitted.w:.4f}, b = {fitted.b:.4f}")
-print(f"The error fell from {guess_error:.2f} to {mean_squared_error(fitted.w, fitted.b):.2f}")
+print(f"The error fell from {mean_squared_error(-5, 3):.2f} to {mean_squared_error(w, b):.2f}")
 
 # %% [markdown]
-# Both are close to 2 and 20, which made the points. The error is near 1, the mean square of the
-# noise.
+# Both are close to 2 and 20. (b still climbs: more steps would help.) The error is near 1, the mean
+# square of the noise.
 #
 # You know now what an optimizer does: it follows the slopes, without a map. Next:
 # [5. Yes or no](05_logistic_regression), where each answer is 0 or 1. Or go further below.
@@ -314,8 +261,30 @@ is_same = path[-1] == (STEPS, float(fitted.w), float(fitted.b))
 print("The recorded path ends at exactly the numbers of fit:", is_same)
 
 # %% [markdown]
-# The folded code of the page has the same loop, in `record`. It keeps each pair of w and b.
-#
+# The folded code of the page has the same loop, in `record`. It keeps each pair of w and b. Here is
+# the path on the map:
+
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+def draw_map(ax, axes, error, path):
+    w_values = np.linspace(axes["w"]["min"], axes["w"]["max"], 100)
+    b_values = np.linspace(axes["b"]["min"], axes["b"]["max"], 100)
+    errors = np.array([[error(w, b) for w in w_values] for b in b_values])
+    levels = errors.max() / 2.0 ** np.arange(12, 0, -1)  # doubles from ring to ring
+    ax.contour(w_values, b_values, errors, levels, colors="0.6", linewidths=0.8)
+    _, ws, bs = np.transpose(path)
+    ax.plot(ws, bs, "--", color="#D55E00", linewidth=2, label="the optimizer")
+    ax.plot(ws[0], bs[0], "o", color="#0072B2", markersize=8, label="the guess")
+    ax.plot(ws[-1], bs[-1], "s", color="#D55E00", markersize=8)
+    ax.set(xlabel="w", ylabel="b", title="The error doubles from ring to ring")
+    ax.legend(loc="lower right")
+
+
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+draw_map(ax, LINE_AXES, lambda w, b: np.mean((w * x + b - y) ** 2), path)
+fig.savefig(PICTURES / "04_line.png")
+
+# %% [markdown]
 # ### A look ahead: yes or no
 #
 # Some questions have only two answers. Write 1 for yes and 0 for no, and the points lie on two
@@ -346,7 +315,6 @@ print(f"After {step:,} steps: w = {w:.4f}, b = {b:.4f}")
 
 # %%
 logistic_page = Page("logistic", x, labels, logistic_path, LOGISTIC_AXES)
-print(logistic_page)
 logistic_page
 
 
@@ -376,6 +344,17 @@ fig.savefig(PICTURES / "04_logistic.png")
 # %% [markdown]
 # ### Exercises
 #
+# **Exercise 1.** How bad is the guess? Compute its mean squared error with NumPy. The answer is
+# folded below.
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+residuals = -5 * x + 3 - y
+mean_square = np.mean(residuals**2)
+
+print(f"The mean squared error of the guess is {mean_square:.5f}")
+print(f"Its root is {mean_square**0.5:.1f}: the size of a typical residual.")
+
+# %% [markdown]
 # **Exercise 2.** Take f again. Which rate leads from 10 to -1.5 in a single step? And where is w
 # after 1,000 steps at a rate of 1? Think first, then try.
 

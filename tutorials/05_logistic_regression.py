@@ -1,64 +1,58 @@
 # %% [markdown]
 # # 5. Yes or no: logistic regression, then a network
 #
-# Here a model learns to answer yes or no: first for points on a line, then for a real table of
-# tumours.
-
-# %%
-from pathlib import Path
-
-import jax
-import jax.numpy as jnp
-import matplotlib.pyplot as plt
-import numpy as np
-import optax
-
-import vernal
-from vernal import callbacks, losses, metrics, nn, plot
-
-SEED = 4
-EXAMPLES = 100
-TRUE_W, TRUE_B = 2, 1
-RATE = 0.1  # for the points on a line
-STEPS = 3_000
-
-BLUE, ORANGE = "#0072B2", "#D55E00"
-PICTURES = Path("build/tutorials")
-PICTURES.mkdir(parents=True, exist_ok=True)
-
-# %% [markdown]
+# Here a model learns to answer yes or no: first for points, then for a real table of tumours.
+#
 # ## Labels
 #
-# For each x we compute z = 2x + 1, and add noise between 0 and 1. The *label* is 1 if z is
-# positive, and 0 if not.
+# We compute z = 2x + 1, plus noise between 0 and 1. The *label* is 1 if z is positive, and else 0.
 
 # %%
-rng = np.random.default_rng(SEED)
-x = np.linspace(-5, 5, EXAMPLES)[:, None]  # a column, as the layers need it
-z = TRUE_W * x + TRUE_B + rng.uniform(0, 1, (EXAMPLES, 1))
-labels = np.where(z > 0, 1.0, 0.0)
+import jax
+import numpy as np
+import optax
+from sklearn.datasets import load_breast_cancer
+from sklearn.model_selection import train_test_split
 
-print("Of the labels,", np.sum(labels == 1), "are 1 and", np.sum(labels == 0), "are 0.")
+import vernal
+from vernal import callbacks, losses, metrics, nn
+
+SEED = 4
+STEPS = 3_000  # for the points on a line
+
+x = np.linspace(-5, 5, 100)[:, None]  # a column, as the layers need it
+z = 2 * x + 1 + np.random.default_rng(SEED).uniform(0, 1, (100, 1))
+labels = np.where(z > 0, 1.0, 0.0)
 
 # %% [markdown]
 # **What do you expect:** does the best straight line stay between 0 and 1?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from vernal import plot
+
+BLUE, ORANGE = "#0072B2", "#D55E00"
+PICTURES = Path("build/tutorials")
+PICTURES.mkdir(parents=True, exist_ok=True)
+
 line_w, line_b = np.polyfit(x[:, 0], labels[:, 0], 1)
 line = line_w * x + line_b
 print(f"The line goes from {line[0, 0]:.2f} to {line[-1, 0]:.2f}")
 
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 ax.scatter(x, labels, s=14, color="0.4", label="labels")
-ax.plot(x, line, color=ORANGE, linestyle="--", linewidth=2, label="a line")
-ax.plot(x, 1 / (1 + np.exp(-(2 * x + 1))), color=BLUE, linewidth=2, label="a curve")
+ax.plot(x, line, color=ORANGE, linestyle="--", linewidth=2, label="the best line")
+ax.plot(x, 1 / (1 + np.exp(-(2 * x + 1))), color=BLUE, linewidth=2, label="an S-curve")
 ax.set(xlabel="x", ylabel="label, or prediction", title="A line leaves the range from 0 to 1")
 ax.legend(loc="lower right")
 fig.savefig(PICTURES / "05_line_and_curve.png")
 
 # %% [markdown]
-# The curve stays there, so we can read it as a *probability*: how likely is the label 1? It is this
-# function of 2x + 1:
+# The S-curve stays between 0 and 1. So we can read it as a *probability*: how likely is the label
+# 1? The S-curve is the *logistic function* of 2x + 1. Here it is for -4, -2, 0, 2 and 4:
 
 
 # %%
@@ -66,15 +60,15 @@ def logistic(z):
     return 1 / (1 + np.exp(-z))
 
 
-for number in (-4, -2, 0, 2, 4):
-    print(f"z = {number:>2}: {logistic(number):.3f}")
+print(logistic(np.array([-4.0, -2.0, 0.0, 2.0, 4.0])).round(3))
 
 # %% [markdown]
-# This is the *logistic function*, and z is a *logit*. To fit such a curve is *logistic regression*.
+# To fit such a curve is *logistic regression*.
 #
 # ## Sure and wrong
 #
-# Which loss fits? Here are two candidates, for a prediction where the label is 1:
+# Suppose that the label is 1. We want a cost that is 0 for a prediction of 1, and grows without
+# limit towards 0. The logarithm, with a minus, does that:
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 says = np.linspace(0.001, 1, 500)
@@ -89,23 +83,22 @@ ax.legend()
 fig.savefig(PICTURES / "05_costs.png")
 
 # %% [markdown]
-# A prediction near 0 is sure and wrong. Its squared error is at most 1. The logarithm has no limit.
-#
-# If the label is 0, a prediction p costs -log(1 - p). The average cost is the *binary
-# cross-entropy*.
+# If the label is 0, a prediction p costs -log(1 - p). The average is the *binary cross-entropy*.
 #
 # ## Fit the curve
 #
-# `losses.BinaryCrossEntropy` takes the logit z, and applies the logistic function itself. So the
-# model is a plain linear layer.
+# `losses.BinaryCrossEntropy` applies the logistic function itself. So the model is a linear layer,
+# and `predict` returns z.
 
 # %%
-trainer = vernal.Trainer(optax.adam(RATE), losses.BinaryCrossEntropy())
+trainer = vernal.Trainer(optax.adam(0.1), losses.BinaryCrossEntropy())
 model = nn.Linear(1, 1, key=jax.random.key(0))
 state, history = trainer.fit(model, (x, labels), epochs=STEPS)
 fitted_w, fitted_b = float(state.model.weight[0, 0]), float(state.model.bias[0])
+x_new = np.array([[-3.0], [-0.8], [2.0]])
 
 print(f"After {STEPS:,} steps: w = {fitted_w:.2f}, b = {fitted_b:.2f}")
+print("Probabilities at -3, -0.8, 2:", logistic(trainer.predict(state, x_new))[:, 0].round(3))
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -118,17 +111,15 @@ ax.legend(loc="lower right")
 fig.savefig(PICTURES / "05_fitted.png")
 
 # %% [markdown]
-# The curve crosses one half near x = -0.8, where the labels change. It is steep, because no label
-# is between 0 and 1.
+# Why not 2 and 1? Those made z, and labels keep only its sign. No label is between 0 and 1, so a
+# steep curve fits better. It still crosses 0.5 where the labels change, near x = -0.8.
 #
 # ## A real table
 #
-# Each row of the table is one of 569 tumours, with 30 measurements. The label is 0 for *malignant*,
-# and 1 for *benign*. The table comes with scikit-learn, a library of classical methods.
+# The table comes with scikit-learn. Each row has 30 measurements of a tumour. The label is 0 for
+# *malignant*, and 1 for *benign*.
 
 # %%
-from sklearn.datasets import load_breast_cancer
-
 table = load_breast_cancer()
 
 print("The table has the shape", table.data.shape)
@@ -148,95 +139,88 @@ fig.savefig(PICTURES / "05_table.png")
 # %% [markdown]
 # ## Three parts
 #
-# A model can learn its training examples by heart. So we divide the table:
+# A model may be right only for its training examples. So we divide the table:
 #
-# - **training**: gradients come from here;
-# - **validation**: this part decides when to stop;
-# - **test**: this part is used once, at the end.
+# - **training** gives the gradients;
+# - **validation** decides when to stop;
+# - **test** is used once, at the end.
 #
-# Never choose anything by the test part: you would also choose luck on it.
-#
-# `stratify` keeps the share of malignant tumours the same. We scale the measurements by the
-# training part alone, because the others stand for tumours not seen yet.
+# We cut off a fifth twice. `stratify` keeps the share of malignant tumours.
+
 
 # %%
-from sklearn.model_selection import train_test_split
+def cut(x, y, seed=SEED):
+    x, x_fifth, y, y_fifth = train_test_split(x, y, test_size=0.2, stratify=y, random_state=seed)
+    return (x, y), (x_fifth, y_fifth)
 
 
-def split(seed):
-    """Divide the table into training, validation and test, each a pair (x, y)."""
-    y = table.target[:, None].astype(float)
-    rows = np.arange(len(y))
-    rest, test = train_test_split(rows, test_size=0.2, stratify=y, random_state=seed)
-    train, validation = train_test_split(rest, test_size=0.2, stratify=y[rest], random_state=seed)
-    x = (table.data - table.data[train].mean(axis=0)) / table.data[train].std(axis=0)
-    return [(x[part], y[part]) for part in (train, validation, test)]
+rest, test = cut(table.data, table.target[:, None].astype(float))
+train, validation = cut(*rest)
 
+print("Training, validation, test:", len(train[0]), len(validation[0]), len(test[0]))
 
-train, validation, test = split(SEED)
+# %% [markdown]
+# Large measurements would rule the gradient. So we subtract the mean and divide by the spread, and
+# all 30 are about size 1. Both come from the training part: the rest stands for unseen tumours.
 
-for name, part in (("Training", train), ("Validation", validation), ("Test", test)):
-    print(f"{name}: {len(part[0])} tumours, {part[1].mean():.0%} of them benign")
+# %%
+mean, spread = train[0].mean(axis=0), train[0].std(axis=0)
+train, validation, test = [((x - mean) / spread, y) for x, y in (train, validation, test)]
 
 # %% [markdown]
 # ## Logistic regression against a network
 #
-# The first model is a linear layer: 31 parameters. The second has one hidden layer (`depth=1`),
-# which is 20 wide: 641 parameters. Its activation, `tanh`, is a logistic curve from -1 to 1.
-
+# The linear layer has 30 weights and a bias: 31 parameters. The network is 20 wide, and has
+# 20 times 31, and then 21: 641 parameters. Its activation, `tanh`, is an S-curve from -1 to 1.
 
 # %%
-def new_models(seed):
-    key = jax.random.key(seed)
-    network = nn.MLP(30, 1, width_size=20, depth=1, activation=jnp.tanh, key=key)
-    return {"logistic regression": nn.Linear(30, 1, key=key), "network": network}
-
+key = jax.random.key(SEED)
+models = {
+    "logistic regression": nn.Linear(30, 1, key=key),
+    "network": nn.MLP(30, 1, width_size=20, depth=1, activation=jax.nn.tanh, key=key),
+}
 
 # %% [markdown]
-# Once a network learns examples by heart, the validation loss rises. Two *callbacks* watch this
-# loss after each epoch:
-#
-# - `EarlyStopping` stops the run after 20 epochs without a better loss.
-# - `BestState` makes `fit` return the state of the best epoch, not the last.
-#
-# Two *metrics* are measured beside the loss. The *accuracy* is the share of correct answers. The
-# *confusion matrix* counts each kind of mistake.
+# So far each step used all examples. Here each uses 32, a *batch*: a rougher slope, but many more
+# steps. A *callback* is code that `fit` calls after each epoch. Our two watch the validation loss.
+# `EarlyStopping` stops after 20 epochs without a better one. `BestState` returns to the best epoch.
 
 # %%
-measures = {"accuracy": metrics.accuracy, "confusion": metrics.confusion_matrix}
-table_trainer = vernal.Trainer(optax.adam(0.01), losses.BinaryCrossEntropy(), metrics=measures)
-
-
-def train_one(model, train, validation, seed):
-    return table_trainer.fit(
+table_trainer = vernal.Trainer(
+    optax.adam(0.01), losses.BinaryCrossEntropy(), metrics={"accuracy": metrics.accuracy}
+)
+states, histories = {}, {}
+for name, model in models.items():
+    states[name], histories[name] = table_trainer.fit(
         model,
         train,
         validation_data=validation,
         epochs=500,  # at most
-        batch_size=32,  # tumours for each step, so 12 steps for an epoch
+        batch_size=32,
         callbacks=[callbacks.EarlyStopping(patience=20), callbacks.BestState()],
-        key=jax.random.key(seed),  # shuffles the tumours before each epoch
+        key=key,  # shuffles the tumours before each epoch
     )
-
-
-states, histories = {}, {}
-for name, model in new_models(SEED).items():
-    states[name], histories[name] = train_one(model, train, validation, SEED)
     print(f"{name}: {len(histories[name].epochs['val_loss'])} epochs")
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
+# The losses of both models, epoch by epoch
 fig, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+ticks = [0.02, 0.05, 0.1, 0.2, 0.4]
 for ax, (name, history) in zip(panels, histories.items(), strict=True):
     plot.history(history, ax=ax)
+    ax.legend(ax.lines, ["training", "validation"])
+    ax.set_yticks(ticks, map(str, ticks))
+    ax.minorticks_off()
     ax.set_title(name.capitalize())
 fig.savefig(PICTURES / "05_losses.png")
 
 # %% [markdown]
-# The dot marks the best epoch. The network is faster, and its validation loss soon rises again.
+# The training loss falls on, but the validation loss rises: the model learns its examples by heart.
+# The network does so sooner. The dot marks the best epoch.
 #
 # ## The test
 #
-# Now we use the test part, once. **Which model do you expect** to be better?
+# The *accuracy* is the share of correct answers. **Which model do you expect** to be better?
 
 # %%
 results = {name: table_trainer.evaluate(state, test) for name, state in states.items()}
@@ -244,24 +228,33 @@ for name, result in results.items():
     print(f"{name}: {result['accuracy']:.3f} of the test part are correct")
 
 # %% [markdown]
-# Both are right for about 97 of 100 tumours. The network is not better! So try the simple model
-# first.
-
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
-fig, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-for ax, (name, result) in zip(panels, results.items(), strict=True):
-    plot.confusion_matrix(result["confusion"], labels=names, ax=ax)
-    ax.set_title(name.capitalize())
-fig.savefig(PICTURES / "05_confusion.png")
-
-# %% [markdown]
-# Rows are true kinds, and columns are predictions. The top right counts the worst mistake: a
-# malignant tumour, taken for benign.
+# The network is not better! So try the simple model first.
 #
 # You know now how a model learns yes or no, and how to test it. Next:
 # [6. Under the hood](06_polynomial), on what JAX does for you. Or go further below.
 #
 # ## Going further
+#
+# ### Which mistakes?
+#
+# A malignant tumour, taken for benign, is the worst mistake. A *confusion matrix* counts each kind
+# of mistake. Rows are true kinds, and columns are predictions.
+
+# %%
+counter = vernal.Trainer(
+    optax.adam(0.01), losses.BinaryCrossEntropy(), metrics={"counts": metrics.confusion_matrix}
+)
+counts = {name: counter.evaluate(state, test)["counts"] for name, state in states.items()}
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+plot.confusion_matrix(counts["logistic regression"], labels=names, ax=ax)
+ax.set_title("The test part, by logistic regression")
+fig.savefig(PICTURES / "05_confusion.png")
+
+# %% [markdown]
+# The top right counts the worst mistake. (For the network, draw `counts["network"]`.) Do not choose
+# a model by these counts: you would also choose luck on the test part.
 #
 # ### What the costs are
 #
@@ -276,7 +269,8 @@ for probability in probabilities:
     print(f"{probability:<7}{(1 - probability) ** 2:>12.4f}{-np.log(probability):>8.4f}")
 
 # %% [markdown]
-# Binary cross-entropy in one formula, with the label y and the probability p:
+# Here is the binary cross-entropy in one formula, with the label y and the probability p. (The
+# number z, which gives p, is called the *logit*.)
 #
 # $$-\frac{1}{n} \sum_i \big( y_i \log p_i + (1 - y_i) \log (1 - p_i) \big).$$
 #
@@ -312,7 +306,7 @@ fig.savefig(PICTURES / "05_labels.png")
 # expect** for w and b?
 
 # %%
-soft = logistic(TRUE_W * x + TRUE_B)
+soft = logistic(2 * x + 1)
 soft_model = nn.Linear(1, 1, key=jax.random.key(0))
 soft_state, _ = trainer.fit(soft_model, (x, soft), epochs=STEPS)
 soft_w, soft_b = float(soft_state.model.weight[0, 0]), float(soft_state.model.bias[0])
@@ -385,9 +379,29 @@ for name, part in (("validation", validation), ("test", test)):
 
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-def accuracy_for(seed, name="logistic regression"):
+def split(seed):
+    rest, test = cut(table.data, table.target[:, None].astype(float), seed)
+    train, validation = cut(*rest, seed)
+    mean, spread = train[0].mean(axis=0), train[0].std(axis=0)
+    return [((x - mean) / spread, y) for x, y in (train, validation, test)]
+
+
+def accuracy_for(seed, network=False):
     train, validation, test = split(seed)
-    state, _ = train_one(new_models(seed)[name], train, validation, seed)
+    key = jax.random.key(seed)
+    model = nn.Linear(30, 1, key=key)
+    if network:
+        model = nn.MLP(30, 1, width_size=20, depth=1, activation=jax.nn.tanh, key=key)
+    state, _ = table_trainer.fit(
+        model,
+        train,
+        validation_data=validation,
+        epochs=500,
+        batch_size=32,
+        callbacks=[callbacks.EarlyStopping(patience=20), callbacks.BestState()],
+        key=key,
+        progress=False,
+    )
     return table_trainer.evaluate(state, test)["accuracy"]
 
 

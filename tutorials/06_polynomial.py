@@ -1,45 +1,30 @@
 # %% [markdown]
 # # 6. Under the hood: what JAX does for you
 #
-# Here we open the hood. We train a small network three times: by hand and slowly, by hand and fast,
-# then with Vernal. On the way you meet three words of JAX: *PyTree*, *jit* and *jaxpr*.
+# We train a small network three times: by hand and slowly, by hand and fast, then with Vernal. On
+# the way you meet three words of JAX: *PyTree*, *jit* and *jaxpr*.
+#
+# ## Data
+#
+# The answers follow a polynomial of degree 3, with a little noise. As in the fifth tutorial, we
+# bring the numbers to about size 1.
 
 # %%
-import time
-from pathlib import Path
-
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
-import numpy as np
 import optax
 
 import vernal
-from vernal import losses, nn, plot
+from vernal import losses, nn
 
-SEED = 21
-EXAMPLES = 1_000
 COEFFICIENTS = [1.0, -2.0, 1.0, -2.0]  # of x cubed, x squared, x and 1
-WIDTH = 128
 RATE = 0.01
 STEPS = 1_000
-SLOW_STEPS = 50
 
-PICTURES = Path("build/tutorials")
-PICTURES.mkdir(parents=True, exist_ok=True)
-
-# %% [markdown]
-# ## Data
-#
-# The answers follow a polynomial of degree 3, with a little noise. JAX computes random numbers from
-# a *key*, and `split` makes two new keys from one. At the end we subtract the mean and divide by
-# the standard deviation, because training likes numbers of about the size 1.
-
-# %%
-key, noise_key = jax.random.split(jax.random.key(SEED))
-x_raw = jnp.linspace(-10, 10, EXAMPLES)
-y_raw = jnp.polyval(jnp.array(COEFFICIENTS), x_raw)
-y_raw = y_raw + jax.random.normal(noise_key, x_raw.shape)
+key, noise_key = jax.random.split(jax.random.key(21))  # two new keys from one
+x_raw = jnp.linspace(-10, 10, 1_000)
+y_raw = jnp.polyval(jnp.array(COEFFICIENTS), x_raw) + jax.random.normal(noise_key, x_raw.shape)
 
 
 def standardise(values):
@@ -47,9 +32,19 @@ def standardise(values):
 
 
 x, y = standardise(x_raw), standardise(y_raw)
-print("The answers went from", y_raw.min().round(), "to", y_raw.max().round())
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from vernal import plot
+
+PICTURES = Path("build/tutorials")
+PICTURES.mkdir(parents=True, exist_ok=True)
+
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 ax.scatter(x, y, s=4, color="#0072B2")
 ax.set(xlabel="x", ylabel="y", title="A polynomial of degree 3, standardised")
@@ -58,23 +53,23 @@ fig.savefig(PICTURES / "06_data.png")
 # %% [markdown]
 # ## A model is a tree
 #
-# The model is a network, 128 wide. It holds layers, and these hold arrays. Let us list all arrays.
-# (`eqx.filter` drops everything else, such as `tanh`.)
-
-# %%
-import equinox as eqx
-
-model = nn.MLP(1, 1, width_size=WIDTH, depth=1, activation=jnp.tanh, key=key)
-params = eqx.filter(model, eqx.is_array)
-for leaf in jax.tree.leaves(params):
-    print(leaf.shape)
-
-# %% [markdown]
+# Our network holds layers, and these hold arrays. It also holds its activation, a function:
+#
+# ```text
+# model
+# ├── layers
+# │   ├── 0: weight (128, 1), bias (128,)
+# │   └── 1: weight (1, 128), bias (1,)
+# └── activation: tanh
+# ```
+#
 # JAX calls such a nest a *PyTree*, and its ends *leaves*. Lists, tuples and dicts are PyTrees, too.
-# To do the same with each leaf, *map* a function over the tree. **How many parameters has the
-# model?** Count first.
+# `jax.tree.map` calls a function on each leaf, and keeps the tree. **How many parameters** has the
+# model? Count first.
 
 # %%
+model = nn.MLP(1, 1, width_size=128, depth=1, activation=jnp.tanh, key=key)
+params = eqx.filter(model, eqx.is_array)  # only the arrays
 sizes = jax.tree.map(lambda leaf: leaf.size, params)
 
 print("sizes:", jax.tree.leaves(sizes), "and their sum:", sum(jax.tree.leaves(sizes)))
@@ -82,8 +77,12 @@ print("sizes:", jax.tree.leaves(sizes), "and their sum:", sum(jax.tree.leaves(si
 # %% [markdown]
 # ## One step, for a whole tree
 #
-# The gradient has one number for each parameter. So it is a tree of the same structure. For models,
-# `eqx.filter_value_and_grad` takes the place of `jax.grad`. It returns the loss and the gradient.
+# The gradient has one number for each parameter, so it is a tree, too. `jax.grad` refuses our
+# model, because tanh is not an array. `eqx.filter_value_and_grad` leaves tanh out. It returns the
+# loss and the gradient.
+#
+# A step maps over the gradient, and adds. An Equinox model never changes, so the step returns a new
+# one.
 
 
 # %%
@@ -91,62 +90,53 @@ def mean_squared_error(model, x, y):
     return jnp.mean((model(x) - y) ** 2)
 
 
-loss, grads = eqx.filter_value_and_grad(mean_squared_error)(model, x, y)
-
-print("the same structure:", jax.tree.structure(grads) == jax.tree.structure(params))
-
-# %% [markdown]
-# Now a step of gradient descent is two lines for a model of any size: map over the gradients, and
-# add. An Equinox model never changes, so the step returns a new one.
-
-
-# %%
 def step(model, x, y):
     loss, grads = eqx.filter_value_and_grad(mean_squared_error)(model, x, y)
-    changes = jax.tree.map(lambda grad: -RATE * grad, grads)
-    return eqx.apply_updates(model, changes), loss
+    changes = jax.tree.map(lambda grad: -RATE * grad, grads)  # for each leaf
+    return eqx.apply_updates(model, changes), loss  # adds each change to its leaf
 
 
-stepped, _ = step(model, x, y)
+stepped, loss = step(model, x, y)
 print(f"Before the step {loss:.4f}, after it {mean_squared_error(stepped, x, y):.4f}")
 
 # %% [markdown]
 # ## How long does it take?
 #
-# Each line of `step` runs by itself: Python tells JAX to multiply, then to add. We time a few
-# steps, after one that warms up.
+# Each line of `step` runs by itself: Python tells JAX to multiply, then to add. The folded `timed`
+# makes some steps, and returns their losses and the time for 1,000 steps.
 
 
-# %%
-def train(step, model, steps):
-    """Make some steps, and return all losses, and the seconds that the steps took."""
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+def timed(step, model, count):
+    """Make some steps, and return their losses, and the seconds that 1,000 such steps take."""
     jax.block_until_ready(step(model, x, y))  # JAX returns before it has finished: this waits
     curve = []
     began = time.perf_counter()
-    for _ in range(steps):
+    for _ in range(count):
         model, loss = step(model, x, y)
         curve.append(loss)
     jax.block_until_ready(curve)
-    return np.array(curve), time.perf_counter() - began
+    return np.array(curve), (time.perf_counter() - began) * STEPS / count
 
 
-slow_curve, slow_seconds = train(step, model, SLOW_STEPS)
-slow_seconds *= STEPS / SLOW_STEPS  # for as many steps as below
+# %%
+slow_curve, slow_seconds = timed(step, model, 50)
 
-print(f"Line by line: {slow_seconds:.1f} s for {STEPS:,} steps (measured on {SLOW_STEPS})")
+print(f"Line by line: {slow_seconds:.1f} s")
 
 # %% [markdown]
 # *jit* stands for "just in time". At the first call it compiles all lines of a function into one
-# program. **How much faster do you expect it to be?**
+# program. (`eqx.filter_jit` is `jax.jit` for models, and leaves tanh out.) **How much faster do you
+# expect it to be?**
 
 # %%
-jit_curve, jit_seconds = train(eqx.filter_jit(step), model, STEPS)
+jit_curve, jit_seconds = timed(eqx.filter_jit(step), model, STEPS)
 
 print(f"Jitted step: {jit_seconds:.2f} s, {slow_seconds / jit_seconds:.0f} times as fast")
 
 # %% [markdown]
-# The loop is still Python's. For each step, it enters the compiled program anew. Vernal compiles
-# the loop, too. We let it compile first, as above, and then time the run.
+# The loop is still Python's: for each step, Python starts the program again. Vernal compiles the
+# loop, too. The first `fit` compiles, and we time the second.
 
 # %%
 trainer = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())
@@ -158,10 +148,11 @@ print(f"Vernal: {fit_seconds:.2f} s, {slow_seconds / fit_seconds:.0f} times as f
 print(f"Last loss: by jit {jit_curve[-1]:.4f}, by Vernal {history.steps['loss'][-1]:.4f}")
 
 # %% [markdown]
-# Times differ from machine to machine. The work is the same, and so is the loss. Here the dashed
-# lines are the errors, for every twentieth example:
+# Times differ from machine to machine. The losses agree. Dashed lines are the errors, for every
+# twentieth example:
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
+# The network's curve over the points, before and after training
 some = slice(None, None, 20)
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
 plot.predictions({"before training": model}, (x[some], y[some]), residuals=True, ax=left)
@@ -171,23 +162,26 @@ right.set_title(f"after: {trainer.evaluate(state, (x, y))['loss']:.3f}")
 fig.savefig(PICTURES / "06_before_and_after.png")
 
 # %% [markdown]
+# The right curve still dips in the middle, because 1,000 steps are few. (Exercise 2 takes more.)
+#
 # ## What did JAX compile?
 #
 # Before JAX compiles a function, it *traces* the function. It calls the function once, with
 # placeholders that have a shape and no numbers, and writes down each operation. The list is a
-# *jaxpr*. Here is the jaxpr of one prediction. `a` to `d` are the weights and biases, and `e` is
-# the input. (`f32[128,1]` means 128 rows of 1 number, each of 32 bits.)
+# *jaxpr*. Here is a small one:
+
 
 # %%
-jaxpr = jax.make_jaxpr(lambda example: model(example))(x[0])
+def small(x):
+    return jnp.tanh(3 * x) + 1
 
-print(jaxpr)
+
+print(jax.make_jaxpr(small)(jnp.zeros(3)))
 
 # %% [markdown]
-# Skip `transpose`, which swaps rows and columns. Then read from the top: a product with the first
-# weights (`dot_general`), plus the biases, `tanh`, a second product, plus the bias. That is the
-# whole network. A trace has all shapes and costs little. So Vernal can check your shapes before
-# anything runs.
+# `a` is the input: `f32[3]` means 3 numbers of 32 bits. Then `b` is 3 times `a`, `c` is tanh of
+# `b`, and `d` is `c` plus 1. A trace has all shapes and costs little. So Vernal can check your
+# shapes before anything runs.
 #
 # You know now that a model is a tree of arrays, and that JAX traces a function before it compiles
 # it. Next: [7. Digits](07_digits), where a network reads handwriting. Or go further below.
@@ -200,8 +194,8 @@ print(jaxpr)
 # such memory. **What do you expect: does the second line differ from the first?**
 
 # %%
-print("From a key:         ", jax.random.normal(jax.random.key(SEED), (3,)))
-print("From the key again: ", jax.random.normal(jax.random.key(SEED), (3,)))
+print("From a key:         ", jax.random.normal(jax.random.key(21), (3,)))
+print("From the key again: ", jax.random.normal(jax.random.key(21), (3,)))
 print("From one part:      ", jax.random.normal(key, (3,)))
 print("From the other part:", jax.random.normal(noise_key, (3,)))
 
@@ -212,15 +206,17 @@ print("From the other part:", jax.random.normal(noise_key, (3,)))
 #
 # Without the leaves there is the *structure* of a tree. To *flatten* a tree is to take the two
 # apart. The structure puts them together again. To get one result from all leaves, *reduce* the
-# tree.
+# tree. The gradient has the structure of the parameters.
 
 # %%
 leaves, structure = jax.tree.flatten(params)
 again = jax.tree.unflatten(structure, leaves)
 total = jax.tree.reduce(lambda a, b: a + b, sizes)
+_, grads = eqx.filter_value_and_grad(mean_squared_error)(model, x, y)
 
 print(len(leaves), "leaves; the first one again:", again.layers[0].weight.shape)
 print("All sizes, added by reduce:", total)
+print("the same structure:", jax.tree.structure(grads) == structure)
 
 # %% [markdown]
 # ### Weights of your own
@@ -249,8 +245,8 @@ def weights_of(model):
 
 
 first_key, second_key = jax.random.split(key)
-first_weights = jax.random.normal(first_key, (WIDTH, 1)) * (5 / 3) / 1**0.5
-second_weights = jax.random.normal(second_key, (1, WIDTH)) * (5 / 3) / WIDTH**0.5
+first_weights = jax.random.normal(first_key, (128, 1)) * (5 / 3) / 1**0.5
+second_weights = jax.random.normal(second_key, (1, 128)) * (5 / 3) / 128**0.5
 drawn = eqx.tree_at(weights_of, model, [first_weights, second_weights])
 
 print("The first weight of the model as made:", model.layers[0].weight[0, 0])
@@ -261,7 +257,7 @@ print("The first weight of the new model:    ", drawn.layers[0].weight[0, 0])
 # loss agrees:
 
 # %%
-drawn_curve, _ = train(eqx.filter_jit(step), drawn, STEPS)
+drawn_curve, _ = timed(eqx.filter_jit(step), drawn, STEPS)
 _, drawn_history = trainer.fit(drawn, (x, y), epochs=STEPS)
 
 every_hundredth = slice(0, STEPS, 100)
@@ -270,7 +266,20 @@ print("by jit", *(f"{loss:.3f}" for loss in drawn_curve[every_hundredth]))
 print("Vernal", *(f"{loss:.3f}" for loss in drawn_history.steps["loss"][every_hundredth]))
 
 # %% [markdown]
-# ### The jaxpr of a whole step
+# ### The jaxpr of the network
+#
+# Here is the jaxpr of one prediction. `a` to `d` are the weights and biases, and `e` is the input.
+# (`f32[128,1]` means 128 rows of 1 number.) Skip `transpose`, which swaps rows and columns, and the
+# indented lines.
+
+# %%
+jaxpr = jax.make_jaxpr(lambda example: model(example))(x[0])
+
+print(jaxpr)
+
+# %% [markdown]
+# Read from the top: a product with the first weights (`dot_general`), plus the biases, `tanh`, a
+# second product, plus the bias. That is the whole network.
 #
 # `vernal.update_jaxpr` shows a step of training, with the gradient and the optimizer.
 
@@ -298,6 +307,7 @@ print(f"by hand {norm:.5f}, by Optax {optax.tree.norm(grads):.5f}")
 # how do the ends look?
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+# The network's curve after 1,000 and after 20,000 steps
 longer, long_history = trainer.fit(model, (x, y), epochs=20 * STEPS)
 print(f"after {STEPS:,} steps {history.steps['loss'][-1]:.3f}")
 print(f"after {20 * STEPS:,} steps {long_history.steps['loss'][-1]:.4f}")

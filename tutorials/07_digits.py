@@ -362,6 +362,9 @@ mistakes = np.flatnonzero(chosen != y_test)
 
 print(f"accuracy {result['accuracy']:.3f}: {len(mistakes)} mistakes in {len(y_test)} images")
 
+# %% [markdown]
+# A *confusion matrix* counts each kind of answer: rows are the digits, columns are the predictions.
+
 # %%
 fig, ax = plt.subplots(figsize=(6, 5.5), layout="constrained")
 plot.confusion_matrix(result["confusion"], ax=ax)

@@ -22,6 +22,8 @@ TITLE = re.compile(r"\A# %% \[markdown\]\n# # .*\n")
 NAMES = "[0-9][0-9]_*.py"
 # How a cell begins whose code is folded, while its picture is shown.
 DRAWING = '# %% tags=["hide-input"] jupyter={"source_hidden": true}'
+# How code names a picture: `title="..."`, `set_title("...")`, or a comment in its first line.
+PICTURE_TITLE = re.compile(r'(?:title[=(]"|\A# )([^"\n]+)')
 PROMPTS = {"code_prompt_show": "Show the code", "code_prompt_hide": "Hide the code"}
 
 
@@ -70,14 +72,29 @@ def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
 
 
 def describe_pictures(app: Sphinx, doctree: nodes.document) -> None:
-    """Give each picture that a cell draws a description, for readers who do not see it."""
+    """Give each picture that a cell draws a description, for readers who do not see it.
+
+    It is what the cell names the picture, or else the title of the section.
+    """
     for image in doctree.findall(nodes.image):
         if "alt" not in image:
-            section = image
-            while section is not None and not isinstance(section, nodes.section):
-                section = section.parent
-            title = section.next_node(nodes.title) if section is not None else None
-            image["alt"] = f"A picture: {title.astext()}" if title is not None else "A picture"
+            cell, section = parent(image, nodes.container, "cell"), parent(image, nodes.section)
+            code = cell.next_node(nodes.literal_block) if cell is not None else None
+            titles = PICTURE_TITLE.findall(code.astext()) if code is not None else []
+            heading = section.next_node(nodes.title) if section is not None else None
+            if not titles and heading is not None:
+                titles = [heading.astext()]
+            image["alt"] = f"A picture: {'; '.join(titles)}" if titles else "A picture"
+
+
+def parent(node: nodes.Node, kind: type[nodes.Element], of_class: str = "") -> nodes.Element | None:
+    """Return the next node of a kind, and of a class, that a node is in."""
+    above = node.parent
+    while above is not None:
+        if isinstance(above, kind) and (not of_class or of_class in above["classes"]):
+            return above
+        above = above.parent
+    return None
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
