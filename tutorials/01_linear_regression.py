@@ -4,11 +4,11 @@
 # Training changes a model's numbers until it gives the answers you want. It has four parts:
 #
 # - **data**: questions with answers;
-# - a **model**: a function with numbers that can change, its *parameters*;
+# - a **model**: a function with *parameters*, numbers that can change;
 # - a **loss**: a number that says how wrong the model is;
 # - an **optimizer**: a rule that changes the parameters to lower the loss.
 #
-# Skip folded code, which only draws, and "Going further". [Learn](index) says how to run this.
+# You may skip folded code, which only draws. [Learn](index) says how to run this.
 #
 # ## Data
 #
@@ -41,9 +41,7 @@ near_x, near_y = x[is_near, 0], y[is_near, 0]
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
 left.scatter(x[:, 0], y, s=12, color=BLUE)
 left.set(xlabel="input 1", ylabel="answer", title="All examples: no line in sight")
-right.vlines(
-    near_x, 1.5 * near_x, near_y, color="0.5", linestyles="dashed", label="errors of the guess"
-)
+right.vlines(near_x, 1.5 * near_x, near_y, color="0.5", linestyles="dashed", label="its errors")
 right.scatter(near_x, near_y, s=20, color=BLUE, zorder=3, label="data with input 2 near 0")
 right.axline((0, 0), slope=1.5, color=ORANGE, label="guess: 1.5 times input 1")
 right.set(xlabel="input 1", title="A slice of the data, and a guess")
@@ -77,7 +75,7 @@ loss = mean_squared_error(zeros, 0.0, x, y)
 print(f"All parameters at zero: {loss:.1f}")
 
 # %% [markdown]
-# Here is the loss of other weights, for a bias of 0. A ring joins weights with the same loss.
+# Here is the loss of other weights, with a bias of 0. A ring joins weights with the same loss.
 
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
@@ -114,8 +112,7 @@ rise = mean_squared_error(np.array([[1e-6], [0.0]]), 0.0, x, y) - loss
 print(f"Slope along weight 1: {rise / 1e-6:.3f}")
 
 # %% [markdown]
-# The slopes along all parameters are the *gradient*. `jax.grad` makes a function that returns them,
-# even for a million parameters.
+# The slopes along all parameters are the *gradient*. `jax.grad` makes a function that returns it.
 
 # %%
 import jax
@@ -175,12 +172,12 @@ fig.savefig(PICTURES / "01_path.png")
 #
 # ## The same with Vernal
 #
-# `nn.Linear` is the same model, with a row of weights for each output. Its *key* draws random
-# weights: the same key, the same numbers. Here we ask for zeros, so the key does nothing.
+# `nn.Linear` is the same model, with a row of weights for each output. It wants a *key* for random
+# weights. Here we ask for zeros, so the key does nothing.
 #
 # A `Trainer` holds the optimizer and the loss. `optax.sgd`, *stochastic gradient descent*, is the
 # rule above. An *epoch* is one pass through the data: here one step on all 200 examples. `fit`
-# returns a *state*, which holds the trained model, and a *history* of the losses.
+# returns a *state*, which holds the trained model, and a *history*.
 
 # %%
 import optax  # a library of optimizers
@@ -194,8 +191,8 @@ state, history = trainer.fit(model, (x, y), epochs=100)
 print("Vernal,  100 steps: weights", *state.model.weight[0], "bias", *state.model.bias)
 
 # %% [markdown]
-# The numbers agree. Now we add noise of about 0.5, like a measurement's, and train for longer. Then
-# we ask about new inputs, 1 and 2. The truth is 1.1 + 4.2 + 3.1 = 8.4.
+# The numbers agree. Now we add noise of about 0.5, and train for longer. Then we ask about new
+# inputs, 1 and 2. The truth is 1.1 + 4.2 + 3.1 = 8.4.
 
 # %%
 y_noisy = y + rng.normal(0, 0.5, y.shape)
