@@ -8,12 +8,12 @@
 # - a **loss**: a number that says how wrong the model is;
 # - an **optimizer**: a rule that changes the parameters to lower the loss.
 #
-# You may skip folded code, which only draws. [Learn](index) says how to run this.
+# Folded code only draws, and you may skip it. [Learn](index) says how to run this.
 #
 # ## Data
 #
-# An answer is 1.1 times input 1, plus 2.1 times input 2, plus 3.1. Training should find these
-# numbers: two *weights* and a *bias*.
+# An answer is 1.1 times input 1, plus 2.1 times input 2, plus 3.1: two *weights* and a *bias*.
+# Training should find them.
 
 # %%
 import numpy as np
@@ -24,7 +24,7 @@ true_weights, true_bias = np.array([[1.1], [2.1]]), 3.1
 y = x @ true_weights + true_bias  # @ multiplies each input by its weight, and adds up
 
 # %% [markdown]
-# On the left, input 2 varies: we see no line. On the right, input 2 is near 0: now a line shows.
+# The left picture hides input 2. On the right, input 2 is near 0: now a line shows.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 from pathlib import Path
@@ -41,9 +41,9 @@ near_x, near_y = x[is_near, 0], y[is_near, 0]
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
 left.scatter(x[:, 0], y, s=12, color=BLUE)
 left.set(xlabel="input 1", ylabel="answer", title="All examples: no line in sight")
+right.axline((0, 0), slope=1.5, color=ORANGE, label="guess: 1.5 times input 1")
 right.vlines(near_x, 1.5 * near_x, near_y, color="0.5", linestyles="dashed", label="its errors")
 right.scatter(near_x, near_y, s=20, color=BLUE, zorder=3, label="data with input 2 near 0")
-right.axline((0, 0), slope=1.5, color=ORANGE, label="guess: 1.5 times input 1")
 right.set(xlabel="input 1", title="A slice of the data, and a guess")
 right.legend()
 fig.savefig(PICTURES / "01_points.png")
@@ -124,8 +124,8 @@ print(f"All slopes: {grad_weights[0, 0]:.3f} {grad_weights[1, 0]:.3f} {grad_bias
 # %% [markdown]
 # ## Optimizer, by hand
 #
-# The gradient points uphill. So each step goes the other way: the *rate* times each slope. This is
-# *gradient descent*. **Do you expect** 1.1, 2.1 and 3.1 after 100 steps?
+# The gradient points uphill, so *gradient descent* steps the other way: the *rate* times each slope.
+# **Do you expect** 1.1, 2.1 and 3.1 after 100 steps?
 
 # %%
 RATE = 0.001
@@ -172,8 +172,8 @@ fig.savefig(PICTURES / "01_path.png")
 #
 # ## The same with Vernal
 #
-# `nn.Linear` is the same model, with a row of weights for each output. It wants a *key* for random
-# weights. Here we ask for zeros, so the key does nothing.
+# `nn.Linear` is the same model, with a row of weights for each output. Its *key* is for random
+# weights, and does nothing here: we ask for zeros.
 #
 # A `Trainer` holds the optimizer and the loss. `optax.sgd`, *stochastic gradient descent*, is the
 # rule above. An *epoch* is one pass through the data: here one step on all 200 examples. `fit`
@@ -191,8 +191,8 @@ state, history = trainer.fit(model, (x, y), epochs=100)
 print("Vernal,  100 steps: weights", *state.model.weight[0], "bias", *state.model.bias)
 
 # %% [markdown]
-# The numbers agree. Now we add noise of about 0.5, and train for longer. Then we ask about new
-# inputs, 1 and 2. The truth is 1.1 + 4.2 + 3.1 = 8.4.
+# The numbers agree. Now we add noise, train for longer, and ask about the inputs 1 and 2. The truth
+# is 1.1 + 4.2 + 3.1 = 8.4.
 
 # %%
 y_noisy = y + rng.normal(0, 0.5, y.shape)
@@ -201,8 +201,8 @@ print("Trained: weights", *state.model.weight[0], "bias", *state.model.bias)
 print("The model says", trainer.predict(state, np.array([[1.0, 2.0]])))
 
 # %% [markdown]
-# You know now the four parts of training. Next: [2. Shape fixing](02_shape_fixing), about a mistake
-# that nobody notices. Or go further below.
+# You know now the four parts of training. Next: [2. Shape fixing](02_shape_fixing). Or go further
+# below.
 
 # %% [markdown]
 # ## Going further

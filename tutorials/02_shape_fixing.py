@@ -76,13 +76,12 @@ def broken_loss(model, batch, key):
 model = nn.Linear(1, 1, key=jax.random.key(0))
 broken = vernal.Trainer(optax.sgd(RATE), broken_loss)
 broken_state, history = broken.fit(model, (x_column, y), epochs=STEPS)
-first, last = history.epochs["loss"][0], history.epochs["loss"][-1]
-print(f"The loss falls from {first:.1f} to {last:.1f}.")
+print("The loss falls:", history.epochs["loss"][::200].round(1))
 print(f"The line rises by {broken_state.model.weight[0, 0]:.4f}")
 
 # %% [markdown]
-# Nothing crashed, and the loss fell. But each prediction is compared with all 100 answers. Their
-# average is 0, so 0 is the best compromise. Vernal's own loss stops, and suggests a remedy:
+# Nothing crashed. But each prediction is compared with all 100 answers. Their average is 0, so 0 is
+# the best compromise. Vernal's own loss stops, and suggests a remedy:
 
 # %%
 trainer = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())
@@ -92,7 +91,7 @@ except vernal.ShapeError as error:
     print("ShapeError:", error)
 
 # %% [markdown]
-# We take its suggestion:
+# We take the suggestion:
 
 # %%
 y_column = y[:, None]
@@ -108,8 +107,7 @@ fig.savefig(PICTURES / "02_flat_answers.png")
 
 # %% [markdown]
 # You know now why inputs and answers should be columns. Next:
-# [3. Nonlinear regression](03_nonlinear_regression), where a line is not enough. Or go further
-# below.
+# [3. Nonlinear regression](03_nonlinear_regression). Or go further below.
 
 # %% [markdown]
 # ## Going further

@@ -30,7 +30,9 @@ def test_shows_both_mistakes_and_what_mends_them():
     assert "Try x.T and y.T" in row
     # What broadcasting makes of a line that rises by 3, though the loss falls.
     assert re.search(r"^The line rises by -?0\.0000$", printed, re.MULTILINE)
-    ((first, last),) = re.findall(r"The loss falls from (\S+) to (\S+)\.\n", printed)
+    ((first, *_, last),) = [
+        found.split() for found in re.findall(r"The loss falls: \[(.*)\]\n", printed)
+    ]
     assert float(first) > float(last)
     np.testing.assert_allclose(float(last), 9 * np.mean(variables["x"] ** 2), atol=0.06)
     assert "rises by 3.0000\n" in printed
