@@ -75,7 +75,7 @@ loss = mean_squared_error(zeros, 0.0, x, y)
 print(f"All parameters at zero: {loss:.1f}")
 
 # %% [markdown]
-# Here is the loss of other weights, with a bias of 0. A ring joins weights with the same loss.
+# Rings join weights with the same loss. Here the bias is 0.
 
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
@@ -124,8 +124,8 @@ print(f"All slopes: {grad_weights[0, 0]:.3f} {grad_weights[1, 0]:.3f} {grad_bias
 # %% [markdown]
 # ## Optimizer, by hand
 #
-# The gradient points uphill, so *gradient descent* steps the other way: the *rate* times each slope.
-# **Do you expect** 1.1, 2.1 and 3.1 after 100 steps?
+# The gradient points uphill, so *gradient descent* steps the other way. A step is the *rate* times
+# each slope. **Do you expect** 1.1, 2.1 and 3.1 after 100 steps?
 
 # %%
 RATE = 0.001

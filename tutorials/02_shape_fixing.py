@@ -76,7 +76,7 @@ def broken_loss(model, batch, key):
 model = nn.Linear(1, 1, key=jax.random.key(0))
 broken = vernal.Trainer(optax.sgd(RATE), broken_loss)
 broken_state, history = broken.fit(model, (x_column, y), epochs=STEPS)
-print("The loss falls:", history.epochs["loss"][::200].round(1))
+print("The loss falls:", history.epochs["loss"][:5].round(1))
 print(f"The line rises by {broken_state.model.weight[0, 0]:.4f}")
 
 # %% [markdown]
@@ -94,11 +94,12 @@ except vernal.ShapeError as error:
 # We take the suggestion:
 
 # %%
-y_column = y[:, None]
-fixed_state, _ = trainer.fit(model, (x_column, y_column), epochs=STEPS)
+fixed_state, _ = trainer.fit(model, (x_column, y[:, None]), epochs=STEPS)
 print(f"With y[:, None], the line rises by {fixed_state.model.weight[0, 0]:.4f}")
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
+y_column = y[:, None]
+
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 lines = {"flat y: wrong": broken_state, "y[:, None]: right": fixed_state}
 plot.predictions(lines, (x_column, y_column), ax=ax)

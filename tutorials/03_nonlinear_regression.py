@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 3. Nonlinear regression: a network that bends
 #
-# A line of a line is a line: 2(3x + 1) + 4 = 6x + 6. So layers alone follow no curve. To bend, a
-# network needs something between them. The simplest is `relu`: it makes negative numbers zero.
+# A line of a line is a line: 2(3x + 1) + 4 = 6x + 6. To bend, a network needs something between its
+# layers. The simplest is `relu`: it makes negative numbers zero.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 from pathlib import Path

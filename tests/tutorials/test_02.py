@@ -30,11 +30,8 @@ def test_shows_both_mistakes_and_what_mends_them():
     assert "Try x.T and y.T" in row
     # What broadcasting makes of a line that rises by 3, though the loss falls.
     assert re.search(r"^The line rises by -?0\.0000$", printed, re.MULTILINE)
-    ((first, *_, last),) = [
-        found.split() for found in re.findall(r"The loss falls: \[(.*)\]\n", printed)
-    ]
-    assert float(first) > float(last)
-    np.testing.assert_allclose(float(last), 9 * np.mean(variables["x"] ** 2), atol=0.06)
+    (falls,) = re.findall(r"The loss falls: \[(.*)\]\n", printed)
+    assert (np.diff([float(loss) for loss in falls.split()]) < 0).all()
     assert "rises by 3.0000\n" in printed
     assert variables["x"].shape == (100,)
     # The best against all answers at once is their average.
