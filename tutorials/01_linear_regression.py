@@ -8,7 +8,7 @@
 # - a **loss**: a number that says how wrong the model is;
 # - an **optimizer**: a rule that changes the parameters to lower the loss.
 #
-# Folded code only draws, and you may skip it. [Learn](index) says how to run this.
+# You may skip folded code and "Going further". [Learn](index) says how to run this.
 #
 # ## Data
 #
