@@ -51,9 +51,9 @@ fig.savefig(PICTURES / "02_broadcasting.png")
 #
 # ## Rows and columns
 #
-# Our data is a line: 100 examples of one number. A *layer* is a part of a model, such as `nn.Linear`.
-# It takes a row for each example, even a row of one number. `x[:, None]` makes such rows, a column.
-# But we forget `y`.
+# Our data is a line: 100 examples of one number. A *layer* is a part of a model, such as
+# `nn.Linear`. It takes a row for each example, even a row of one number. `x[:, None]` makes such
+# rows, a column. But we forget `y`.
 
 # %%
 x = np.linspace(-10, 10, 100)
