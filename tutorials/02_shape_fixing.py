@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 2. Shape fixing
 #
-# The bad mistakes of shape do not stop the program. It runs, and its result is wrong.
+# The bad mistakes of shape do not stop the program. Its result is wrong.
 #
 # Take a column of 1, 2 and 3, and subtract 1, 2 and 3. **Do you expect** three zeros?
 
@@ -64,8 +64,8 @@ print("x_column minus y:", x_column.shape, "minus", y.shape, "is", (x_column - y
 # %% [markdown]
 # ## A loss that looks right
 #
-# Vernal's losses refuse such shapes, so we write our own. Its arguments are the model, a batch (x
-# and y), and a random key, which only some losses use. **Will** the line rise by 3?
+# Vernal's losses refuse such shapes, so we write our own. It takes the model, a batch (x and y), and
+# a random key, which only some losses use. **Will** the line rise by 3?
 
 
 # %%

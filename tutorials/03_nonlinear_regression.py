@@ -63,7 +63,7 @@ class SmallNetwork(eqx.Module):
 
 
 # %% [markdown]
-# ## Three models, one trainer
+# ## Three models
 #
 # A line, our network and one with 128 hinges learn a parabola. `nn.MLP` (*multilayer perceptron*)
 # has relu between its layers. `depth=1` means one layer of hinges.
