@@ -64,8 +64,8 @@ print("x_column minus y:", x_column.shape, "minus", y.shape, "is", (x_column - y
 # %% [markdown]
 # ## A loss that looks right
 #
-# Vernal's losses refuse such shapes, so we write our own. It takes the model, a batch (x and y), and
-# a random key, which only some losses use. **Will** the line rise by 3?
+# Vernal's losses refuse such shapes, so we write our own. It takes the model, a batch (x and y)
+# and a random key, which only some losses use. **Will** the line rise by 3?
 
 
 # %%
