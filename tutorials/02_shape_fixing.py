@@ -1,91 +1,30 @@
 # %% [markdown]
 # # 2. Shape fixing
 #
-# Mistakes of shape are common, and the bad ones do not stop the program. It runs, the loss falls,
-# and the result is wrong. Here we make two such mistakes on purpose.
+# The bad mistakes of shape do not stop the program. Its result is wrong.
 #
-# The data is a line: 100 numbers and their answers. Both have the shape `(100,)`.
-
-# %%
-import equinox as eqx  # a library of models
-import jax
-import numpy as np
-import optax
-
-import vernal
-from vernal import losses, nn
-
-EXAMPLES = 100
-RATE = 0.001
-STEPS = 1_000
-
-x = np.linspace(-10, 10, EXAMPLES)
-y = 3 * x
-
-# %% [markdown]
-# ## Mistake 1: one example of 100 numbers
-#
-# Is `x` 100 examples of one number, or one example of 100 numbers? You know, but the program has to
-# guess. Code often reads the number of inputs from the last axis, `x.shape[-1]`. Here we do so for
-# a layer of Equinox, which takes **one** example. It should have one weight. **How many will it
-# have?**
-
-# %%
-layer = eqx.nn.Linear(x.shape[-1], 1, key=jax.random.key(0))
-
-print("Mistake 1: the layer's weight has shape", layer.weight.shape, "instead of (1, 1).")
-print(f"  100 numbers go in, and {layer(x).size} comes out, not 100.")
-
-# %% [markdown]
-# Nothing complains. A layer of `vernal.nn` takes many examples: the first axis counts them, and
-# each is a row, even a row of one number. So `fit` refuses flat data, and suggests a remedy:
-
-# %%
-model = nn.Linear(1, 1, key=jax.random.key(0))
-trainer = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())
-
-
-def show_error(model, data):
-    try:
-        trainer.fit(model, data, epochs=1)
-    except vernal.ShapeError as error:
-        print("ShapeError:", error)
-
-
-show_error(model, (x, y))
-
-# %% [markdown]
-# `x[:, None]` adds an axis of length 1. It makes a column: 100 examples of one number.
-
-# %%
-x_column = x[:, None]
-
-print("x has shape", x.shape, "and x[:, None] has shape", x_column.shape)
-
-# %% [markdown]
-# ## Mistake 2: a hundred answers for each prediction
-#
-# Suppose you fix `x` and forget `y`. Then predictions are a column and answers are flat. We
-# subtract three numbers that agree perfectly. **What do you expect:** three zeros?
-
-# %%
-column = np.array([[1.0], [2.0], [3.0]])
-flat = np.array([1.0, 2.0, 3.0])
-table = column - flat
-
-print(table)
-print("Mistake 2:", x_column.shape, "minus", y.shape, "has shape", (x_column - y).shape)
+# Take a column of 1, 2 and 3, and subtract 1, 2 and 3. **Do you expect** three zeros?
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 from pathlib import Path
 
+import jax
 import matplotlib.pyplot as plt
+import numpy as np
+import optax
 from matplotlib.patches import Rectangle
+
+import vernal
+from vernal import losses, nn, plot
 
 PICTURES = Path("build/tutorials")
 PICTURES.mkdir(parents=True, exist_ok=True)
+RATE = 0.001  # as in tutorial 1
+STEPS = 1_000
 
-fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+column = np.array([[1.0], [2.0], [3.0]])
+flat = np.array([1.0, 2.0, 3.0])
+table = column - flat
 
 
 def draw_cells(numbers, left, top, colors):
@@ -95,6 +34,7 @@ def draw_cells(numbers, left, top, colors):
         ax.text(corner[0] + 0.5, corner[1] + 0.5, f"{number:g}", ha="center", va="center", size=16)
 
 
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 draw_cells(column, 0, 2, ("#56B4E9", "#56B4E9"))
 draw_cells(flat[None, :], 1.5, 3.5, ("#E69F00", "#E69F00"))
 draw_cells(table, 1.5, 2, ("white", "#009E73"))
@@ -106,45 +46,60 @@ ax.axis("off")
 fig.savefig(PICTURES / "02_broadcasting.png")
 
 # %% [markdown]
-# This is *broadcasting*: NumPy and JAX line up shapes from the right, and repeat along each axis of
-# length 1. The table holds every prediction minus every answer. We want only its diagonal.
+# This is *broadcasting*. NumPy and JAX line up shapes from the right. A missing axis counts as
+# length 1, and an axis of length 1 is repeated. We wanted only the diagonal.
 #
-# Vernal's losses refuse such shapes. So we write a loss that does not: a function of the model, the
-# data, and a key that we ignore. It trains, because the mean of a table is one number.
+# ## Rows and columns
+#
+# Our data is a line: 100 examples of one number. A *layer* is a part of a model, such as
+# `nn.Linear`. It takes a row for each example, even a row of one number. `x[:, None]` makes such
+# rows, a column. But we forget `y`.
+
+# %%
+x = np.linspace(-10, 10, 100)
+y = 3 * x
+x_column = x[:, None]
+print("x_column minus y:", x_column.shape, "minus", y.shape, "is", (x_column - y).shape)
+
+# %% [markdown]
+# ## A loss that looks right
+#
+# Vernal's losses refuse such shapes, so we write our own. It takes the model, a batch (x and y)
+# and a random key, which only some losses use. **Will** the line rise by 3?
 
 
 # %%
 def broken_loss(model, batch, key):
     x, y = batch
-    difference = model(x) - y  # (100, 1) minus (100,): a table
-    return (difference**2).mean()
+    return ((model(x) - y) ** 2).mean()  # (100, 1) minus (100,): a table
 
 
+model = nn.Linear(1, 1, key=jax.random.key(0))
 broken = vernal.Trainer(optax.sgd(RATE), broken_loss)
 broken_state, history = broken.fit(model, (x_column, y), epochs=STEPS)
-
-first, last = history.epochs["loss"][[0, -1]]
-print(f"The loss falls, from {first:.1f} to {last:.1f}, and looks like learning.")
-print(f"But the line should rise by 3, and it rises by {abs(broken_state.model.weight[0, 0]):.4f}.")
+print("The loss falls:", history.epochs["loss"][:5].round(1))
+print(f"The line rises by {broken_state.model.weight[0, 0]:.4f}")
 
 # %% [markdown]
-# The loss pulls each prediction towards **all** answers, so towards their average, 0. Nothing
-# crashed. With its own loss, Vernal stops:
+# Nothing crashed. But each prediction is compared with all 100 answers. Their average is 0, so 0 is
+# the best compromise. Vernal's own loss stops, and suggests a remedy:
 
 # %%
-show_error(model, (x_column, y))
+trainer = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())
+try:
+    trainer.fit(model, (x_column, y), epochs=STEPS)
+except vernal.ShapeError as error:
+    print("ShapeError:", error)
 
 # %% [markdown]
-# We take its suggestion:
+# We take the suggestion:
 
 # %%
-y_column = y[:, None]
-fixed_state, _ = trainer.fit(model, (x_column, y_column), epochs=STEPS)
-
+fixed_state, _ = trainer.fit(model, (x_column, y[:, None]), epochs=STEPS)
 print(f"With y[:, None], the line rises by {fixed_state.model.weight[0, 0]:.4f}")
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
-from vernal import plot
+y_column = y[:, None]
 
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 lines = {"flat y: wrong": broken_state, "y[:, None]: right": fixed_state}
@@ -153,27 +108,63 @@ ax.set_title("The same model and data, two shapes of y")
 fig.savefig(PICTURES / "02_flat_answers.png")
 
 # %% [markdown]
-# You know now why inputs and answers should be columns, and how Vernal says so. Next:
-# [3. Nonlinear regression](03_nonlinear_regression), where a line is not enough. Or go further
-# below.
+# You know now why inputs and answers should be columns. Next:
+# [3. Nonlinear regression](03_nonlinear_regression). Or go further below.
 
 # %% [markdown]
 # ## Going further
 #
 # These parts may wait: no later tutorial needs them.
 #
-# ### The wrong layer
-#
-# What does `fit` say of a layer with 100 weights, like the one of mistake 1?
+# ### The table in numbers
 
 # %%
-show_error(nn.Linear(100, 1, key=jax.random.key(0)), (x, y))
+print(column - flat)
+
+# %% [markdown]
+# ### Flat inputs
+#
+# Is a flat `x` 100 examples of one number, or one example of 100 numbers? You know, but a program
+# has to guess. What does Vernal say if both `x` and `y` are flat? In its message, `(1,)` is the
+# shape of one example, and `(100, 1)` is the shape of all.
+
+
+# %%
+def show_error(model, data):
+    try:
+        trainer.fit(model, data, epochs=1)
+    except vernal.ShapeError as error:
+        print("ShapeError:", error)
+
+
+show_error(model, (x, y))
+
+# %% [markdown]
+# ### A layer with 100 weights
+#
+# Code often reads the number of inputs from the last axis, `x.shape[-1]`. With flat `x` it is 100.
+# We make two layers with 100 weights. The first is a layer of Equinox, the library of models that
+# Vernal builds on. Its layers take **one** example. **Will** it complain?
+
+# %%
+import equinox as eqx
+
+layer = eqx.nn.Linear(x.shape[-1], 1, key=jax.random.key(0))
+print("The layer's weight has shape", layer.weight.shape, "instead of (1, 1).")
+print(f"100 numbers go in, and {layer(x).size} comes out, not 100.")
+
+show_error(nn.Linear(x.shape[-1], 1, key=jax.random.key(0)), (x, y))
+
+# %% [markdown]
+# The layer does not complain. It takes 100 examples for one. But `fit` refuses the data.
 
 # %% [markdown]
 # ### One example, or a batch
 #
-# A layer from `vernal.nn` takes one example or many, a *batch*. A layer from `equinox.nn` takes
-# **one** example. `jax.vmap` turns a function of one example into a function of a batch.
+# A layer from `vernal.nn` takes one example, of shape `(1,)`, or many, a *batch*, of shape
+# `(100, 1)`. A layer from `equinox.nn` takes **one** example.
+#
+# `jax.vmap` turns a function of one example into a function of a batch.
 
 # %%
 equinox_layer = eqx.nn.Linear(1, 1, key=jax.random.key(0))
@@ -242,7 +233,7 @@ fig.savefig(PICTURES / "02_terrible_fit.png")
 # The answers are folded.
 #
 # **Exercise 1.** `vernal.update_cost(trainer, model, data)` asks the compiler for the cost of one
-# step. How much does the table of mistake 2 cost? Compare `broken` with `trainer`.
+# step. How much does the table cost? Compare `broken` with `trainer`.
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 print("With the table:", vernal.update_cost(broken, model, (x_column, y)))
@@ -255,7 +246,7 @@ print("(FLOP are sums and products.)")
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 show_error(model, (x[None, :], y[None, :]))
-print("One example of 100 numbers: mistake 1 again, spelled out.")
+print("Vernal sees one example of 100 numbers, and suggests the transpose: a column.")
 
 # %% [markdown]
 # **Exercise 3.** Train the terrible fit at a rate of 0.01. Where does the line end? Then give the

@@ -21,16 +21,19 @@ def test_shows_both_mistakes_and_what_mends_them():
     printed, variables, _ = tutorial("02", ranks="allow")
     assert "weight has shape (1, 100) instead of (1, 1)" in printed
     assert "100 numbers go in, and 1 comes out" in printed
-    assert "(100, 1) minus (100,) has shape (100, 100)" in printed
-    right, column, flat, row = printed.split("ShapeError: ")[1:]
+    assert "(100, 1) minus (100,) is (100, 100)" in printed
+    column, right, flat, row = printed.split("ShapeError: ")[1:]
     assert "Try x[:, None] and y[:, None]" in right
     assert "Try y[:, None], which has shape (100, 1)" in column
     assert "each of its 100 examples is a single number, but Linear needs (100,)" in flat
     assert "has shape (1, 100)" in row
     assert "Try x.T and y.T" in row
-    assert "rises by 0.0000." in printed  # what broadcasting makes of a line that rises by 3
+    # What broadcasting makes of a line that rises by 3, though the loss falls.
+    assert re.search(r"^The line rises by -?0\.0000$", printed, re.MULTILINE)
+    (falls,) = re.findall(r"The loss falls: \[(.*)\]\n", printed)
+    assert (np.diff([float(loss) for loss in falls.split()]) < 0).all()
     assert "rises by 3.0000\n" in printed
-    assert variables["EXAMPLES"] == 100
+    assert variables["x"].shape == (100,)
     # The best against all answers at once is their average.
     broken = variables["broken_state"].model(variables["x_column"])
     np.testing.assert_allclose(broken, 0, atol=1e-2)

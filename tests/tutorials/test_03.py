@@ -26,14 +26,26 @@ def test_two_lines_make_a_line():
     first, second = re.findall(r"the output changes by (\S+)$", printed, re.MULTILINE)
     assert abs(float(first) - float(second)) <= 1e-4
     assert float(first) != 0
-    assert printed.startswith("[0. 0. 0. 1. 2.]\n")  # relu of -2, -1, 0, 1, 2
+    assert "\n[0. 0. 0. 1. 2.]\n" in printed  # relu of -2, -1, 0, 1, 2
 
 
-def test_three_models_better_and_better():
+def test_three_trained_models_better_and_better():
+    printed, variables, _ = tutorial("03")
+    line, small, wide = map(float, re.findall(r"^[\w ]+: loss (\S+)$", printed, re.MULTILINE))
+    assert y.var() <= line + 0.05 < 1.01 * y.var()  # it ends near the average
+    assert best_of_five_pieces() < small < 100
+    assert wide < 5
+    predictions = np.asarray(variables["states"]["4 hinges"].model(x[:, None]), float)[:, 0]
+    np.testing.assert_allclose(np.mean((predictions - y) ** 2), small, atol=1)
+    bends = abs(np.diff(predictions, 2)) > 1e-2  # a bend lies between two points: one or two places
+    assert 2 <= np.sum(bends & ~np.roll(bends, 1)) <= 4
+
+
+def test_three_slow_models_better_and_better():
     printed, variables, _ = tutorial("03")
     assert variables["STEPS"] == 3_000
     by_model = {}
-    for name, state in variables["states"].items():
+    for name, state in variables["slow_states"].items():
         predictions = np.asarray(state.model(x[:, None]), float)[:, 0]
         by_model[name] = loss = np.mean((predictions - y) ** 2)
         row = re.search(rf"^{name} +(\S+) +(\S+)$", printed, re.MULTILINE)
@@ -45,13 +57,13 @@ def test_three_models_better_and_better():
     assert line > y.var()  # what always predicting the average would get
     assert y.var() / 2 > small > 2 * wide  # better, not great; then clearly better
     # The largest error of the wide one is at an end.
-    error = abs(np.asarray(variables["states"]["128 wide"].model(x[:, None]))[:, 0] - y)
+    error = abs(np.asarray(variables["slow_states"]["128 wide"].model(x[:, None]))[:, 0] - y)
     assert error.argmax() in (0, 99)
 
 
 def test_the_hinges_add_up_to_the_network():
     printed, variables, _ = tutorial("03")
-    model = variables["states"]["small, 4 wide"].model
+    model = variables["slow_states"]["small, 4 wide"].model
     predictions = np.asarray(model(x[:, None]))[:, 0]
     np.testing.assert_allclose(variables["total"], predictions, rtol=1e-5, atol=1e-3)
     parts = variables["parts"]
