@@ -11,7 +11,7 @@
 # %%
 import equinox as eqx
 import jax
-import jax.numpy as jnp
+import jax.numpy as jnp  # NumPy's functions, written in JAX
 import numpy as np
 import optax
 

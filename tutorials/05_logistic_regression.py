@@ -181,8 +181,8 @@ models = {
 }
 
 # %% [markdown]
-# So far each step used all examples. Here each uses 32, a *batch*: a rougher slope, but many more
-# steps. A *callback* is code that `fit` calls after each epoch. Our two watch the validation loss.
+# So far each step used all examples. Here each uses 32 by chance, a *batch*: a rougher slope, but
+# many more steps. (The S in SGD is for *stochastic*: by chance.) A *callback* is code that `fit` calls after each epoch. Our two watch the validation loss.
 # `EarlyStopping` stops after 20 epochs without a better one. `BestState` returns to the best epoch.
 
 # %%
@@ -220,7 +220,8 @@ fig.savefig(PICTURES / "05_losses.png")
 #
 # ## The test
 #
-# The *accuracy* is the share of correct answers. **Which model do you expect** to be better?
+# The *accuracy* is the share of correct answers, and `evaluate` measures it. **Which model do you
+# expect** to be better?
 
 # %%
 results = {name: table_trainer.evaluate(state, test) for name, state in states.items()}
