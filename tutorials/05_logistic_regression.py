@@ -182,8 +182,9 @@ models = {
 
 # %% [markdown]
 # So far each step used all examples. Here each uses 32 by chance, a *batch*: a rougher slope, but
-# many more steps. (The S in SGD is for *stochastic*: by chance.) A *callback* is code that `fit` calls after each epoch. Our two watch the validation loss.
-# `EarlyStopping` stops after 20 epochs without a better one. `BestState` returns to the best epoch.
+# many more steps. (The S in SGD is for *stochastic*: by chance.) A *callback* is code that `fit`
+# calls after each epoch. Our two watch the validation loss. `EarlyStopping` stops after 20 epochs
+# without a better one. `BestState` returns to the best epoch.
 
 # %%
 table_trainer = vernal.Trainer(
