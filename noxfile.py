@@ -27,8 +27,10 @@ PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 
 
-# Each file of tests in a process of its own, as many at once as there are cores.
+# Each file of tests in one process, and as many processes at once as there are cores.
 PYTEST = ("pytest", "--numprocesses", "auto", "--dist", "loadfile")
+# Each process, and each that a test starts, would compile all that it imports if none kept it.
+KEEP_BYTECODE = {"PYTHONDONTWRITEBYTECODE": None}
 
 
 def group(name: str) -> tuple[str, ...]:
@@ -59,7 +61,7 @@ def find_python(version: str) -> str | None:
 def tests(session: nox.Session) -> None:
     """Run the tests on the Python that runs nox."""
     session.install("-e", ".[all]", *group("test"))
-    session.run(*PYTEST, *session.posargs)
+    session.run(*PYTEST, *session.posargs, env=KEEP_BYTECODE)
 
 
 def newest_python() -> str | None:
@@ -75,7 +77,7 @@ def tests_newest(session: nox.Session) -> None:
         session.skip(f"none of {', '.join(PYTHONS)} is on this machine")
     # A kept environment would keep the JAX that was the newest once.
     session.install("--upgrade", "-e", ".[all]", *group("test"))
-    session.run(*PYTEST, *session.posargs)
+    session.run(*PYTEST, *session.posargs, env=KEEP_BYTECODE)
 
 
 # A Python that is not installed gets no environment (False): its session only says so.
@@ -97,19 +99,18 @@ def tests_matrix(session: nox.Session, version: str, pins: list[str]) -> None:
     if session.python is False:
         session.skip(f"Python {version} is missing on this machine")
     session.install("-e", ".[all]", *group("test"), *pins)
-    session.run(*PYTEST, *session.posargs)
+    session.run(*PYTEST, *session.posargs, env=KEEP_BYTECODE)
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
     """Try every fault, and all long sweeps, of which `nox -s tests` tries a few: it takes long."""
     session.install("-e", ".[all]", *group("test"))
-    session.run(*PYTEST, "--dist", "load", "--long", "tests/faults", *session.posargs)
-    others = "tests", "--ignore", "tests/faults", "-m", "long"
+    every = *PYTEST, "--dist", "load", "--long"
+    session.run(*every, "tests/faults", *session.posargs, env=KEEP_BYTECODE)
+    others = *every, "tests", "--ignore", "tests/faults", "-m", "long", *session.posargs
     # 5: none was left by what was passed on, such as `-k`.
-    session.run(
-        *PYTEST, "--dist", "load", "--long", *others, *session.posargs, success_codes=[0, 5]
-    )
+    session.run(*others, env=KEEP_BYTECODE, success_codes=[0, 5])
 
 
 @nox.session

@@ -1,7 +1,9 @@
 """What all tests share: no silent broadcasts, no windows, no clocks; on a GPU, bits that repeat."""
 
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -11,7 +13,9 @@ import pytest
 pytest.register_assert_rewrite("helpers")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A GPU repeats what it computes if it is told to, and does not round what it multiplies.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+# Once: a process of another process would add it again, and what is compiled has it in its key.
+if "--xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
 if jax.default_backend() != "cpu":
     jax.config.update("jax_default_matmul_precision", "highest")
 matplotlib.use("Agg")
@@ -34,8 +38,37 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Try more examples with `--long`."""
+    """Try more examples with `--long`; and keep what is compiled."""
     hypothesis.settings.load_profile("long" if config.getoption("--long") else "short")
+    # `-p no:cacheprovider` leaves no place for it.
+    if hasattr(config, "cache"):
+        directory = config.cache.mkdir("compiled")
+        if not hasattr(config, "workerinput"):
+            _empty_if_large(directory)
+        _keep_compiled(directory)
+
+
+def _keep_compiled(directory: Path) -> None:
+    """Let JAX keep what it compiles, for the other processes, and for the next time.
+
+    Most of the tests' time is XLA's. Its programs are the same bits again, and the key of each is
+    all that goes into it: the program, the options, the versions. `--cache-clear` begins anew.
+    """
+    options = {
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in options.items():
+        os.environ[name.upper()] = str(value)  # for the processes that tests start
+        jax.config.update(name, value)
+
+
+def _empty_if_large(directory: Path, most: int = 2**29) -> None:
+    """Begin anew when there is much of what older versions of the code have left."""
+    if sum(path.stat().st_size for path in directory.iterdir()) > most:
+        shutil.rmtree(directory)
+        directory.mkdir()
 
 
 def pytest_collection_modifyitems(config, items):

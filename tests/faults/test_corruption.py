@@ -84,13 +84,34 @@ def test_a_damaged_checkpoint_is_passed_over_or_named(tmp_path, long, tried):
                 made = hash_of(*tr.fit(start, **how, checkpoints=saving(copy)))
             assert made == expected, done
             ends["right"] += 1
-        except vernal.CheckpointError:
+        except vernal.CheckpointError as error:
             ends["error"] += 1
+            assert "is whole" in str(error), (str(error), done)
             assert len(places) > 1, done
         shutil.rmtree(copy)
     assert min(ends.values()) > 0, ends
     tried("damage to a checkpoint: the right run, from the one before", ends["right"])
     tried("damage to all checkpoints: `CheckpointError`", ends["error"])
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["the one before", "the newest"])
+def test_damage_to_what_orbax_noted_of_a_checkpoint_does_not_matter(which, tmp_path):
+    """Orbax takes one field that it does not know for the user's, and refuses a second one."""
+    tr, start, how = run_of("plain")
+    checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
+    expected = hash_of(*tr.fit(start, **how, checkpoints=checkpoints))
+    (notes,) = sorted(tmp_path.iterdir())[which].glob("_CHECKPOINT_METADATA")
+    whole = notes.read_text()
+    notes.write_text(whole.replace("init_t", "init_T").replace("commit_t", "commit_T"))
+    assert notes.read_text() != whole
+    with warnings.catch_warnings():  # no checkpoint is passed over
+        warnings.simplefilter("error")
+        assert hash_of(*tr.fit(start, **how, checkpoints=checkpoints)) == expected
+    assert len(list(tmp_path.iterdir())) == 2
+    how["epochs"] += 1
+    state, _ = tr.fit(start, **how, checkpoints=checkpoints)  # and another one is written
+    assert int(state.epoch) == how["epochs"]
+    assert hash_of(*tr.fit(start, **how, checkpoints=checkpoints)) == hash_of(*tr.fit(start, **how))
 
 
 @pytest.fixture

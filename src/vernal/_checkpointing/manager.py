@@ -115,7 +115,11 @@ class Manager:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             link = self._exits.enter_context(for_orbax(self.path))
-            self._orbax = ocp.CheckpointManager(link, options=options)
+            try:
+                self._orbax = ocp.CheckpointManager(link, options=options)
+            except ValueError:
+                _set_damaged_notes_aside(link)
+                self._orbax = ocp.CheckpointManager(link, options=options)
             self._exits.callback(self._orbax.close)
         except Exception as error:
             self._exits.close()
@@ -211,6 +215,20 @@ class Manager:
             f"{errors.shown(self.path)}: {errors.first_line(error)}.\n  Free some space, or make "
             "the directory writable, and start the script again: it resumes from the one before."
         )
+
+
+def _set_damaged_notes_aside(directory: Path) -> None:
+    """Rename what Orbax noted of each checkpoint, such as its time, where that is damaged.
+
+    Orbax reads the notes on all checkpoints before it opens a directory. It fails where they make
+    no sense, and can do without them; Vernal needs none.
+    """
+    for checkpoint in orbax().path.step.standard_name_format().find_all(directory):
+        try:
+            _ = checkpoint.commit_timestamp
+        except ValueError:
+            notes = Path(checkpoint.path, "_CHECKPOINT_METADATA")
+            notes.rename(notes.with_name(f"damaged-{notes.name}"))
 
 
 def _progress(run: RunState) -> tuple[int, int, bool, bool]:
