@@ -41,7 +41,7 @@ near_x, near_y = x[is_near, 0], y[is_near, 0]
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
 left.scatter(x[:, 0], y, s=12, color=BLUE)
 left.set(xlabel="input 1", ylabel="answer", title="All examples: no line in sight")
-right.axline((0, 0), slope=1.5, color=ORANGE, label="guess: 1.5 times input 1")
+right.axline((0, 0), slope=1.5, color=ORANGE, label="guess: weight 1 is 1.5")
 right.vlines(near_x, 1.5 * near_x, near_y, color="0.5", linestyles="dashed", label="its errors")
 right.scatter(near_x, near_y, s=20, color=BLUE, zorder=3, label="data with input 2 near 0")
 right.set(xlabel="input 1", title="A slice of the data, and a guess")
@@ -113,6 +113,7 @@ print(f"Slope along weight 1: {rise / 1e-6:.3f}")
 
 # %% [markdown]
 # The slopes along all parameters are the *gradient*. `jax.grad` makes a function that returns it.
+# (Inside such a function, write `jax.numpy.abs` in place of `np.abs`.)
 
 # %%
 import jax
@@ -279,8 +280,8 @@ print(vernal.summary(model, x))
 # ### What noise does
 #
 # Without noise, the true parameters have no loss at all. The guess of the first picture has some,
-# though its weight 2 is right already. With noise, the loss stops near 0.25, the
-# square of 0.5, because no model predicts noise.
+# though its weight 2 is right already. With noise, the loss stops near 0.25, the square of 0.5,
+# because no model predicts noise.
 
 # %%
 print(f"The guess: {mean_squared_error(guess, 0.0, x, y):.1f}")

@@ -19,8 +19,6 @@ from vernal import losses, nn, plot
 
 PICTURES = Path("build/tutorials")
 PICTURES.mkdir(parents=True, exist_ok=True)
-RATE = 0.001  # as in tutorial 1
-STEPS = 1_000
 
 column = np.array([[1.0], [2.0], [3.0]])
 flat = np.array([1.0, 2.0, 3.0])
@@ -56,6 +54,7 @@ fig.savefig(PICTURES / "02_broadcasting.png")
 # rows, a column. But we forget `y`.
 
 # %%
+RATE, STEPS = 0.001, 1_000
 x = np.linspace(-10, 10, 100)
 y = 3 * x
 x_column = x[:, None]
@@ -64,8 +63,8 @@ print("x_column minus y:", x_column.shape, "minus", y.shape, "is", (x_column - y
 # %% [markdown]
 # ## A loss that looks right
 #
-# Vernal's losses refuse such shapes, so we write our own. It takes the model, a batch (x and y)
-# and a random key, which only some losses use. **Will** the line rise by 3?
+# Vernal's losses refuse such shapes, so we write our own. It takes the model, a batch (x and y) and
+# a random key, which only some losses use. **Will** the line rise by 3?
 
 
 # %%
@@ -108,8 +107,8 @@ ax.set_title("The same model and data, two shapes of y")
 fig.savefig(PICTURES / "02_flat_answers.png")
 
 # %% [markdown]
-# You know now why inputs and answers should be columns. Next:
-# [3. Nonlinear regression](03_nonlinear_regression). Or go further below.
+# You know now why inputs and answers should be columns. Next: [3. Nonlinear
+# regression](03_nonlinear_regression). Or go further below.
 
 # %% [markdown]
 # ## Going further
@@ -161,8 +160,8 @@ show_error(nn.Linear(x.shape[-1], 1, key=jax.random.key(0)), (x, y))
 # %% [markdown]
 # ### One example, or a batch
 #
-# A layer from `vernal.nn` takes one example, of shape `(1,)`, or many, a *batch*, of shape
-# `(100, 1)`. A layer from `equinox.nn` takes **one** example.
+# A layer from `vernal.nn` takes one example, of shape `(1,)`, or many, a *batch*, of shape `(100,
+# 1)`. A layer from `equinox.nn` takes **one** example.
 #
 # `jax.vmap` turns a function of one example into a function of a batch.
 

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 3. Nonlinear regression: a network that bends
 #
-# A line of a line is a line: 2(3x + 1) + 4 = 6x + 6. To bend, a network needs something between its
-# layers. The simplest is `relu`: it makes negative numbers zero.
+# Layers one after another are a *network*. But a line of a line is a line: 2(3x + 1) + 4 = 6x + 6.
+# To bend, a network needs something between its layers. The simplest is `relu`: it makes negative
+# numbers zero.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 from pathlib import Path
@@ -69,7 +70,8 @@ class SmallNetwork(eqx.Module):
 # has relu between its layers. `depth=1` means one layer of hinges.
 #
 # *Adam* is an optimizer that gives each parameter its own step size, because their slopes differ.
-# **Which model do you expect** to follow the curve?
+# If the loss jumps, take a smaller rate. If the loss falls slowly, take a larger one. **Which model
+# do you expect** to follow the curve?
 
 # %%
 x = np.linspace(-10, 10, 100)[:, None]
@@ -94,10 +96,13 @@ ax.set_title("Three models, trained")
 fig.savefig(PICTURES / "03_three_models.png")
 
 # %% [markdown]
-# The line ends near the average. Four hinges make at most five straight pieces. 128 hinges are
-# almost a curve.
+# The parabola falls on the left as much as it rises on the right. So the best line is flat, near
+# the average answer, 68. Four hinges make at most five straight pieces. 128 hinges are almost a
+# curve.
 #
-# You know now how a network bends. Next: [4. Something to move](04_by_hand). Or go further below.
+# You know now how a network bends. To train one on your own data, make x and y columns, and bring
+# large numbers to about size 1: tutorial 5 shows how. Next: [4. Something to move](04_by_hand). Or
+# go further below.
 
 # %% [markdown]
 # ## Going further
@@ -291,8 +296,8 @@ fig.savefig(PICTURES / "03_widths.png")
 #
 # The answers are folded.
 #
-# **Exercise 1.** Put a relu after `TwoLinear`'s first layer, too: `nn.MLP` of width 4 and
-# depth 2. Does that help, over ten keys?
+# **Exercise 1.** Put a relu after `TwoLinear`'s first layer, too: `nn.MLP` of width 4 and depth 2.
+# Does that help, over ten keys?
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 two_losses = [final_loss(nn.MLP(1, 1, width_size=4, depth=2, key=key)) for key in keys]

@@ -51,7 +51,7 @@ print("The guess predicts:     ", guess(x[:3]).round(2))
 #
 # A thin line joins each point to its prediction. Its length is the error, or *residual*. Move w and
 # b, and make the mean squared error (MSE) small. On the map, each place is one pair of w and b. A
-# ring joins places with the same error.
+# ring joins places with the same MSE.
 #
 # **What do you expect:** is the best w the same for each b? Fix b, and find the best w. Change b,
 # and find it again. Then press "Let the optimizer try". It starts from the guess.
@@ -136,8 +136,8 @@ line_page = Page("line", x, y, path, LINE_AXES)
 line_page
 
 # %% [markdown]
-# Cut the map along any b: the lowest place is near w = 2. At first the optimizer changed mostly w,
-# then only b. It never saw the map. How did it know the direction?
+# Whatever b is, the best w is near 2, because x is as often negative as positive. At first the
+# optimizer changed mostly w, then only b. It never saw the map. How did it know the direction?
 #
 # ## The direction
 #
@@ -176,14 +176,14 @@ state, history = trainer.fit(guess, (x, y), epochs=STEPS)
 fitted = state.model
 
 print(f"After {STEPS:,} steps with Vernal: w = {fitted.w:.4f}, b = {fitted.b:.4f}")
-print(f"The error fell from {mean_squared_error(-5, 3):.2f} to {mean_squared_error(w, b):.2f}")
+print(f"The MSE fell from {mean_squared_error(-5, 3):.2f} to {mean_squared_error(w, b):.2f}")
 
 # %% [markdown]
 # Both are close to 2 and 20. (b still climbs: more steps would help.) The error is near 1, the mean
 # square of the noise.
 #
-# You know now what an optimizer does: it follows the slopes, without a map. Next:
-# [5. Yes or no](05_logistic_regression), where each answer is 0 or 1. Or go further below.
+# You know now what an optimizer does: it follows the slopes, without a map. Next: [5. Yes or
+# no](05_logistic_regression), where each answer is 0 or 1. Or go further below.
 #
 # ## Going further
 #
@@ -288,8 +288,8 @@ fig.savefig(PICTURES / "04_line.png")
 # ### A look ahead: yes or no
 #
 # Some questions have only two answers. Write 1 for yes and 0 for no, and the points lie on two
-# levels. No line fits them well. But the same two parameters make a curve that does:
-# 1 / (1 + exp(-(w x + b))), which stays between 0 and 1.
+# levels. No line fits them well. But the same two parameters make a curve that does: 1 / (1 +
+# exp(-(w x + b))), which stays between 0 and 1.
 
 # %%
 rng = np.random.default_rng(SEED)

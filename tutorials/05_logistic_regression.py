@@ -87,8 +87,9 @@ fig.savefig(PICTURES / "05_costs.png")
 #
 # ## Fit the curve
 #
-# `losses.BinaryCrossEntropy` applies the logistic function itself. So the model is a linear layer,
-# and `predict` returns z.
+# `losses.BinaryCrossEntropy` applies the logistic function itself. So the model is a linear layer.
+# `predict` returns the number before the logistic function, a *logit*. If the logit is positive,
+# the answer is yes.
 
 # %%
 trainer = vernal.Trainer(optax.adam(0.1), losses.BinaryCrossEntropy())
@@ -111,8 +112,9 @@ ax.legend(loc="lower right")
 fig.savefig(PICTURES / "05_fitted.png")
 
 # %% [markdown]
-# Why not 2 and 1? Those made z, and labels keep only its sign. No label is between 0 and 1, so a
-# steep curve fits better. It still crosses 0.5 where the labels change, near x = -0.8.
+# Why not 2 and 1? Labels keep only the sign of z. No label is between 0 and 1, so a steep curve
+# fits better. It crosses 0.5 near x = -0.8, where the labels change. (2x + 1 is 0 at -0.5. The
+# noise adds 0.5 on average, and moves the change to the left.)
 #
 # ## A real table
 #
@@ -170,8 +172,8 @@ train, validation, test = [((x - mean) / spread, y) for x, y in (train, validati
 # %% [markdown]
 # ## Logistic regression against a network
 #
-# The linear layer has 30 weights and a bias: 31 parameters. The network is 20 wide, and has
-# 20 times 31, and then 21: 641 parameters. Its activation, `tanh`, is an S-curve from -1 to 1.
+# The linear layer has 30 weights and a bias: 31 parameters. The network is 20 wide, and has 20
+# times 31, and then 21: 641 parameters. Its activation, `tanh`, is an S-curve from -1 to 1.
 
 # %%
 key = jax.random.key(SEED)
@@ -216,8 +218,8 @@ for ax, (name, history) in zip(panels, histories.items(), strict=True):
 fig.savefig(PICTURES / "05_losses.png")
 
 # %% [markdown]
-# The training loss falls on, but the validation loss rises: the model learns its examples by heart.
-# The network does so sooner. The dot marks the best epoch.
+# The training loss keeps falling, but the validation loss rises: the model learns its examples by
+# heart. The network does so sooner. The dot marks the best epoch.
 #
 # ## The test
 #
@@ -232,8 +234,8 @@ for name, result in results.items():
 # %% [markdown]
 # The network is not better! So try the simple model first.
 #
-# You know now how a model learns yes or no, and how to test it. Next:
-# [6. Under the hood](06_polynomial), on what JAX does for you. Or go further below.
+# You know now how a model learns yes or no, and how to test it. Next: [6. Under the
+# hood](06_polynomial), on what JAX does for you. Or go further below.
 #
 # ## Going further
 #

@@ -122,7 +122,7 @@ def timed(step, model, count):
 # %%
 slow_curve, slow_seconds = timed(step, model, 50)
 
-print(f"Line by line: {slow_seconds:.1f} s")
+print(f"Line by line: {slow_seconds:.1f} s, from 50 steps")
 
 # %% [markdown]
 # *jit* stands for "just in time". At the first call it compiles all lines of a function into one
@@ -136,7 +136,7 @@ print(f"Jitted step: {jit_seconds:.2f} s, {slow_seconds / jit_seconds:.0f} times
 
 # %% [markdown]
 # The loop is still Python's: for each step, Python starts the program again. Vernal compiles the
-# loop, too. The first `fit` compiles, and we time the second.
+# loop, too. The first `fit` compiles, and we time the second: no time here includes compilation.
 
 # %%
 trainer = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())
@@ -179,9 +179,9 @@ def small(x):
 print(jax.make_jaxpr(small)(jnp.zeros(3)))
 
 # %% [markdown]
-# `a` is the input: `f32[3]` means 3 numbers of 32 bits. Then `b` is 3 times `a`, `c` is tanh of
-# `b`, and `d` is `c` plus 1. A trace has all shapes and costs little. So Vernal can check your
-# shapes before anything runs.
+# `a` is the input: `f32[3]` means 3 numbers of 32 bits, and `f32[]` a single one. Then `b` is 3
+# times `a`, `c` is tanh of `b`, and `d`, the output, is `c` plus 1. A trace has all shapes and
+# costs little. So Vernal can check your shapes before anything runs.
 #
 # You know now that a model is a tree of arrays, and that JAX traces a function before it compiles
 # it. Next: [7. Digits](07_digits), where a network reads handwriting. Or go further below.

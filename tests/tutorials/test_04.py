@@ -79,7 +79,7 @@ def test_the_guess_is_very_bad():
     expected = error("line", -5, 3)
     assert f"The mean squared error of the guess is {expected:.5f}" in printed
     assert f"Its root is {expected**0.5:.1f}:" in printed
-    assert f"The error fell from {expected:.2f} to " in printed
+    assert f"The MSE fell from {expected:.2f} to " in printed
     assert variables["mean_squared_error"](1.5, 7.0) == pytest.approx(error("line", 1.5, 7.0))
 
 
@@ -104,7 +104,7 @@ def test_recovers_the_line_by_hand_and_with_vernal():
     for way in ("by hand", "with Vernal"):
         (found,) = re.findall(rf"After 3,000 steps {way}: w = (.*), b = (.*)\n", printed)
         assert [float(number) for number in found] == pytest.approx([w, b], abs=2e-4)
-    first, last = re.findall(r"The error fell from (.*) to (.*)\n", printed)[0]
+    first, last = re.findall(r"The MSE fell from (.*) to (.*)\n", printed)[0]
     assert float(first) == pytest.approx(error("line", -5, 3), abs=0.005)
     assert float(last) == pytest.approx(error("line", w, b), abs=0.01) == pytest.approx(1, abs=0.1)
     # At the guess, the slope for w is more than three times as steep.
