@@ -21,11 +21,11 @@ def is_never_read(path, is_right):
     """
     whole = path.read_bytes()
     path.write_bytes(bytes(byte ^ 0xFF for byte in whole))
-    never = is_right()
+    never = is_right(path)
     path.write_bytes(b"")
-    never = never and is_right()
+    never = never and is_right(path)
     path.unlink()
-    never = never and is_right()
+    never = never and is_right(path)
     path.write_bytes(whole)
     return never
 
@@ -40,14 +40,14 @@ def test_every_flipped_bit_of_a_checkpoint_is_noticed_or_does_not_matter(tmp_pat
     state, _ = trainer.fit(model, data, epochs=2, checkpoints=checkpoints)
     like = nn.Linear(1, 1, key=jax.random.key(1))
 
-    def is_right(*flip):
+    def is_right(*damaged):
         """Whether the model is restored; if not, that is said."""
         try:
             found = vernal.load(tmp_path, like)
         except vernal.CheckpointError:
             return False
-        assert np.array_equal(found.weight, state.model.weight), flip
-        assert found.bias == state.model.bias, flip
+        assert np.array_equal(found.weight, state.model.weight), damaged
+        assert found.bias == state.model.bias, damaged
         return True
 
     paths = [Path(root, name) for root, _, names in os.walk(tmp_path) for name in names]
