@@ -48,9 +48,11 @@ def by_hand(model, optimizer, x, y):
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
+    values = []
     for _ in range(STEPS):
         params, opt_state, value = step(params, opt_state)
-    return params, opt_state, float(value)
+        values.append(value)
+    return params, opt_state, values
 
 
 def run(way: str, width: int) -> None:
@@ -61,7 +63,7 @@ def run(way: str, width: int) -> None:
     optimizer = optax.adam(1e-4)
     model = made(width)
     start = time.perf_counter()
-    kept = [model]
+    kept: list = [model]
     if way == "by hand":
         kept += by_hand(model, optimizer, x, y)
     elif way != "nothing":
