@@ -221,10 +221,13 @@ def test_a_tutorial_shows_what_it_prints_and_draws(path):
 def test_answers_are_folded(window, path):
     answers = path.read_text(encoding="utf-8").count('tags=["hide-cell"]')
     window.open(SITE / "learn" / f"{path.stem}.html")
-    folded = window.driver.find_elements("css selector", "details.hide")
-    folded = [element for element in folded if "answer" in element.text]
-    assert len(folded) == answers
-    for element in folded:
+
+    def folded():
+        found = window.driver.find_elements("css selector", "details.hide")
+        return [element for element in found if "answer" in element.text]
+
+    wait_for(lambda: len(folded()) == answers)  # a long page is laid out bit by bit
+    for element in folded():
         assert element.get_attribute("open") is None
         summary = element.find_element("css selector", "summary")
         assert summary.text.strip() == "Show the answer"
