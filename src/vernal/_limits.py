@@ -1,6 +1,6 @@
 """How much is done at once, and all that depends on the kind of device: in one place.
 
-The figures bound memory and time, and none of them changes a result.
+The figures bound memory and time. Only `turns_products` changes a result, in its last bits.
 """
 
 import contextlib
@@ -22,8 +22,7 @@ class Limits:
             from a copy of all examples in its memory.
         loops_convolutions: Whether convolutions may run in a compiled loop. In a loop, XLA's CPU
             convolutions take 28 to 38 times as long.
-        turns_products: Whether products are computed the fast way round (`vernal._products`). It
-            is the only one to change a result, in its last bits.
+        turns_products: Whether products are computed the fast way round (`vernal._products`).
         steps_per_turn: Steps in one turn of the compiled loop. An accelerator asks the host before
             each turn whether the loop is over.
         superbatch_bytes: Most bytes of batches that are gathered at once. A single batch may be
