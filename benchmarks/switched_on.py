@@ -93,7 +93,7 @@ def seconds(w: Any, made: Any, data: Any, name: str | None, trainer_of: Any) -> 
     with tempfile.TemporaryDirectory() as folder:
         names = NAMES if name == TOGETHER else [name] if name else []
         options = merged([switched_on(one, data, Path(folder)) for one in names])
-        trainer = trainer_of(name, options["trainer"])
+        trainer = trainer_of(options["trainer"])
         arguments = {"progress": False} | options["fit"]
         start = time.perf_counter()
         with contextlib.redirect_stderr(Terminal()):
@@ -117,7 +117,7 @@ def measure(letter: str, turns: int, epochs: int) -> None:
         options = {"metrics": METRICS if measures else None, "eval_params": eval_params}
         return vernal.Trainer(chosen, loss_of(w), **options)
 
-    def trainer_of(name: str | None, options: dict[str, Any]) -> vernal.Trainer:
+    def trainer_of(options: dict[str, Any]) -> vernal.Trainer:
         return cached("eval_params" in options, "metrics" in options)
 
     taken: dict[str | None, list[float]] = {name: [] for name in (None, *NAMES, TOGETHER)}
