@@ -80,6 +80,15 @@ def tests_newest(session: nox.Session) -> None:
     session.run(*PYTEST, *session.posargs, env=KEEP_BYTECODE)
 
 
+@nox.session(python=newest_python() or False)
+def tests_tutorials(session: nox.Session) -> None:
+    """Test what the tutorials print and draw, on the newest Python here."""
+    if session.python is False:
+        session.skip(f"none of {', '.join(PYTHONS)} is on this machine")
+    session.install("--upgrade", "-e", ".[all]", *group("test"))
+    session.run(*PYTEST, "tests/tutorials", *session.posargs, env=KEEP_BYTECODE)
+
+
 # A Python that is not installed gets no environment (False): its session only says so.
 @nox.session(reuse_venv=False)  # a kept environment would keep the JAX that was the newest once
 @nox.parametrize(
@@ -108,7 +117,8 @@ def faults(session: nox.Session) -> None:
     session.install("-e", ".[all]", *group("test"))
     every = *PYTEST, "--dist", "load", "--long"
     session.run(*every, "tests/faults", *session.posargs, env=KEEP_BYTECODE)
-    others = *every, "tests", "--ignore", "tests/faults", "-m", "long", *session.posargs
+    rooms = "tests", "tests/tutorials", "--ignore", "tests/faults"
+    others = *every, *rooms, "-m", "long", *session.posargs
     # 5: none was left by what was passed on, such as `-k`.
     session.run(*others, env=KEEP_BYTECODE, success_codes=[0, 5])
 
