@@ -8,7 +8,7 @@
 # - a **loss**: a number that says how wrong the model is;
 # - an **optimizer**: a rule that changes the parameters to lower the loss.
 #
-# You may skip folded code and "Going further". [Learn](index) says how to run this.
+# You may skip folded code, and the section "Going further".
 #
 # ## Data
 #
@@ -24,7 +24,8 @@ true_weights, true_bias = np.array([[1.1], [2.1]]), 3.1
 y = x @ true_weights + true_bias  # @ multiplies each input by its weight, and adds up
 
 # %% [markdown]
-# The left picture hides input 2. On the right, input 2 is near 0: now a line shows.
+# The left picture hides input 2. On the right, input 2 is near 0: now a line shows. The orange line
+# is a guess: weight 1 is 1.5. Dashes are its errors.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 from pathlib import Path
@@ -75,7 +76,7 @@ loss = mean_squared_error(zeros, 0.0, x, y)
 print(f"All parameters at zero: {loss:.1f}")
 
 # %% [markdown]
-# Rings join weights with the same loss. Here the bias is 0.
+# Rings join weights with the same loss. Here the bias is 0, so even the true weights have some.
 
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
@@ -113,10 +114,9 @@ print(f"Slope along weight 1: {rise / 1e-6:.3f}")
 
 # %% [markdown]
 # The slopes along all parameters are the *gradient*. `jax.grad` makes a function that returns it.
-# (Inside such a function, write `jax.numpy.abs` in place of `np.abs`.)
 
 # %%
-import jax
+import jax  # computes slopes, among other things
 
 gradient = jax.grad(mean_squared_error, argnums=(0, 1))  # along the weights and the bias
 grad_weights, grad_bias = gradient(zeros, 0.0, x, y)
@@ -173,12 +173,12 @@ fig.savefig(PICTURES / "01_path.png")
 #
 # ## The same with Vernal
 #
-# `nn.Linear` is the same model, with a row of weights for each output. Its *key* is for random
-# weights, and does nothing here: we ask for zeros.
+# `nn.Linear` is the same model. Its *key* is for random weights, and does nothing here: we ask for
+# zeros.
 #
-# A `Trainer` holds the optimizer and the loss. `optax.sgd`, *stochastic gradient descent*, is the
-# rule above. An *epoch* is one pass through the data: here one step on all 200 examples. `fit`
-# returns a *state*, which holds the trained model, and a *history*.
+# A `Trainer` holds the optimizer and the loss. `optax.sgd` is gradient descent. An *epoch* is one
+# pass through the data: here one step on all 200 examples. `fit` returns a *state*, which holds the
+# trained model, and a *history*.
 
 # %%
 import optax  # a library of optimizers
@@ -186,7 +186,8 @@ import optax  # a library of optimizers
 import vernal
 from vernal import losses, nn
 
-model = nn.Linear(2, 1, weight_init=jax.nn.initializers.zeros, key=jax.random.key(0))
+zero = jax.nn.initializers.zeros
+model = nn.Linear(2, 1, weight_init=zero, key=jax.random.key(0))  # 2 inputs, 1 output
 trainer = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())
 state, history = trainer.fit(model, (x, y), epochs=100)
 print("Vernal,  100 steps: weights", *state.model.weight[0], "bias", *state.model.bias)
@@ -202,8 +203,10 @@ print("Trained: weights", *state.model.weight[0], "bias", *state.model.bias)
 print("The model says", trainer.predict(state, np.array([[1.0, 2.0]])))
 
 # %% [markdown]
+# The noise is why the numbers are close, and not exact.
+#
 # You know now the four parts of training. Next: [2. Shape fixing](02_shape_fixing). Or go further
-# below.
+# below. [Learn](index) says how to run these pages.
 
 # %% [markdown]
 # ## Going further
@@ -230,6 +233,9 @@ print("  All agree:", np.allclose(by_hand, by_product), np.allclose(by_hand, by_
 # ### The slope, in a picture
 #
 # We move weight 1 alone. The loss stays above 150, because weight 2 and the bias are still 0.
+#
+# `jax.grad` follows operators such as `@` and `**`, and the functions of `jax.numpy`. NumPy's own
+# functions it cannot follow: write `jax.numpy.abs` in place of `np.abs`.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 SMALL = 1e-6

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 2. Shape fixing
 #
-# The bad mistakes of shape do not stop the program. Its result is wrong.
+# The worst mistakes of shape do not stop the program: it ends, with a wrong result.
 #
 # Take a column of 1, 2 and 3, and subtract 1, 2 and 3. **Do you expect** three zeros?
 
@@ -64,7 +64,7 @@ print("x_column minus y:", x_column.shape, "minus", y.shape, "is", (x_column - y
 # ## A loss that looks right
 #
 # Vernal's losses refuse such shapes, so we write our own. It takes the model, a batch (x and y) and
-# a random key, which only some losses use. **Will** the line rise by 3?
+# a random key, which only some losses use. **Will** the line rise by 3 for each 1 of x?
 
 
 # %%
@@ -80,8 +80,8 @@ print("The loss falls:", history.epochs["loss"][:5].round(1))
 print(f"The line rises by {broken_state.model.weight[0, 0]:.4f}")
 
 # %% [markdown]
-# Nothing crashed. But each prediction is compared with all 100 answers. Their average is 0, so 0 is
-# the best compromise. Vernal's own loss stops, and suggests a remedy:
+# Nothing crashed. But each prediction is compared with all 100 answers. The average answer is 0, so
+# the best compromise is to predict 0. Vernal's own loss stops, and suggests a remedy:
 
 # %%
 trainer = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())

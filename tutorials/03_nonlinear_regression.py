@@ -36,14 +36,17 @@ right.legend()
 fig.savefig(PICTURES / "03_relu.png")
 
 # %% [markdown]
-# So relu has one bend, a hinge. In `relu(x - 1)`, the -1 moves the hinge to 1. A weight after relu
-# makes the slope steeper, or negative. Hinges add up to a bent line.
+# So relu has one bend, a hinge. In `relu(x - 1)`, the -1 moves the hinge to 1. A minus before x
+# turns the hinge to the left. A weight after relu makes it steeper, or turns it down. Hinges add up
+# to a bent line.
 #
 # ## A network of your own
 #
 # In Equinox, a library of models, a model is a class. We list its layers first, as in a dataclass,
-# and `__call__` applies them. Ours has four hinges: 1 → 4 → relu → 1. The same key draws the same
-# numbers, so `split` makes a key for each layer.
+# and `__call__` applies them. `fit` calls it with one example at a time. Ours has four hinges:
+# 1 → 4 → relu → 1.
+#
+# The same key draws the same numbers, so `split` makes a key for each layer.
 
 
 # %%
@@ -69,9 +72,8 @@ class SmallNetwork(eqx.Module):
 # A line, our network and one with 128 hinges learn a parabola. `nn.MLP` (*multilayer perceptron*)
 # has relu between its layers. `depth=1` means one layer of hinges.
 #
-# *Adam* is an optimizer that gives each parameter its own step size, because their slopes differ.
-# If the loss jumps, take a smaller rate. If the loss falls slowly, take a larger one. **Which model
-# do you expect** to follow the curve?
+# *Adam* is an optimizer that gives each parameter its own step size. So a small slope, as that of
+# the bias in tutorial 1, needs no patience. **Which model do you expect** to follow the curve?
 
 # %%
 x = np.linspace(-10, 10, 100)[:, None]
@@ -96,18 +98,22 @@ ax.set_title("Three models, trained")
 fig.savefig(PICTURES / "03_three_models.png")
 
 # %% [markdown]
-# The parabola falls on the left as much as it rises on the right. So the best line is flat, near
-# the average answer, 68. Four hinges make at most five straight pieces. 128 hinges are almost a
-# curve.
+# The parabola falls on the left as much as it rises on the right. So the best line is flat, at the
+# average answer, 68. (Ours is still on its way.) Four hinges make at most five straight pieces. 128
+# hinges are almost a curve.
 #
-# You know now how a network bends. To train one on your own data, make x and y columns, and bring
-# large numbers to about size 1: tutorial 5 shows how. Next: [4. Something to move](04_by_hand). Or
-# go further below.
+# You know now how a network bends. Next: [4. Something to move](04_by_hand). Or go further below.
 
 # %% [markdown]
 # ## Going further
 #
 # These parts may wait: no later tutorial needs them.
+#
+# ### Your own data
+#
+# Make x and y columns, and bring large numbers to about size 1, as tutorial 5 does. (Here we took a
+# large rate instead.) If the loss jumps, take a smaller rate. If the loss falls slowly, take a
+# larger one.
 #
 # ### relu in numbers
 

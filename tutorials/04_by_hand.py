@@ -53,8 +53,9 @@ print("The guess predicts:     ", guess(x[:3]).round(2))
 # b, and make the mean squared error (MSE) small. On the map, each place is one pair of w and b. A
 # ring joins places with the same MSE.
 #
-# **What do you expect:** is the best w the same for each b? Fix b, and find the best w. Change b,
-# and find it again. Then press "Let the optimizer try". It starts from the guess.
+# 1. Fix b, and find the best w. **What do you expect:** is it the same for each b?
+# 2. Change b, and find the best w again.
+# 3. Press "Let the optimizer try". It starts from the guess.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 import html
@@ -136,8 +137,9 @@ line_page = Page("line", x, y, path, LINE_AXES)
 line_page
 
 # %% [markdown]
-# Whatever b is, the best w is near 2, because x is as often negative as positive. At first the
-# optimizer changed mostly w, then only b. It never saw the map. How did it know the direction?
+# Whatever b is, the best w is near 2. To raise the whole line helps, or harms, as much on the left
+# as on the right, so it asks for no other tilt. At first the optimizer changed mostly w, then only
+# b. It never saw the map. How did it know the direction?
 #
 # ## The direction
 #
@@ -167,8 +169,8 @@ for _ in range(STEPS):
 print(f"After {STEPS:,} steps by hand: w = {w:.4f}, b = {b:.4f}")
 
 # %% [markdown]
-# Vernal's `fit` does the same. `nn.Linear` takes a row for each example, so it needs columns. Our
-# `Line` takes one number for each example, so x is flat.
+# Vernal's `fit` does the same. It calls the model with one example at a time. For `nn.Linear`, an
+# example is a row. For our `Line`, it is a number, so x is flat.
 
 # %%
 trainer = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())
@@ -179,7 +181,7 @@ print(f"After {STEPS:,} steps with Vernal: w = {fitted.w:.4f}, b = {fitted.b:.4f
 print(f"The MSE fell from {mean_squared_error(-5, 3):.2f} to {mean_squared_error(w, b):.2f}")
 
 # %% [markdown]
-# Both are close to 2 and 20. (b still climbs: more steps would help.) The error is near 1, the mean
+# Both are close to 2 and 20: the noise keeps them from being equal. The error is near 1, the mean
 # square of the noise.
 #
 # You know now what an optimizer does: it follows the slopes, without a map. Next: [5. Yes or

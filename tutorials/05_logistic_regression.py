@@ -51,8 +51,9 @@ ax.legend(loc="lower right")
 fig.savefig(PICTURES / "05_line_and_curve.png")
 
 # %% [markdown]
-# The S-curve stays between 0 and 1. So we can read it as a *probability*: how likely is the label
-# 1? The S-curve is the *logistic function* of 2x + 1. Here it is for -4, -2, 0, 2 and 4:
+# The S-curve, which is not fitted yet, stays between 0 and 1. So we can read it as a *probability*:
+# how likely is the label 1? The S-curve is the *logistic function* of 2x + 1. Here it is for -4,
+# -2, 0, 2 and 4:
 
 
 # %%
@@ -68,7 +69,7 @@ print(logistic(np.array([-4.0, -2.0, 0.0, 2.0, 4.0])).round(3))
 # ## Sure and wrong
 #
 # Suppose that the label is 1. We want a cost that is 0 for a prediction of 1, and grows without
-# limit towards 0. The logarithm, with a minus, does that:
+# limit as the prediction nears 0. The logarithm, with a minus, does that:
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 says = np.linspace(0.001, 1, 500)
@@ -163,7 +164,8 @@ print("Training, validation, test:", len(train[0]), len(validation[0]), len(test
 
 # %% [markdown]
 # Large measurements would rule the gradient. So we subtract the mean and divide by the spread, and
-# all 30 are about size 1. Both come from the training part: the rest stands for unseen tumours.
+# all 30 are about size 1. We compute both from the training part alone, because the other parts
+# stand for tumours that we have not seen.
 
 # %%
 mean, spread = train[0].mean(axis=0), train[0].std(axis=0)
@@ -172,8 +174,9 @@ train, validation, test = [((x - mean) / spread, y) for x, y in (train, validati
 # %% [markdown]
 # ## Logistic regression against a network
 #
-# The linear layer has 30 weights and a bias: 31 parameters. The network is 20 wide, and has 20
-# times 31, and then 21: 641 parameters. Its activation, `tanh`, is an S-curve from -1 to 1.
+# The linear layer has 30 weights and a bias: 31 parameters. The network is 20 wide, and has
+# 20 × 31 + 21 = 641 parameters. Where tutorial 3 had relu, it has `tanh`, an S-curve from -1 to 1.
+# Such a function is an *activation*.
 
 # %%
 key = jax.random.key(SEED)
@@ -183,8 +186,10 @@ models = {
 }
 
 # %% [markdown]
-# So far each step used all examples. Here each uses 32 by chance, a *batch*: a rougher slope, but
-# many more steps. (The S in SGD is for *stochastic*: by chance.) A *callback* is code that `fit`
+# So far each step used all examples. Here each step uses a *batch*: 32 examples, drawn by chance.
+# The slope is rougher, but an epoch has many steps. (The S in SGD is for *stochastic*: by chance.)
+#
+# The *accuracy* is the share of correct answers. A *callback* is code that `fit`
 # calls after each epoch. Our two watch the validation loss. `EarlyStopping` stops after 20 epochs
 # without a better one. `BestState` returns to the best epoch.
 
@@ -219,12 +224,12 @@ fig.savefig(PICTURES / "05_losses.png")
 
 # %% [markdown]
 # The training loss keeps falling, but the validation loss rises: the model learns its examples by
-# heart. The network does so sooner. The dot marks the best epoch.
+# heart. The network does so sooner. The dot marks the best epoch. (The scale is logarithmic: each
+# step upwards multiplies.)
 #
 # ## The test
 #
-# The *accuracy* is the share of correct answers, and `evaluate` measures it. **Which model do you
-# expect** to be better?
+# `evaluate` measures the accuracy. **Which model do you expect** to be better?
 
 # %%
 results = {name: table_trainer.evaluate(state, test) for name, state in states.items()}

@@ -63,13 +63,13 @@ fig.savefig(PICTURES / "06_data.png")
 # └── activation: tanh
 # ```
 #
-# JAX calls such a nest a *PyTree*, and its ends *leaves*. Lists, tuples and dicts are PyTrees, too.
+# JAX calls such a nest a *PyTree*, and each end a *leaf*. Lists, tuples and dicts are PyTrees, too.
 # `jax.tree.map` calls a function on each leaf, and keeps the tree. **How many parameters** has the
 # model? Count first.
 
 # %%
 model = nn.MLP(1, 1, width_size=128, depth=1, activation=jnp.tanh, key=key)
-params = eqx.filter(model, eqx.is_array)  # only the arrays
+params = eqx.filter(model, eqx.is_array)  # only the arrays: tanh has no size
 sizes = jax.tree.map(lambda leaf: leaf.size, params)
 
 print("sizes:", jax.tree.leaves(sizes), "and their sum:", sum(jax.tree.leaves(sizes)))
@@ -81,8 +81,8 @@ print("sizes:", jax.tree.leaves(sizes), "and their sum:", sum(jax.tree.leaves(si
 # model, because tanh is not an array. `eqx.filter_value_and_grad` leaves tanh out. It returns the
 # loss and the gradient.
 #
-# A step maps over the gradient, and adds. An Equinox model never changes, so the step returns a new
-# one.
+# A step multiplies each leaf of the gradient by the rate, and subtracts it from the model's leaf.
+# An Equinox model never changes, so the step returns a new one.
 
 
 # %%
@@ -102,8 +102,9 @@ print(f"Before the step {loss:.4f}, after it {mean_squared_error(stepped, x, y):
 # %% [markdown]
 # ## How long does it take?
 #
-# Each line of `step` runs by itself: Python tells JAX to multiply, then to add. The folded `timed`
-# makes some steps, and returns their losses and the time for 1,000 steps.
+# Each line of `step` runs by itself: Python tells JAX to multiply, then to add. The function
+# `timed`, folded below, makes some steps. It returns their losses, and the time that 1,000 steps
+# take.
 
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
@@ -122,7 +123,7 @@ def timed(step, model, count):
 # %%
 slow_curve, slow_seconds = timed(step, model, 50)
 
-print(f"Line by line: {slow_seconds:.1f} s, from 50 steps")
+print(f"1,000 steps, line by line: {slow_seconds:.1f} s, estimated from 50")
 
 # %% [markdown]
 # *jit* stands for "just in time". At the first call it compiles all lines of a function into one
@@ -132,11 +133,12 @@ print(f"Line by line: {slow_seconds:.1f} s, from 50 steps")
 # %%
 jit_curve, jit_seconds = timed(eqx.filter_jit(step), model, STEPS)
 
-print(f"Jitted step: {jit_seconds:.2f} s, {slow_seconds / jit_seconds:.0f} times as fast")
+print(f"1,000 steps, jitted: {jit_seconds:.2f} s, {slow_seconds / jit_seconds:.0f} times as fast")
 
 # %% [markdown]
 # The loop is still Python's: for each step, Python starts the program again. Vernal compiles the
-# loop, too. The first `fit` compiles, and we time the second: no time here includes compilation.
+# loop, too. The first `fit` compiles, for any number of epochs, and we time the second: no time
+# here includes compilation.
 
 # %%
 trainer = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())
@@ -144,7 +146,7 @@ trainer.fit(model, (x, y), epochs=1)
 state, history = trainer.fit(model, (x, y), epochs=STEPS)
 fit_seconds = history.seconds
 
-print(f"Vernal: {fit_seconds:.2f} s, {slow_seconds / fit_seconds:.0f} times as fast")
+print(f"1,000 steps by Vernal: {fit_seconds:.2f} s, {slow_seconds / fit_seconds:.0f} times as fast")
 print(f"Last loss: by jit {jit_curve[-1]:.4f}, by Vernal {history.steps['loss'][-1]:.4f}")
 
 # %% [markdown]
@@ -162,7 +164,8 @@ right.set_title(f"after: {trainer.evaluate(state, (x, y))['loss']:.3f}")
 fig.savefig(PICTURES / "06_before_and_after.png")
 
 # %% [markdown]
-# The right curve still dips in the middle, because 1,000 steps are few. (Exercise 2 takes more.)
+# The right curve still dips in the middle, because 1,000 steps are few. (Exercise 2, below, takes
+# more.)
 #
 # ## What did JAX compile?
 #

@@ -106,8 +106,8 @@ def test_the_step_by_hand_is_a_step_of_sgd(done):
 def test_jit_is_faster_and_the_table_says_by_how_much(done):
     slow, jitted, fit = (done.variables[f"{name}_seconds"] for name in ("slow", "jit", "fit"))
     assert slow > jitted  # not a limit: without the compiler, it is tens of times as slow
-    assert f"Jitted step: {jitted:.2f} s, {slow / jitted:.0f} times as fast" in done.printed
-    assert f"Vernal: {fit:.2f} s, {slow / fit:.0f} times as fast" in done.printed
+    assert f"1,000 steps, jitted: {jitted:.2f} s, {slow / jitted:.0f} times as fast" in done.printed
+    assert f"1,000 steps by Vernal: {fit:.2f} s, {slow / fit:.0f} times as fast" in done.printed
 
 
 def test_the_jaxpr_of_a_prediction_has_two_products_and_a_tanh(done):
