@@ -1,8 +1,9 @@
-"""`trainer.step` against a step written by hand and compiled by `eqx.filter_jit`: speed, by turns.
+"""`trainer.step` against a step written by hand: speed, by turns.
 
 `python benchmarks/step.py [workloads]` prints for each workload the time of a step of each, and how
 many times as fast `trainer.step` is: the median of the ratios of turns, and the ratio of the best
-times. Both train the same model on one batch, again and again.
+times. Both train the same model on one batch, again and again: in a loop of Python, where the step
+by hand is compiled by `eqx.filter_jit`, and within a `jax.lax.scan` of the user's own.
 """
 
 import argparse
@@ -11,7 +12,8 @@ import time
 
 import equinox as eqx
 import jax
-from rivals.by_hand import step_of
+import numpy as np
+from rivals.by_hand import step_of, update_of
 from rivals.equinox_models import model, optimizer
 from rivals.ours import loss_of
 from workloads import Workload, workload
@@ -50,6 +52,33 @@ def by_trainer(w: Workload, batch):
     return run
 
 
+def by_scan(update, start, batch):
+    """Return a function that makes so many steps in a `jax.lax.scan`."""
+
+    @eqx.filter_jit
+    def scanned(carry, batch, steps):
+        return jax.lax.scan(lambda carry, _: update(carry, batch), carry, steps)
+
+    def run(steps: int):
+        jax.block_until_ready(scanned(start, batch, np.zeros(steps)))
+
+    return run
+
+
+def scans(w: Workload, batch):
+    """Return both scans: of `trainer.step`, and of the update by hand."""
+    trainer = vernal.Trainer(optimizer(w), loss_of(w))
+    start = trainer.init(model(w, jax.random.key(0)))
+    arrays, static = eqx.partition(start, eqx.is_array)
+
+    def step(arrays, batch):
+        state, info = trainer.step(eqx.combine(arrays, static), batch)
+        return eqx.filter(state, eqx.is_array), info["loss"]
+
+    update, carry, _ = update_of(w)
+    return by_scan(step, arrays, batch), by_scan(update, carry, batch)
+
+
 def seconds(run, steps: int) -> float:
     """Return how long so many steps take."""
     began = time.perf_counter()
@@ -63,21 +92,22 @@ def main() -> None:
     parser.add_argument("workloads", nargs="*", default=list("acdeg"))
     parser.add_argument("--turns", type=int, default=7)
     options = parser.parse_args()
-    print("| workload | `trainer.step`, µs | by hand, µs | speed: turns, best |")
-    print("|---|---|---|---|")
+    print("| workload | | `trainer.step`, µs | by hand, µs | speed: turns, best |")
+    print("|---|---|---|---|---|")
     for name in options.workloads:
         w = workload(name)
         batch = jax.device_put(tuple(part[: w.batch_size] for part in w.data()))
-        ours, theirs = by_trainer(w, batch), by_hand(w, batch)
-        for run in (ours, theirs):
-            run(2)  # compiles
-        steps = max(1, round(TURN / (seconds(theirs, 10) / 10)))
-        times = [(seconds(ours, steps), seconds(theirs, steps)) for _ in range(options.turns)]
-        turns = statistics.median(b / a for a, b in times)
-        best = [min(each) / steps * 1e6 for each in zip(*times, strict=True)]
-        print(
-            f"| ({name}) | {best[0]:.0f} | {best[1]:.0f} | {turns:.2f}, {best[1] / best[0]:.2f} |"
-        )
+        pairs = {"in Python": (by_trainer(w, batch), by_hand(w, batch)), "scan": scans(w, batch)}
+        for where, (ours, theirs) in pairs.items():
+            theirs(10)  # compiles
+            steps = max(1, round(TURN / (seconds(theirs, 10) / 10)))
+            for run in (ours, theirs):
+                run(steps)  # compiles a scan of so many
+            times = [(seconds(ours, steps), seconds(theirs, steps)) for _ in range(options.turns)]
+            turns = statistics.median(b / a for a, b in times)
+            best = [min(each) / steps * 1e6 for each in zip(*times, strict=True)]
+            speed = f"{turns:.2f}, {best[1] / best[0]:.2f}"
+            print(f"| ({name}) | {where} | {best[0]:.0f} | {best[1]:.0f} | {speed} |")
 
 
 if __name__ == "__main__":

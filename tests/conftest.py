@@ -22,7 +22,7 @@ matplotlib.use("Agg")
 # As in a terminal: a shell starts what runs in the background with Ctrl-C ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same examples each time; how long one takes says nothing, for the first of a shape compiles.
-for profile, examples in (("short", 40), ("long", 100)):
+for profile, examples in (("short", 25), ("long", 100)):
     hypothesis.settings.register_profile(
         profile, deadline=None, derandomize=True, max_examples=examples
     )

@@ -170,3 +170,21 @@ def test_a_large_state_has_a_row_for_each_way():
     rows = re.findall(r"^\| .+ \| ([0-9.]+) \| [0-9.]+ \| [0-9.]+ \|$", done.stdout, re.MULTILINE)
     nothing, by_hand, fit, saved = map(float, rows)
     assert 0 < nothing <= min(by_hand, fit, saved)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "command, rows",
+    [(("inference.py", "--examples", "20000"), 2), (("step.py", "a", "c", "--turns", "1"), 4)],
+    ids=["inference", "step"],
+)
+def test_a_comparison_with_a_program_by_hand_has_a_row_for_each(command, rows):
+    script, *options = command
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{script}", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(re.findall(r"\| [0-9.]+, [0-9.]+ \|$", done.stdout, re.MULTILINE)) == rows

@@ -15,6 +15,7 @@ from helpers import assert_same_bits, filled, numbers
 import vernal
 from vernal import losses, nn
 from vernal._limits import limits
+from vernal._training import nonfinite
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(53, 4)).astype(np.float32)
@@ -161,14 +162,34 @@ def test_a_learning_rate_that_is_too_large(batch_size):
     assert not (finite(after) and np.isfinite(info["loss"]))
 
 
-def test_an_infinite_gradient_that_only_the_optimizer_remembers():
+@pytest.mark.parametrize("looks_on_host", [True, False], ids=["by NumPy", "by the device"])
+def test_an_infinite_gradient_that_only_the_optimizer_remembers(looks_on_host):
     """Lion takes the gradient's sign: parameters stay finite, the momentum does not."""
     lion = optax.lion(1e-3)
     optimizer = optax.multi_transform({"mlp": lion, "counter": optax.sgd(1.0)}, by_layer)
     trainer = vernal.Trainer(optimizer, counting)
-    error = fails(trainer, spoilt(40, "gradient", np.inf), batch_size=None)
+    with limits(looks_on_host=looks_on_host):
+        error = fails(trainer, spoilt(40, "gradient", np.inf), batch_size=None)
     assert error.update == 40
     assert "gradient" in str(error)
+
+
+@pytest.mark.parametrize("looks_on_host", [True, False], ids=["by NumPy", "by the device"])
+def test_arrays_of_every_type_are_looked_at(looks_on_host):
+    floats = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float8_e5m2, jnp.complex64]
+    others = [jnp.arange(3), jnp.zeros(3, bool), jax.random.key(0), jnp.zeros(0)]
+    arrays = [jnp.array([0, bad], dtype) for bad in VALUES for dtype in floats]
+    finite = [jnp.array([0, 1], dtype) for dtype in floats] + others
+    with limits(looks_on_host=looks_on_host):
+        found = nonfinite.finite_arrays(arrays + finite)
+    assert found.tolist() == [False] * len(arrays) + [True] * len(finite)
+
+
+def test_many_arrays_are_looked_at_without_a_program(compiled):
+    arrays = [jnp.full(3, i) for i in range(2_000)] + [jnp.array([1.0, np.inf])]
+    compiled.clear()
+    assert not nonfinite.finite_arrays(arrays).all()
+    assert not compiled
 
 
 def test_what_never_was_finite_is_left_alone():

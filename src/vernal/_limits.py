@@ -20,6 +20,8 @@ class Limits:
     Attributes:
         gathers_on_host: Whether NumPy gathers the examples of a batch. Otherwise the device does,
             from a copy of all examples in its memory.
+        looks_on_host: Whether NumPy looks if all numbers of a state are finite, where they are.
+            Otherwise the device does.
         loops_convolutions: Whether convolutions may run in a compiled loop. In a loop, XLA's CPU
             convolutions take 28 to 38 times as long.
         turns_products: Whether products are computed the fast way round (`vernal._products`).
@@ -31,6 +33,11 @@ class Limits:
         steps_per_call: Most steps of one compiled call on a batch that repeats.
         chunk_seconds: How long a chunk of steps should take, in seconds: long enough that Python's
             part is small, short enough that a progress bar moves and Ctrl-C is heard.
+        first_steps: Steps in the first chunk, whose time is not known yet: a few, so that the error
+            of a bad one knows the gradients before it.
+        state_bytes_per_second: A chunk may begin with a copy of the state, and ends with a look at
+            it. A second for each so many bytes makes both take a hundredth of the time.
+        most_chunk_seconds: How long a chunk may take for that reason, in seconds.
         chunk_bytes: Most bytes of data that one chunk passes over.
         chunk_steps: Most steps in one chunk.
         rewound_bytes: Largest state, in bytes, that is copied before each chunk, to go back to when
@@ -42,6 +49,7 @@ class Limits:
     """
 
     gathers_on_host: bool = True
+    looks_on_host: bool = True
     loops_convolutions: bool = False
     turns_products: bool = not os.environ.get("VERNAL_PLAIN_PRODUCTS")
     steps_per_turn: int = 1
@@ -49,6 +57,9 @@ class Limits:
     superbatch_steps: int = 2**12
     steps_per_call: int = 2**16
     chunk_seconds: float = 0.25
+    first_steps: int = 4
+    state_bytes_per_second: int = 4 * 10**7
+    most_chunk_seconds: float = 1.0
     chunk_bytes: int = 2**26
     chunk_steps: int = 2**31 - 1
     rewound_bytes: int = 2**30
@@ -61,6 +72,7 @@ class Limits:
 # An accelerator gathers in its own memory, in no time, and soon passes over what it gathered.
 _ACCELERATOR = Limits(
     gathers_on_host=False,
+    looks_on_host=False,
     loops_convolutions=True,
     steps_per_turn=16,
     superbatch_bytes=2**28,

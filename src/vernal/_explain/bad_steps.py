@@ -63,8 +63,15 @@ def _not_finite_in(batch: PyTree) -> str:
     return ""
 
 
-def nonfinite_chunk(step: int, epoch: int, loss: float) -> NonFiniteError:
-    """Make the error for a chunk that cannot be made again: no copy of the state was kept."""
+def nonfinite_chunk(call: Any, offset: int) -> NonFiniteError:
+    """Make the error for a chunk that cannot be made again: no copy of the state was kept.
+
+    Args:
+        call: The measurements of the call that made the first bad step.
+        offset: Which of the call's steps that is, counted from 0.
+    """
+    step, loss = call.first_step + offset, call.measured.info["loss"][offset]
+    epoch = call.epoch + int(np.sum(call.epoch_ends <= offset))
     found = "the state is not finite" if np.isfinite(loss) else f"the loss is {loss}"
     message = f"in step {step}, of epoch {epoch}, {found}.\n  {_LOST}{_HINT}"
     return NonFiniteError(message, update=step, epoch=epoch, path=None, grad_norm=None, state=None)

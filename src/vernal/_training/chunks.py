@@ -29,16 +29,8 @@ from vernal._training.preflight.data import CheckedData
 from vernal._training.state import TrainState
 from vernal._training.update import Choices, changing_part
 
-# Steps in the first chunk, whose time is not known yet; the largest growth from one chunk to the
-# next. The first has a few steps, so that the error of a bad one knows the gradients before it.
-_FIRST_STEPS = 4
+# The largest growth from one chunk to the next.
 _GROWTH = 16
-# A chunk may begin with a copy of the state, and ends with a look at it. With a large state, it
-# lasts longer, so that both take a hundredth of the time: a second for each so many bytes, and a
-# second at most.
-_STATE_BYTES_PER_SECOND = 4 * 10**7
-_MOST_SECONDS = 1.0
-
 _MOST_INT32 = 2**31 - 1
 
 
@@ -92,17 +84,18 @@ class TrainingRun:
 
         changing, self._fixed = changing_part(choices, replace(state, data_state=None))
         self._changing = copied(changing)
+        self._copy: Any = None  # of what steps change; `None` once they have changed it
         self._programs: dict[Any, Callable] = {}
 
         limits = _limits.current()
         state_bytes = nbytes(changing)
         self._copies = rewinds and state_bytes <= limits.rewound_bytes
-        wanted = min(state_bytes / _STATE_BYTES_PER_SECOND, _MOST_SECONDS)
+        wanted = min(state_bytes / limits.state_bytes_per_second, limits.most_chunk_seconds)
         self._chunk_seconds = max(limits.chunk_seconds, wanted)
-        self._next_steps = _FIRST_STEPS  # in the next chunk
+        self._next_steps = limits.first_steps  # in the next chunk
         self.is_between_steps = True
         # Arrays that are not finite from the start, such as masks, are meant so.
-        self._finite = np.asarray(nonfinite.finite_arrays(changing)) if rewinds else np.empty(0)
+        self._finite = nonfinite.finite_arrays(changing) if rewinds else np.empty(0)
 
     @property
     def epoch(self) -> int:
@@ -117,8 +110,14 @@ class TrainingRun:
         return self._epochs.steps_until(epoch, self.step, self._superbatch, self._cursor)
 
     def state(self) -> TrainState:
-        """Return the state here and now, in arrays of its own."""
-        return self._state_here(copied(self._changing))
+        """Return the state here and now, in arrays that stay."""
+        return self._state_here(self._copied())
+
+    def _copied(self) -> TrainState:
+        """Return a copy of what steps change: the same one until they change it."""
+        if self._copy is None:
+            self._copy = copied(self._changing)
+        return self._copy
 
     def state_until_next_chunk(self) -> TrainState:
         """Return the state here and now, in arrays that the next chunk gives away."""
@@ -154,7 +153,7 @@ class TrainingRun:
             Exception: What a loader raises, after the steps on the batches before.
         """
         while self.epoch < until_epoch and not is_stopped():
-            before = copied(self._changing) if self._copies else None
+            before = self._copied() if self._copies else None
             began = time.perf_counter()
             calls: list[Measurements] = []
             try:
@@ -243,9 +242,7 @@ class TrainingRun:
         if before is None:
             yield calls
             call, offset = nonfinite.step_of(calls, most - 1)
-            epoch = call.epoch + int(np.sum(call.epoch_ends <= offset))
-            loss = call.measured.info["loss"][offset]
-            raise bad_steps.nonfinite_chunk(call.first_step + offset, epoch, loss)
+            raise bad_steps.nonfinite_chunk(call, offset)
 
         def is_good(steps: int) -> bool:
             try:
@@ -307,6 +304,7 @@ class TrainingRun:
 
         Returns at once; the arrays are there when the device has made the steps.
         """
+        self._copy = None
         superbatch, cursor, origin = call.superbatch, call.cursor, call.superbatch.start
         batches, last_batches = superbatch.batches, superbatch.last_batches
         if not self._loops and not superbatch.repeats:

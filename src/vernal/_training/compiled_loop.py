@@ -88,8 +88,8 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
     jaxpr, (_, shapes) = jax.make_jaxpr(one_step, return_shape=True)(some_batch, count, changing)
     one_step = with_turned_products(one_step)
     limits = _limits.current()
-    may_loop = limits.loops_convolutions or not holds(jaxpr.jaxpr, "conv_general_dilated")
-    loops = may_loop or inputs.capacity > 1
+    has_convolution = holds(jaxpr.jaxpr, "conv_general_dilated")
+    loops = inputs.capacity > 1 or limits.loops_convolutions or not has_convolution
     buffers = jax.tree.map(lambda s: jnp.zeros((inputs.capacity, *s.shape), s.dtype), shapes)
 
     def run(start: Array, stop: Array, rows: PyTree, first_row: Array, carry: tuple) -> tuple:

@@ -11,6 +11,7 @@ A state that is too large to be copied is not: then the run ends at the end of t
 
 import bisect
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,21 +19,29 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
+from vernal import _limits
 from vernal._training.measurements import Measurements
 from vernal._training.state import TrainState
 from vernal._training.update import Choices, changing_part, update
 
 
-@jax.jit
-def finite_arrays(arrays: PyTree) -> Bool[Array, " arrays"]:
-    """Return which of some arrays are finite in all their numbers."""
-    return jnp.stack([_is_finite(leaf) for leaf in jax.tree.leaves(arrays)])
+def finite_arrays(arrays: PyTree) -> Bool[np.ndarray, " arrays"]:
+    """Return which of some arrays are finite in all their numbers.
+
+    They are asked one by one: a program for all of them together takes XLA long to compile.
+    """
+    leaves = jax.tree.leaves(arrays)
+    if _limits.current().looks_on_host:
+        return np.array([_is_finite(leaf, np) for leaf in leaves])
+    return np.array(jax.device_get([_is_finite_on_device(leaf) for leaf in leaves]))
 
 
-def _is_finite(leaf: Array) -> Array:
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return jnp.array(True)
-    return jnp.all(jnp.isfinite(leaf))
+def _is_finite(leaf: Array, numpy: Any = jnp) -> Any:
+    is_integer = not jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return is_integer or numpy.isfinite(leaf).all()
+
+
+_is_finite_on_device = jax.jit(_is_finite)
 
 
 def stays_finite(before: np.ndarray, arrays: PyTree) -> bool:
@@ -42,7 +51,7 @@ def stays_finite(before: np.ndarray, arrays: PyTree) -> bool:
         before: What `finite_arrays` returned before.
         arrays: The same arrays, later.
     """
-    return bool(np.all(~before | np.asarray(finite_arrays(arrays))))
+    return bool(np.all(~before | finite_arrays(arrays)))
 
 
 def good_steps(most: int, is_good: Callable[[int], bool]) -> int:

@@ -122,17 +122,10 @@ class Trainer:
         with errors.calling("the optimizer"):
             model, model_state, opt_state, key = new_arrays(choices, model, model_state, key)
         # On the host, where reading the counts does not wait for the device.
-        zero = np.zeros((), np.int32)
+        counts = ("step", "epoch", "epoch_step", "data_pass", "batch")
+        zeros = dict.fromkeys(counts, np.zeros((), np.int32))
         return TrainState(
-            model=model,
-            model_state=model_state,
-            opt_state=opt_state,
-            step=zero,
-            epoch=zero,
-            epoch_step=zero,
-            data_pass=zero,
-            batch=zero,
-            key=key,
+            model=model, model_state=model_state, opt_state=opt_state, key=key, **zeros
         )
 
     @short_traceback
