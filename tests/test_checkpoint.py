@@ -564,6 +564,19 @@ def test_a_damaged_checkpoint_is_named_put_aside_and_passed_over(tmp_path):
     assert (tmp_path / "run" / "damaged-3" / "description" / "metadata").read_text() == "{}"
 
 
+def test_what_was_put_aside_before_stays(tmp_path):
+    checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None, every_steps=8)
+    fit(checkpoints)
+    for name in ("damaged-3", "damaged-3-2"):
+        (tmp_path / "run" / name).mkdir()
+        (tmp_path / "run" / name / "precious").touch()
+    (tmp_path / "run" / "3" / "description" / "metadata").write_text("{}")
+    with pytest.warns(RuntimeWarning, match=r"run/3 is damaged .*damaged-3-3"):
+        fit(checkpoints)
+    assert len(list((tmp_path / "run").rglob("precious"))) == 2
+    assert (tmp_path / "run" / "damaged-3-3" / "description").is_dir()
+
+
 def test_if_all_are_damaged_nothing_is_touched(tmp_path):
     checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None, every_steps=8)
     fit(checkpoints)
@@ -1025,3 +1038,51 @@ def test_a_warm_start_takes_over_all_but_a_part(tmp_path):
             vernal.load(path, new, keep=["layers.1", "head"])
     with pytest.raises(vernal.CheckpointError, match="there is no checkpoint in"):
         vernal.load(tmp_path, model())
+
+
+def test_a_saved_file_has_the_mode_that_others_have(tmp_path):
+    vernal.save(tmp_path / "new", model())
+    (tmp_path / "any").touch()
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "any").stat().st_mode
+    (tmp_path / "new").chmod(0o640)
+    vernal.save(tmp_path / "new", model(seed=1))
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_link_stays_a_link_to_what_is_saved(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "newest").symlink_to(tmp_path / "runs" / "model")
+    for seed in (0, 1):  # a link to nothing yet, then to a file
+        vernal.save(tmp_path / "newest", model(seed=seed))
+        assert (tmp_path / "newest").is_symlink()
+        assert_same_bits(vernal.load(tmp_path / "runs" / "model", model(seed=2)), model(seed=seed))
+    assert os.listdir(tmp_path / "runs") == ["model"]
+
+
+def test_a_name_that_the_format_keeps_for_itself_is_refused(tmp_path):
+    with pytest.raises(vernal.CheckpointError, match="__metadata__"):
+        vernal.save(tmp_path / "model", {"__metadata__": jnp.ones(3), "w": jnp.ones(3)})
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ([("loss", "min"), ("mae", "min")], [("mae", "min"), ("loss", "min")]),
+        ([("loss", "min")], [("mae", "min")]),
+        ([("loss", "min")], [("loss", "max")]),
+    ],
+    ids=["another order", "another metric", "another mode"],
+)
+@pytest.mark.parametrize("kind", [callbacks.BestState, callbacks.EarlyStopping])
+def test_a_callback_does_not_take_over_what_another_one_found(tmp_path, kind, before, after):
+    checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None)
+
+    def run(kept, epochs):
+        watching = [kind(monitor, mode=mode) for monitor, mode in kept]
+        return fit(checkpoints, trainer=measuring("mae"), epochs=epochs, callbacks=watching)
+
+    run(before, 2)
+    with pytest.raises(vernal.CheckpointError, match=f"{kind.__name__} was saved of 'loss'"):
+        run(after, 4)
+    assert len(run(before, 4)[1].epochs["loss"]) == 4

@@ -1,5 +1,6 @@
 """Arrays in files: read as they are needed, with the results that arrays in memory give."""
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -288,3 +289,23 @@ def test_a_file_is_not_put_on_a_device_as_a_whole():
         from_memory = seen((x, jnp.asarray(y)), epochs=2, batch_size=8)
     assert from_file == from_memory
     assert max(len(read) for read in file.reads) <= 10
+
+
+@pytest.mark.long
+def test_rows_from_two_to_the_31_on_are_read(tmp_path):
+    """An order of so many rows takes 9 GB."""
+    rows, size = 2**31 + 2**10, 2**20
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(rows)
+        file.seek(2**31)
+        file.write(b"\x01" * 2**10)  # all before is 0
+    x = np.memmap(path, np.uint8, "r", shape=(rows, 1))
+
+    def mean(model, batch, key):
+        return jnp.mean(batch.astype(jnp.float32)) * model
+
+    trainer = vernal.Trainer(optax.sgd(0.0), mean)
+    state = dataclasses.replace(trainer.init(jnp.ones(())), batch=np.int32(rows // size))
+    _, history = trainer.fit(state, x, epochs=1, batch_size=size, shuffle=False)
+    assert history.steps["loss"].tolist() == [1.0]

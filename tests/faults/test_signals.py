@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -84,6 +85,46 @@ def test_sigterm_goes_to_a_handler_that_was_there(tmp_path):
         assert int(state.epoch) == 3
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("epochs", [1, 40], ids=["in its last epoch", "early"])
+def test_ctrl_c_in_a_run_within_a_callback_ends_both(epochs, tmp_path, handlers):
+    tr, start, how = run_of("plain")
+    checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None)
+    expected, inner = hash_of(*tr.fit(start, **how)), []
+
+    def probe():
+        interrupt = at_epoch(0, lambda: signal.raise_signal(signal.SIGINT))
+        _, history = tr.fit(start, **how | {"epochs": epochs, "callbacks": [interrupt]})
+        inner.append(len(history.epochs["loss"]))
+
+    _, history = tr.fit(start, **how, callbacks=[at_epoch(2, probe)], checkpoints=checkpoints)
+    assert inner == [1] and len(history.epochs["loss"]) == 3
+    assert hash_of(*tr.fit(start, **how, checkpoints=checkpoints)) == expected
+
+
+def test_a_worker_that_a_loader_forks_can_be_ended(tmp_path, handlers):
+    """As multiprocessing does it, whose `join` would wait for ever."""
+    endings = []
+
+    def batches():
+        worker = os.fork()
+        while worker == 0:
+            time.sleep(1)
+        try:
+            yield X[:16], Y[:16]
+        finally:  # the pass may not be read to its end
+            os.kill(worker, signal.SIGTERM)
+            time.sleep(0.5)
+            os.kill(worker, signal.SIGKILL)
+            endings.append(os.waitpid(worker, 0)[1])
+
+    tr, start, _ = run_of("plain")
+    checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None)
+    with warnings.catch_warnings():  # JAX and Python warn of a fork among threads
+        warnings.simplefilter("ignore")
+        tr.fit(start, batches, epochs=3, checkpoints=checkpoints, progress=False)
+    assert len(endings) >= 3 and set(endings) == {signal.SIGTERM}
 
 
 def test_a_thread_saves_too(tmp_path):

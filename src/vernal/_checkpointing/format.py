@@ -6,8 +6,8 @@ that is read is executed.
 
 import functools
 import hashlib
+import itertools
 import json
-import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -59,9 +59,8 @@ def newest_good(
             damaged[path] = first_line(error)
             continue
         for bad, reason in damaged.items():
-            place = bad.with_name(f"damaged-{bad.name}") if rename else bad
+            place = _free(bad.with_name(f"damaged-{bad.name}")) if rename else bad
             if rename:
-                shutil.rmtree(place, ignore_errors=True)
                 bad.rename(place)
             taken = f"It stays as {place.name}; Vernal takes {path.name}, the one before."
             message = f"the checkpoint {shown(bad)} is damaged ({reason}). {taken}"
@@ -73,6 +72,12 @@ def newest_good(
     newest, reason = next(iter(damaged.items()))
     problem = f"no checkpoint in {shown(directory)} is whole: {newest.name} is damaged ({reason})."
     raise CheckpointError(f"{problem}\n  Pass another directory to begin anew.")
+
+
+def _free(path: Path) -> Path:
+    """Return a path where nothing is: with a number behind its name, if need be."""
+    names = itertools.chain([path.name], (f"{path.name}-{i}" for i in itertools.count(2)))
+    return next(free for free in map(path.with_name, names) if not free.exists())
 
 
 def orbax_args(run: RunState, described: dict[str, Any]) -> Any:

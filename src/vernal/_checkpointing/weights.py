@@ -34,7 +34,7 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
 
     Each array has the name of its path, such as `layers.0.weight`. Other leaves, such as functions
     and sizes, are not in the file: they come from the model that `load` is given. An existing
-    file is replaced once the new one is whole.
+    file is replaced once the new one is whole: its mode stays, and so does a link to it.
 
     Args:
         path: The file, such as `"model.safetensors"`. Its directory is made if it is missing.
@@ -44,8 +44,8 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
 
     Raises:
         ArgumentError: If `path` is not a path, or `model` has no arrays.
-        CheckpointError: If the file cannot be written, two arrays have the same name, or an array
-            holds objects.
+        CheckpointError: If the file cannot be written, two arrays have the same name, an array has
+            the name `__metadata__`, or an array holds objects.
         MissingExtraError: If safetensors is not installed.
 
     Example:
@@ -61,14 +61,22 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
     if not arrays:
         raise errors.ArgumentError(f"model is {errors.kind(model)}, without an array to save.")
 
+    if "__metadata__" in arrays:
+        problem = "model has an array of the name __metadata__, which the format keeps for itself"
+        raise errors.CheckpointError(f"{problem}.\n  Rename that field, or that key of a dict.")
+
     # In the order that the file has: others would be written transposed.
     in_c_order = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     values, described = named_arrays.written(in_c_order)
-    temporary = path.with_name(f".vernal-{uuid.uuid4().hex}.tmp")  # where a name may be as long
+    place = Path(os.path.realpath(path))  # a link stays a link
+    temporary = place.with_name(f".vernal-{uuid.uuid4().hex}.tmp")  # where a name may be as long
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = (place if place.exists() else temporary).stat().st_mode
         safetensors.save_file(values, temporary, {_DESCRIBED: json.dumps(described)})
-        os.replace(temporary, path)
+        temporary.chmod(mode)  # the format's library lets the owner alone read it
+        os.replace(temporary, place)
     except Exception as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

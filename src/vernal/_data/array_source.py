@@ -17,6 +17,8 @@ from vernal._data.superbatch import Start, Superbatch
 
 # The numbers of the examples in the order of a pass, by the number of the pass.
 Order = Callable[[int], np.ndarray]
+# What these numbers may be, the narrowest first: a device indexes by the first one alone.
+_ROW_DTYPES = (np.int32, np.uint32, np.int64)
 
 
 class ArraySource:
@@ -54,7 +56,8 @@ class ArraySource:
         self._shuffle = shuffle and self.pass_length > 1
 
         limits = _limits.current()
-        self._on_host = limits.gathers_on_host or in_files(self.arrays)
+        is_long = self.examples > np.iinfo(np.int32).max
+        self._on_host = limits.gathers_on_host or is_long or in_files(self.arrays)
         pass_bytes = max(1, nbytes(self.arrays))
         by_bytes = limits.superbatch_bytes // pass_bytes
         by_steps = limits.superbatch_steps // self.pass_length
@@ -154,8 +157,9 @@ class ArraySource:
 
 def _order(examples: int, key: PRNGKeyArray | None, *, shuffle: bool) -> Order:
     """Make the order of the examples in each pass: a function of the key and the pass alone."""
+    dtype = next(each for each in _ROW_DTYPES if examples <= np.iinfo(each).max)
     if not shuffle:
-        in_order = np.arange(examples, dtype=np.int32)
+        in_order = np.arange(examples, dtype=dtype)
         return lambda data_pass: in_order
 
     key = jax.random.key(0) if key is None else key
@@ -171,7 +175,7 @@ def _order(examples: int, key: PRNGKeyArray | None, *, shuffle: bool) -> Order:
         counter = np.array([0, 0, data_pass, 0], np.uint64)
         begun = {"counter": counter, "key": state["state"]["key"]}
         philox.state = {**state, "state": begun, "buffer_pos": 4, "has_uint32": 0}
-        return generator.permutation(examples).astype(np.int32)
+        return generator.permutation(examples).astype(dtype)
 
     return drawn
 

@@ -46,7 +46,8 @@ class FileArray:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        rows = np.arange(len(self))[rows]
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(len(self)))
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
         self.read(rows, out)
         return out

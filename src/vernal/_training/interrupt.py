@@ -1,5 +1,6 @@
 """How a run is stopped from outside: Ctrl-C, and SIGTERM."""
 
+import os
 import signal
 import sys
 import threading
@@ -27,6 +28,7 @@ class Interrupt:
     def __init__(self, *, saves: bool):
         self._signals = [signal.SIGINT, signal.SIGTERM] if saves else [signal.SIGINT]
         self._previous: dict[int, Any] = {}
+        self._process = os.getpid()
         self._terminated = False
         self._again = False  # whether a callback was interrupted once the run was to end
         self.requested = False
@@ -47,6 +49,10 @@ class Interrupt:
         # One that came another way, from a callback say, ends the run like a first one.
         is_first = kind is KeyboardInterrupt and not self.requested
         self.requested |= is_first
+        # A `fit` around this one, in whose callback this one ran, ends too.
+        outer = getattr(self._previous.get(signal.SIGINT), "__self__", None)
+        if self.requested and isinstance(outer, Interrupt):
+            outer.requested = True
         if kind is None and self._again:
             raise KeyboardInterrupt
         return is_first
@@ -77,6 +83,10 @@ class Interrupt:
             raise SystemExit(128 + signal.SIGTERM)
 
     def _hold(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:  # a worker, which a loader has forked
+            signal.signal(number, self._previous[number])
+            signal.raise_signal(number)
+            return
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from vernal._best import best_of
 from vernal._training.epochs import Epoch
 from vernal._training.state import TrainState
-from vernal.errors import ArgumentError, check_finite, whole_number, wrong_argument
+from vernal.errors import ArgumentError, CheckpointError, check_finite, whole_number, wrong_argument
 from vernal.history import counted
 from vernal.metrics import AbstractMetric
 
@@ -25,14 +25,28 @@ class _AbstractWatcher:
 
     def start(self) -> None:
         """Forget an earlier run."""
-        self.load_state_dict({each.name: each.default for each in fields(cast(Any, self))})
+        self._take({each.name: each.default for each in fields(cast(Any, self))})
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to know of the run so far, and the arguments."""
         return {each.name: getattr(self, each.name) for each in fields(cast(Any, self))}
 
     def load_state_dict(self, saved: dict[str, Any]) -> bool | None:
-        """Continue from what `state_dict` returned. The arguments stay."""
+        """Continue from what `state_dict` returned. The arguments stay.
+
+        Raises:
+            CheckpointError: If it was of another metric, or of another mode.
+        """
+        before, now = ([each[name] for name in ("monitor", "mode")] for each in (saved, vars(self)))
+        if before != now:
+            name = type(self).__name__
+            problem = f"a {name} was saved of {before[0]!r} ({before[1]}); it is of {now[0]!r}"
+            hint = "Pass the callbacks as they were, in their order; or another directory."
+            raise CheckpointError(f"{problem} ({now[1]}) now.\n  {hint}")
+        self._take(saved)
+
+    def _take(self, saved: Mapping[str, Any]) -> None:
+        """Take over the fields that are no arguments."""
         for each in fields(cast(Any, self)):
             if not each.init:
                 setattr(self, each.name, saved[each.name])
