@@ -105,15 +105,24 @@ def test_ctrl_c_in_a_run_within_a_callback_ends_both(epochs, tmp_path, handlers)
 
 def test_a_worker_that_a_loader_forks_can_be_ended(tmp_path, handlers):
     """As multiprocessing does it, whose `join` would wait for ever."""
-    endings = []
+    endings, running = [], []
 
     def batches():
+        in_run = signal.getsignal(signal.SIGINT) is not signal.default_int_handler
         worker = os.fork()
-        while worker == 0:
-            time.sleep(1)
+        if worker == 0:
+            try:
+                while True:
+                    time.sleep(1)
+            finally:
+                os._exit(1)
         try:
             yield X[:16], Y[:16]
         finally:  # the pass may not be read to its end
+            if in_run:  # Ctrl-C in a terminal reaches it, too, and does not end it
+                os.kill(worker, signal.SIGINT)
+                time.sleep(0.1)
+                running.append(os.waitpid(worker, os.WNOHANG)[0] == 0)
             os.kill(worker, signal.SIGTERM)
             time.sleep(0.5)
             os.kill(worker, signal.SIGKILL)
@@ -125,6 +134,7 @@ def test_a_worker_that_a_loader_forks_can_be_ended(tmp_path, handlers):
         warnings.simplefilter("ignore")
         tr.fit(start, batches, epochs=3, checkpoints=checkpoints, progress=False)
     assert len(endings) >= 3 and set(endings) == {signal.SIGTERM}
+    assert running and all(running)
 
 
 def test_a_thread_saves_too(tmp_path):

@@ -83,9 +83,12 @@ class Interrupt:
             raise SystemExit(128 + signal.SIGTERM)
 
     def _hold(self, number: int, frame: Any) -> None:
-        if os.getpid() != self._process:  # a worker, which a loader has forked
-            signal.signal(number, self._previous[number])
-            signal.raise_signal(number)
+        if os.getpid() != self._process:
+            # A worker, which a loader has forked. Ctrl-C reaches it, too, but the steps under way
+            # still need it.
+            if number == signal.SIGTERM:
+                signal.signal(number, self._previous[number])
+                signal.raise_signal(number)
             return
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
