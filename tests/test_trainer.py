@@ -3,6 +3,7 @@
 import functools
 import signal
 import threading
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -244,6 +245,51 @@ def test_what_is_passed_in_stays_valid():
     assert_same_bits(before, model)
     leaves = [leaf for leaf in jax.tree.leaves((x, y, begin)) if isinstance(leaf, jax.Array)]
     assert leaves and not any(leaf.is_deleted() for leaf in leaves)
+
+
+@pytest.mark.parametrize("given", ["a model", "a state"])
+def test_a_run_holds_the_state_once_beside_what_it_was_given(given):
+    """A model is one copy of the parameters; a state of Adam, and the run's own, are three."""
+    model = nn.Linear(61, 67, key=jax.random.key(0))
+    trainer = vernal.Trainer(ADAM.optimizer, MSE, on_nonfinite="ignore")
+    begin: Any = model if given == "a model" else trainer.init(model)
+    before, counts = _weights(), []
+
+    def batches():
+        counts.append(_weights() - before)
+        yield np.ones((5, 61), np.float32), np.ones((5, 67), np.float32)
+
+    state, _ = trainer.fit(begin, batches, epochs=6)
+    assert counts[-1] == 3
+    assert np.isfinite(begin.weight if given == "a model" else begin.model.weight).all()
+    assert not np.array_equal(state.model.weight, model.weight)
+
+
+def _weights() -> int:
+    """Return how many arrays there are that are as large as the weight."""
+    return sum(leaf.shape == (67, 61) for leaf in jax.live_arrays())
+
+
+def remembers(constant):
+    """An optimizer whose state begins with the parameters, and with an array of its own."""
+
+    def init(params):
+        return params, jax.tree.map(lambda _: constant, params)
+
+    def update(updates, state, params=None):
+        return jax.tree.map(lambda update: -0.1 * update, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def test_what_an_optimizer_puts_in_its_state_stays_its_own():
+    constant, model = jnp.arange(3.0), mlp()
+    trainer = vernal.Trainer(remembers(constant), MSE)
+    first, _ = trainer.fit(model, DATA, epochs=2, batch_size=SIZE)
+    second, _ = trainer.fit(model, DATA, epochs=2, batch_size=SIZE)
+    assert_same_bits(first, second)
+    assert not constant.is_deleted()
+    assert_same_bits(first.opt_state[0], eqx.filter(model, eqx.is_array))
 
 
 def test_no_epochs_change_nothing():

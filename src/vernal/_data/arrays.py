@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
@@ -135,6 +136,35 @@ def signature(arrays: PyTree) -> Hashable:
 def nbytes(arrays: PyTree) -> int:
     """Return the size of some arrays, in bytes."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+
+
+@jax.jit
+def copied(arrays: PyTree) -> PyTree:
+    """Return copies of arrays, which may be given away."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=leaf.dtype, copy=True), arrays)
+
+
+def unshared(arrays: PyTree, others: PyTree) -> PyTree:
+    """Copy those of some arrays that may lie in the memory of others, or of one another."""
+    leaves, structure = jax.tree.flatten(arrays)
+    taken = {_address(leaf) for leaf in jax.tree.leaves(others)} | {None}
+    is_shared = []
+    for leaf in leaves:
+        is_shared.append(_address(leaf) in taken)
+        taken.add(_address(leaf))
+    if not any(is_shared):
+        return arrays
+    copies = iter(copied([leaf for leaf, shared in zip(leaves, is_shared, strict=True) if shared]))
+    own = [next(copies) if shared else leaf for leaf, shared in zip(leaves, is_shared, strict=True)]
+    return structure.unflatten(own)
+
+
+def _address(leaf: Any) -> int | None:
+    """Return where an array lies; `None` if it is not known, as of one on several devices."""
+    try:
+        return leaf.unsafe_buffer_pointer()
+    except Exception:
+        return None
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

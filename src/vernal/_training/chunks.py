@@ -13,12 +13,11 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from vernal import _limits
-from vernal._data.arrays import nbytes, signature
+from vernal._data.arrays import copied, nbytes, signature, unshared
 from vernal._data.superbatch import Start, Superbatch
 from vernal._training import nonfinite
 from vernal._training.compiled_loop import Inputs, run_steps
@@ -37,13 +36,13 @@ _MOST_INT32 = 2**31 - 1
 class TrainingRun:
     """A run in progress: the state, in buffers that each call gives away and gets back.
 
-    The arrays of the state that a run begins with stay the caller's, and so do those that `state`
-    returns.
+    The arrays that the caller gave stay the caller's, and so do those that `state` returns.
 
     Args:
         choices: The optimizer, the objective, and what is trained.
         state: The state to begin with.
         data: The data.
+        given: What the caller gave, whose arrays stay as they are.
         rewinds: Whether to go back, and raise, when numbers stop being finite.
         epochs: Most epochs that the run trains: the data of no more is gathered.
         steps_per_epoch: Steps in an epoch. By default an epoch is a pass over the data.
@@ -62,6 +61,7 @@ class TrainingRun:
         state: TrainState,
         data: CheckedData,
         *,
+        given: PyTree,
         rewinds: bool,
         epochs: int = sys.maxsize,
         steps_per_epoch: int | None = None,
@@ -83,7 +83,8 @@ class TrainingRun:
         self._cursor = self._superbatch.start
 
         changing, self._fixed = changing_part(choices, replace(state, data_state=None))
-        self._changing = copied(changing)
+        # A copy, unless the state is of this run alone: a large one is in memory once.
+        self._changing = unshared(changing, given)
         self._copy: Any = None  # of what steps change; `None` once they have changed it
         self._programs: dict[Any, Callable] = {}
 
@@ -326,9 +327,3 @@ class TrainingRun:
         if shape not in self._programs:
             self._programs[shape] = run_steps.lower(inputs, changing).compile()
         return self._programs[shape](inputs, changing)
-
-
-@jax.jit
-def copied(arrays: PyTree) -> PyTree:
-    """Return copies of arrays, which may be given away."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=leaf.dtype, copy=True), arrays)

@@ -52,10 +52,8 @@ def finished(state: TrainState, callbacks: list[Callable]) -> TrainState:
         try:
             returned = finish(state)
             if not isinstance(returned, TrainState | None):
-                raise ArgumentError(
-                    f"finish of a callback returned {kind(returned)}; a TrainState is needed, or "
-                    "None to keep the state as it is."
-                )
+                given = f"finish of a callback returned {kind(returned)}"
+                raise ArgumentError(f"{given}; a TrainState is needed, or None to keep the state.")
         except Exception as error:
             vars(error).setdefault("state", state)
             raise

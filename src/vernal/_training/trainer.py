@@ -214,14 +214,14 @@ class Trainer:
         checked, held_out = self._checked(
             model_or_state, data, validation_data, batch_size=batch_size, shuffle=shuffle
         )
-        steps_per_epoch = _arguments.checked_steps_per_epoch(steps_per_epoch)
         state = self._state_of(model_or_state)
         run = TrainingRun(
             self._choices(state.model, state.model_state),
             state,
             checked,
+            given=model_or_state,
             rewinds=self.on_nonfinite == "raise",
-            steps_per_epoch=steps_per_epoch,
+            steps_per_epoch=_arguments.checked_steps_per_epoch(steps_per_epoch),
         )
         return self._train_epochs(run, self._validator(run, held_out))
 
@@ -328,7 +328,6 @@ class Trainer:
         )
         objective = self._objective.in_training
         start = self._state_of(model_or_state, key)
-        step_names = checked.recorded_names(start)
         names = checked.recorded_names(start, validates=held_out is not None)
         callbacks = _arguments.checked_callbacks(callbacks, names, objective.metrics)
         settings = {
@@ -346,6 +345,7 @@ class Trainer:
                 self._choices(start.model, start.model_state),
                 start if saved is None else saved.state,
                 checked,
+                given=model_or_state if saved is None else saved.state,
                 rewinds=self.on_nonfinite == "raise",
                 epochs=epochs,
                 steps_per_epoch=steps_per_epoch,
@@ -353,7 +353,7 @@ class Trainer:
             )
             recorder = Recorder(objective.metrics)
             if saved is not None:
-                recorder.restore(saved.record, step_names)
+                recorder.restore(saved.record, checked.recorded_names(start))
             saving = fit.Saving(checkpointer, run, recorder, callbacks, epochs=epochs)
             saving.begin(saved)
 
