@@ -145,18 +145,11 @@ def copied(arrays: PyTree) -> PyTree:
 
 
 def unshared(arrays: PyTree, others: PyTree) -> PyTree:
-    """Copy those of some arrays that may lie in the memory of others, or of one another."""
-    leaves, structure = jax.tree.flatten(arrays)
-    taken = {_address(leaf) for leaf in jax.tree.leaves(others)} | {None}
-    is_shared = []
-    for leaf in leaves:
-        is_shared.append(_address(leaf) in taken)
-        taken.add(_address(leaf))
-    if not any(is_shared):
-        return arrays
-    copies = iter(copied([leaf for leaf, shared in zip(leaves, is_shared, strict=True) if shared]))
-    own = [next(copies) if shared else leaf for leaf, shared in zip(leaves, is_shared, strict=True)]
-    return structure.unflatten(own)
+    """Return some arrays, or copies if one may lie in the memory of others, or of another one."""
+    addresses = [_address(leaf) for leaf in jax.tree.leaves(arrays)]
+    taken = {None, *(_address(leaf) for leaf in jax.tree.leaves(others))}
+    are_apart = len(set(addresses)) == len(addresses) and taken.isdisjoint(addresses)
+    return arrays if are_apart else copied(arrays)
 
 
 def _address(leaf: Any) -> int | None:
