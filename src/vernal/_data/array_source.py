@@ -56,7 +56,7 @@ class ArraySource:
         self._shuffle = shuffle and self.pass_length > 1
 
         limits = _limits.current()
-        is_long = self.examples > np.iinfo(np.int32).max
+        is_long = self.examples > np.iinfo(_ROW_DTYPES[0]).max
         self._on_host = limits.gathers_on_host or is_long or in_files(self.arrays)
         pass_bytes = max(1, nbytes(self.arrays))
         by_bytes = limits.superbatch_bytes // pass_bytes

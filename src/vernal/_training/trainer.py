@@ -214,6 +214,7 @@ class Trainer:
         checked, held_out = self._checked(
             model_or_state, data, validation_data, batch_size=batch_size, shuffle=shuffle
         )
+        steps_per_epoch = _arguments.checked_steps_per_epoch(steps_per_epoch)
         state = self._state_of(model_or_state)
         run = TrainingRun(
             self._choices(state.model, state.model_state),
@@ -221,7 +222,7 @@ class Trainer:
             checked,
             given=model_or_state,
             rewinds=self.on_nonfinite == "raise",
-            steps_per_epoch=_arguments.checked_steps_per_epoch(steps_per_epoch),
+            steps_per_epoch=steps_per_epoch,
         )
         return self._train_epochs(run, self._validator(run, held_out))
 
