@@ -61,7 +61,15 @@ def find_python(version: str) -> str | None:
 def tests(session: nox.Session) -> None:
     """Run the tests on the Python that runs nox."""
     session.install("-e", ".[all]", *group("test"))
+    run_tests(session)
+
+
+def run_tests(session: nox.Session) -> None:
+    """Run the tests, and those of several devices, which a CPU simulates if it is told at once."""
     session.run(*PYTEST, *session.posargs, env=KEEP_BYTECODE)
+    if not session.posargs:
+        devices = {**KEEP_BYTECODE, "JAX_NUM_CPU_DEVICES": "8"}
+        session.run(*PYTEST, "tests/devices", env=devices)
 
 
 def newest_python() -> str | None:
@@ -77,7 +85,7 @@ def tests_newest(session: nox.Session) -> None:
         session.skip(f"none of {', '.join(PYTHONS)} is on this machine")
     # A kept environment would keep the JAX that was the newest once.
     session.install("--upgrade", "-e", ".[all]", *group("test"))
-    session.run(*PYTEST, *session.posargs, env=KEEP_BYTECODE)
+    run_tests(session)
 
 
 @nox.session(python=newest_python() or False)
@@ -108,7 +116,7 @@ def tests_matrix(session: nox.Session, version: str, pins: list[str]) -> None:
     if session.python is False:
         session.skip(f"Python {version} is missing on this machine")
     session.install("-e", ".[all]", *group("test"), *pins)
-    session.run(*PYTEST, *session.posargs, env=KEEP_BYTECODE)
+    run_tests(session)
 
 
 @nox.session

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from vernal import _limits
-from vernal._data.arrays import as_arrays, checked_batch_size, empty, nbytes
+from vernal._data.arrays import as_arrays, empty, nbytes
+from vernal._data.batch_size import batch_size_for
 from vernal._data.files import FileArray, in_files, read_whole
 from vernal._data.superbatch import Start, Superbatch
+from vernal._sharding import made_in_parts, split_over_devices
 
 # The numbers of the examples in the order of a pass, by the number of the pass.
 Order = Callable[[int], np.ndarray]
@@ -31,6 +33,7 @@ class ArraySource:
         trains: Whether the batches are trained on: then small passes are gathered several at once.
         finite: Whether every value needs to be finite.
         name: The argument that `data` is, for messages.
+        mesh: The devices that share each batch; `None` is one alone.
     """
 
     def __init__(
@@ -42,10 +45,12 @@ class ArraySource:
         trains: bool = False,
         finite: bool = False,
         name: str = "data",
+        mesh: Mesh | None = None,
     ):
         self.arrays = as_arrays(data, name=name, files=True, finite=finite)
         self.examples = len(jax.tree.leaves(self.arrays)[0])
-        self.batch_size = min(self.examples, checked_batch_size(batch_size))
+        self.batch_size = batch_size_for(self.examples, batch_size, mesh=mesh, trains=trains)
+        self._mesh = mesh
 
         self._full_batches, self._last_size = divmod(self.examples, self.batch_size)
         self.pass_length = self._full_batches + (self._last_size > 0)
@@ -57,7 +62,8 @@ class ArraySource:
 
         limits = _limits.current()
         is_long = self.examples > np.iinfo(_ROW_DTYPES[0]).max
-        self._on_host = limits.gathers_on_host or is_long or in_files(self.arrays)
+        has_to = is_long or in_files(self.arrays) or mesh is not None
+        self._on_host = limits.gathers_on_host or has_to
         pass_bytes = max(1, nbytes(self.arrays))
         by_bytes = limits.superbatch_bytes // pass_bytes
         by_steps = limits.superbatch_steps // self.pass_length
@@ -144,15 +150,21 @@ class ArraySource:
 
     def _take(self, rows: np.ndarray, capacity: int) -> PyTree:
         """Gather the examples of some batches, in arrays with space for `capacity` of them."""
+
+        def taken_on_host(leaf: Any) -> np.ndarray | Array:
+            shape = capacity, *rows.shape[1:], *leaf.shape[1:]
+            part_of = functools.partial(_take_on_host, leaf, rows, capacity)
+            return made_in_parts(self._mesh, shape, part_of, axis=1)
+
         if self._on_host:
-            return jax.tree.map(lambda leaf: _take_on_host(leaf, rows, capacity), self.arrays)
+            return jax.tree.map(taken_on_host, self.arrays)
 
         padded = np.pad(rows, ((0, capacity - len(rows)), (0, 0)))
         return _take_on_device(self._on_device, padded)
 
     @functools.cached_property
     def _on_device(self) -> PyTree:
-        return jax.tree.map(jnp.asarray, read_whole(self.arrays))
+        return split_over_devices(self._mesh, read_whole(self.arrays))
 
 
 def _order(examples: int, key: PRNGKeyArray | None, *, shuffle: bool) -> Order:
@@ -181,8 +193,10 @@ def _order(examples: int, key: PRNGKeyArray | None, *, shuffle: bool) -> Order:
 
 
 def _take_on_host(
-    leaf: np.ndarray | Array | FileArray, rows: np.ndarray, capacity: int
+    leaf: np.ndarray | Array | FileArray, rows: np.ndarray, capacity: int, examples: slice
 ) -> np.ndarray:
+    """Gather some examples of each batch."""
+    rows = rows[:, examples]
     leaf = leaf if isinstance(leaf, FileArray) else np.asarray(leaf)
     gathered = empty((capacity, *rows.shape[1:], *leaf.shape[1:]), leaf.dtype)
     filled = gathered[: len(rows)]

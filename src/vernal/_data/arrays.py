@@ -2,7 +2,7 @@
 
 import functools
 import math
-import sys
+import warnings
 from collections.abc import Hashable
 from typing import Any
 
@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 
 from vernal._data.conversion import check_values, in_memory, line_that_works, not_numbers
 from vernal._data.files import FileArray, is_in_file, is_number
-from vernal.errors import DataError, ExamplesError, kind, whole_number
+from vernal.errors import DataError, ExamplesError, kind
 
 PARTS = ("x", "y", "sample_weight")  # what users call the parts of a batch
 # How many bytes NumPy's memory must be aligned to, so that JAX on a CPU reads it without a copy.
@@ -56,6 +56,15 @@ def as_batch(item: PyTree, *, aligned: bool) -> PyTree:
     if isinstance(item, list) and item and all(hasattr(part, "shape") for part in item):
         item = tuple(item)
     return as_arrays(item, aligned=aligned)
+
+
+def warn_of_split(data: PyTree, name: str) -> None:
+    """Warn of arrays that are split over devices, of which one alone will train on them."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
+            given = f"{leaf_name(name, data, path)} lies on {len(leaf.devices())} devices"
+            hint = "Pass mesh= to the Trainer, so that they share each batch."
+            warnings.warn(f"{given}, and one of them has all the work. {hint}", stacklevel=2)
 
 
 def number_of_examples(arrays: PyTree) -> int | None:
@@ -112,18 +121,6 @@ def leaf_name(name: str, data: PyTree, path: tuple) -> str:
     if name in ("data", "validation_data") and type(data) is tuple and len(data) in (2, 3):
         return PARTS[path[0].idx] + jax.tree_util.keystr(path[1:])
     return name + jax.tree_util.keystr(path)
-
-
-def checked_batch_size(batch_size: Any) -> int:
-    """Return a batch size as an int, without bound for `None`.
-
-    Raises:
-        ArgumentError: If it is not a whole number from 1.
-    """
-    if batch_size is None:
-        return sys.maxsize
-    hint = "\n  batch_size=None is the full batch."
-    return whole_number("batch_size", batch_size, at_least=1, hint=hint)
 
 
 def signature(arrays: PyTree) -> Hashable:

@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
+from jax.sharding import Mesh
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from vernal import _limits
+from vernal import _limits, _sharding
 from vernal._data.arrays import as_batch, empty, nbytes, number_of_examples, signature
 from vernal._data.superbatch import Start, Superbatch
 from vernal.errors import DataError, kind
@@ -30,14 +31,16 @@ class LoaderSource:
         loader: A list, a data loader, or a function that returns batches to iterate over.
         aligned: Whether the parts of a batch need the same number of examples.
         name: The argument that `loader` is, for messages.
+        mesh: The devices that share each batch; `None` is one alone.
     """
 
-    def __init__(self, loader: Any, *, aligned: bool, name: str):
+    def __init__(self, loader: Any, *, aligned: bool, name: str, mesh: Mesh | None = None):
         if isinstance(loader, Iterator):
             once = "which can be read only once; every epoch reads it again"
             raise DataError(f"{name} is {kind(loader)}, {once}.{_AFRESH}")
         self._name = name
         self._aligned = aligned
+        self._mesh = mesh
         self._loader = loader
         self._capacities: dict[Any, int] = {}  # signature of a batch -> batches in a superbatch
         # PyTorch's loaders have a `__len__`, which raises `TypeError` for some data.
@@ -51,6 +54,10 @@ class LoaderSource:
         if self._begun.failure is not None:
             raise self._begun.failure
         self.example = self._begun.following
+        size = number_of_examples(self.example)
+        if size is not None:
+            given = f"the first batch of {name} has {size} examples"
+            _sharding.check_divides(mesh, size, given=given, fix="Make batches of {}, say.")
 
     def check_each_batch(self, *, shapes: Callable, labels: Callable) -> None:
         """Check what will be read: the first batch of each shape, and every batch's labels."""
@@ -125,7 +132,7 @@ class LoaderSource:
             capacity = self._capacities.setdefault(shape, capacity if is_full else len(items))
             pass_ends = batches.following is None and batches.failure is None
             yield Superbatch(
-                batches=jax.tree.map(functools.partial(_stacked, capacity=capacity), *items),
+                batches=jax.tree.map(functools.partial(self._stacked, capacity=capacity), *items),
                 data_pass=data_pass,
                 start=start,
                 stop=batches.cursor,
@@ -137,6 +144,12 @@ class LoaderSource:
 
         if batches.failure is not None:
             raise batches.failure
+
+    def _stacked(self, *leaves: np.ndarray, capacity: int) -> np.ndarray | Array:
+        """Return arrays of one shape, one behind the other, with space for `capacity` of them."""
+        stacked = empty((capacity, *leaves[0].shape), leaves[0].dtype)
+        np.stack(leaves, out=stacked[: len(leaves)])
+        return _sharding.local_batches(self._mesh, stacked)
 
     def _as_batch(self, item: Any, number: int) -> PyTree:
         """Make arrays of a batch, and check it."""
@@ -209,13 +222,6 @@ def _state_of(owner: Any, mark: Any) -> Callable | None:
                 getattr(owner, put)(mark["state"])
             return getattr(owner, get)
     return None
-
-
-def _stacked(*leaves: np.ndarray, capacity: int) -> np.ndarray:
-    """Return arrays of one shape, one behind the other, with space for `capacity` of them."""
-    stacked = empty((capacity, *leaves[0].shape), leaves[0].dtype)
-    np.stack(leaves, out=stacked[: len(leaves)])
-    return stacked
 
 
 def is_function(data: Any) -> bool:

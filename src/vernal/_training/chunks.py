@@ -26,7 +26,7 @@ from vernal._training.measurements import Measurements, steps_of
 from vernal._training.objective import Measured
 from vernal._training.preflight.data import CheckedData
 from vernal._training.state import TrainState
-from vernal._training.update import Choices, changing_part
+from vernal._training.update import Choices, changing_part, on_mesh
 
 # The largest growth from one chunk to the next.
 _GROWTH = 16
@@ -67,7 +67,6 @@ class TrainingRun:
         steps_per_epoch: int | None = None,
         every_steps: int | None = None,
     ):
-        self._choices = choices
         self.pass_length = data.source.pass_length
         self._epochs = Epochs(state, steps_per_epoch)
         self._loops = data.loops
@@ -82,7 +81,8 @@ class TrainingRun:
         self._following: Superbatch | None = None
         self._cursor = self._superbatch.start
 
-        changing, self._fixed = changing_part(choices, replace(state, data_state=None))
+        self._choices, state, _ = on_mesh(choices, replace(state, data_state=None))
+        changing, self._fixed = changing_part(choices, state)
         # A copy, unless the state is of this run alone: a large one is in memory once.
         self._changing = unshared(changing, given)
         self._copy: Any = None  # of what steps change; `None` once they have changed it

@@ -21,6 +21,7 @@ from vernal._data.arrays import row_of
 from vernal._optimizers import strongly_typed
 from vernal._products import with_turned_products
 from vernal._shapes.jaxprs import holds
+from vernal._sharding import kept_split
 from vernal._training.compilation import compiles
 from vernal._training.objective import Measured
 from vernal._training.state import TrainState
@@ -136,9 +137,11 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
 
     zero = jnp.int32(0)
     if inputs.last_batches is None:
-        return run(zero, count, inputs.batches, cursor - origin, (changing, buffers))
-
-    return lax.while_loop(lambda carry: carry[0] < count, one_pass, (zero, changing, buffers))[1:]
+        made = run(zero, count, inputs.batches, cursor - origin, (changing, buffers))
+    else:
+        carry = zero, changing, buffers
+        made = lax.while_loop(lambda carry: carry[0] < count, one_pass, carry)[1:]
+    return kept_split(choices.shardings, made[0]), made[1]
 
 
 # Many steps, in the buffers of the state that they change.

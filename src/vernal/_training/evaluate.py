@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from vernal._data.arrays import row_of
 from vernal._products import with_turned_products
+from vernal._sharding import placed, split_batch
 from vernal._training.compilation import compiles
 from vernal._training.objective import Measured, Objective, cast, measure, predicted
 from vernal._training.preflight.data import CheckedData
@@ -24,8 +26,10 @@ class _Measure(eqx.Module):
     objective: Objective
     model: PyTree
     model_state: PyTree
+    mesh: Mesh | None
 
     def __call__(self, batch: PyTree) -> Measured:
+        batch = split_batch(self.mesh, batch)
         model = eqx.nn.inference_mode(self.model)
         measured = measure(self.objective, model, self.model_state, batch, jax.random.key(0))
         return measured._replace(model_state=None)
@@ -37,8 +41,10 @@ class _Predict(eqx.Module):
     model: PyTree
     model_state: PyTree
     compute_dtype: np.dtype | None
+    mesh: Mesh | None
 
     def __call__(self, x: PyTree) -> PyTree:
+        x = split_batch(self.mesh, x)
         model = cast(eqx.nn.inference_mode(self.model), self.compute_dtype)
         return predicted(model, self.model_state, x, None, self.compute_dtype)[0]
 
@@ -55,7 +61,8 @@ def evaluate(
         data: The examples.
     """
     parts, weights = [], []
-    for made, filled, size in _each(_Measure(objective, model, model_state), data):
+    model, model_state = placed(data.mesh, (model, model_state))
+    for made, filled, size in _each(_Measure(objective, model, model_state, data.mesh), data):
         part = jax.tree.map(lambda x, n=filled: x[:n].astype(np.float64), jax.device_get(made))
         parts.append(part)
         weights.append(np.full(filled, float(size)) if part.weight is None else part.weight)
@@ -73,7 +80,8 @@ def predict(
 ) -> PyTree:
     """Apply a model, in inference mode, to all examples."""
     parts = []
-    for made, filled, size in _each(_Predict(model, model_state, compute_dtype), data):
+    model, model_state = placed(data.mesh, (model, model_state))
+    for made, filled, size in _each(_Predict(model, model_state, compute_dtype, data.mesh), data):
         rows = filled * size
         parts.append(jax.tree.map(lambda x, n=rows: x.reshape(-1, *x.shape[2:])[:n], made))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)

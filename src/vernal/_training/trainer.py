@@ -9,10 +9,11 @@ from typing import Any, Literal
 import equinox as eqx
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from vernal import _arguments, errors
+from vernal import _arguments, _sharding, errors
 from vernal._data.arrays import as_batch
 from vernal._data.sources import is_loader
 from vernal._products import with_turned_products
@@ -32,7 +33,7 @@ from vernal._training.preflight.trace import Preflight
 from vernal._training.progress import Progress
 from vernal._training.recorder import Recorder
 from vernal._training.state import Model, TrainState
-from vernal._training.update import Choices, new_arrays, update
+from vernal._training.update import Choices, new_arrays, on_mesh, update
 from vernal.errors import short_traceback, whole_number
 from vernal.history import History
 from vernal.losses import Loss
@@ -61,6 +62,10 @@ class Trainer:
         eval_params: Called as `eval_params(opt_state, params)`; returns the parameters to validate,
             evaluate and predict with, such as `vernal.averaged` or
             `optax.contrib.schedule_free_eval_params`. By default those that are trained.
+        mesh: A `jax.sharding.Mesh` of devices that train together, with Auto axes. They share each
+            batch, along the mesh's first axis. Each has all of the state, but for arrays to which
+            you gave a `NamedSharding` on this mesh: they stay split as they are. By default one
+            device trains alone.
 
     Raises:
         ArgumentError: If one of them cannot be used.
@@ -80,6 +85,7 @@ class Trainer:
     compute_dtype: DTypeLike | None = None
     on_nonfinite: Literal["raise", "ignore"] = "raise"
     eval_params: Callable[[Any, PyTree], PyTree] | None = None
+    mesh: Mesh | None = None
     _objective: Objective = field(init=False, repr=False, compare=False)
 
     @short_traceback
@@ -88,6 +94,7 @@ class Trainer:
         _arguments.check_loss(self.loss)
         _arguments.check_on_nonfinite(self.on_nonfinite)
         _arguments.check_eval_params(self.eval_params)
+        _sharding.check_mesh(self.mesh)
         objective = Objective(
             loss=self.loss,
             metrics=_arguments.checked_metrics(self.metrics, self.loss),
@@ -119,8 +126,11 @@ class Trainer:
         """
         choices = self._choices(model, model_state)
         _arguments.check_key(key)
+        model, model_state, key = _sharding.placed(self.mesh, (model, model_state, key))
         with errors.calling("the optimizer"):
             model, model_state, opt_state, key = new_arrays(choices, model, model_state, key)
+        params = eqx.filter(model, choices.trained_mask(model))
+        opt_state = _sharding.split_like_params(self.mesh, opt_state, params)
         # On the host, where reading the counts does not wait for the device.
         counts = ("step", "epoch", "epoch_step", "data_pass", "batch")
         zeros = dict.fromkeys(counts, np.zeros((), np.int32))
@@ -169,10 +179,12 @@ class Trainer:
             raise preflight.explained(error, given=batch) from None
 
         choices = choices_for(self.optimizer, objective, self.trainable, state.model)
+        choices = choices._replace(mesh=self.mesh)
         try:
             if in_outer_trace():
                 new, measured, _ = with_turned_products(update)(choices, state, arrays)
                 return new, measured.info
+            choices, state, arrays = on_mesh(choices, state, arrays)
             return step_by_loop(choices, state, arrays)
         except Exception as error:
             explain_failed_step(error, preflight, choices, state, arrays, given=batch)
@@ -429,7 +441,7 @@ class Trainer:
         """
         model, model_state = self._evaluated(model_or_state)
         _arguments.check_stateful(self.loss, model, model_state)
-        preflight = Preflight(self._objective, model, model_state)
+        preflight = Preflight(self._objective, model, model_state, mesh=self.mesh)
         checked = checked_data(preflight, data, batch_size=batch_size)
         return evaluate.evaluate(self._objective, model, model_state, checked)
 
@@ -460,7 +472,8 @@ class Trainer:
         """
         model, model_state = self._evaluated(model_or_state)
         _arguments.check_stateful(None, model, model_state)
-        preflight = Preflight(None, eqx.nn.inference_mode(model), model_state, name="x")
+        inferring = eqx.nn.inference_mode(model)
+        preflight = Preflight(None, inferring, model_state, name="x", mesh=self.mesh)
         checked = checked_data(preflight, x, batch_size=batch_size)
         return evaluate.predict(model, model_state, checked, self._objective.compute_dtype)
 
@@ -503,7 +516,9 @@ class Trainer:
 
     def _choices(self, model: PyTree, model_state: PyTree) -> Choices:
         _arguments.check_stateful(self.loss, model, model_state)
-        return choices_for(self.optimizer, self._objective.in_training, self.trainable, model)
+        objective = self._objective.in_training
+        choices = choices_for(self.optimizer, objective, self.trainable, model)
+        return choices._replace(mesh=self.mesh)
 
     def _checked(
         self, model_or_state: Any, data: Any, held_out: Any, *, batch_size: Any, shuffle: bool
@@ -511,7 +526,8 @@ class Trainer:
         """Check everything that a run is given, before anything is made of it."""
         model, model_state = model_of(model_or_state)
         self._choices(model, model_state)
-        preflight = Preflight(self._objective.in_training, model, model_state)
+        objective = self._objective.in_training
+        preflight = Preflight(objective, model, model_state, mesh=self.mesh)
         checked = checked_data(preflight, data, batch_size=batch_size, shuffle=shuffle, trains=True)
         if held_out is None:
             return checked, None
@@ -527,4 +543,5 @@ class Trainer:
             return self.init(model, key=key)
 
         _arguments.check_no_key(key)
-        return with_checked_opt_state(self._choices(model, model_state), model_or_state)
+        state = with_checked_opt_state(self._choices(model, model_state), model_or_state)
+        return _sharding.placed(self.mesh, state)

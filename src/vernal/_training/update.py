@@ -7,8 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, PyTree
 
+from vernal import _sharding
 from vernal._optimizers import (
     Optimizer,
     extra_arguments,
@@ -28,11 +30,15 @@ class Choices(NamedTuple):
         optimizer: The optimizer.
         objective: What is measured, and how.
         trained: For each of the model's leaves, whether it is trained.
+        mesh: The devices that share each batch; `None` is one alone.
+        shardings: How each array that steps change is split over the mesh; `None` lets XLA choose.
     """
 
     optimizer: Optimizer
     objective: Objective
     trained: tuple[bool, ...]
+    mesh: Mesh | None = None
+    shardings: tuple[NamedSharding, ...] | None = None
 
     def trained_mask(self, model: PyTree) -> PyTree[bool]:
         """Return which leaves of a model are trained, in the model's structure."""
@@ -53,6 +59,7 @@ def update(
         The state after the step; what was measured of the model before the step, with the learning
         rate in its `info` if the optimizer's state shows one; and the gradients.
     """
+    batch = _sharding.split_batch(choices.mesh, batch)
     params, frozen = eqx.partition(state.model, choices.trained_mask(state.model))
     key = jax.random.fold_in(state.key, state.step)
 
@@ -109,3 +116,15 @@ def changing_part(choices: Choices, state: TrainState) -> tuple[TrainState, Trai
         opt_state=eqx.is_array,
     )
     return eqx.partition(state, mask)
+
+
+def on_mesh(
+    choices: Choices, state: TrainState, batch: PyTree = None
+) -> tuple[Choices, TrainState, PyTree]:
+    """Put a state and a batch on the mesh, and note how the arrays that steps change are split."""
+    if choices.mesh is None:
+        return choices, state, batch
+    state = _sharding.placed(choices.mesh, state)
+    shardings = _sharding.shardings_of(changing_part(choices, state)[0])
+    batch = _sharding.split_over_devices(choices.mesh, batch)
+    return choices._replace(shardings=shardings), state, batch

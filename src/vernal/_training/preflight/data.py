@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import equinox as eqx
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from vernal import _limits, errors
 from vernal._data.array_source import ArraySource
+from vernal._data.arrays import warn_of_split
 from vernal._data.loader_source import LoaderSource
 from vernal._data.sources import Source, check_no_batch_size, is_loader
 from vernal._optimizers import learning_rate
@@ -25,11 +27,13 @@ class CheckedData:
         source: The batches.
         loops: Whether many batches may be used in one compiled loop.
         measured: What is measured of a batch, as shapes; the outputs of a model alone.
+        mesh: The devices that share each batch; `None` is one alone.
     """
 
     source: Source
     loops: bool
     measured: Measured | PyTree
+    mesh: Mesh | None
 
     def recorded_names(self, state: TrainState, *, validates: bool = False) -> list[str]:
         """Return the names of what a run that begins with a state records of an epoch."""
@@ -61,7 +65,7 @@ def checked_data(
         DataError: If the data cannot be used.
         ShapeError: If model, loss and data do not fit.
     """
-    loss, name = preflight.loss, preflight.name
+    loss, name, mesh = preflight.loss, preflight.name, preflight.mesh
     # NaN may mean something to any other loss, or to a model.
     is_built_in = type(loss).__module__ == AbstractSupervised.__module__
     finite = is_built_in and not isinstance(loss, Supervised)
@@ -69,10 +73,18 @@ def checked_data(
         # A list of batches is a loader. But a list that a model is applied to is an array.
         if is_loader(data) and not (name == "x" and isinstance(data, list)):
             check_no_batch_size(batch_size)
-            source = LoaderSource(data, aligned=preflight.takes_examples, name=name)
+            source = LoaderSource(data, aligned=preflight.takes_examples, name=name, mesh=mesh)
         else:
+            if mesh is None:
+                warn_of_split(data, name)
             source = ArraySource(
-                data, batch_size, shuffle=shuffle, trains=trains, finite=finite, name=name
+                data,
+                batch_size,
+                shuffle=shuffle,
+                trains=trains,
+                finite=finite,
+                name=name,
+                mesh=mesh,
             )
     except errors.ExamplesError as error:
         raise preflight.explained(error, given=data) from None
@@ -89,7 +101,7 @@ def checked_data(
         traced = _trace_batches(preflight, source, given=data)
         _label_check(preflight, source.example)(source.arrays)
     loops = _limits.current().loops_convolutions or not traced.convolves
-    return CheckedData(source, loops, traced.shapes)
+    return CheckedData(source, loops, traced.shapes, mesh)
 
 
 def _trace_batches(preflight: Preflight, source: ArraySource, *, given: PyTree) -> Traced:

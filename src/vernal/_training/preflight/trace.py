@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from vernal._shapes.jaxprs import holds
@@ -39,12 +40,14 @@ class Preflight:
         model: The model.
         model_state: The model's state, or `None`.
         name: The argument that the data is, for messages.
+        mesh: The devices that share each batch; `None` is one alone.
     """
 
     objective: Objective | None
     model: PyTree
     model_state: PyTree
     name: str = "data"
+    mesh: Mesh | None = None
 
     @property
     def loss(self) -> Any:
