@@ -173,9 +173,10 @@ def docs(session: nox.Session) -> None:
     It is built with the newest Python here, and the newest JAX: what users install.
     """
     session.install("-e", ".[all]", *group("docs"))
-    # Nothing is kept: every cell runs. Warnings, such as a broken link, are errors.
+    # Nothing is kept: every cell runs. Warnings, such as a broken link, are errors. One page after
+    # the other: two kernels that start at once may be given the same port, and wait for ever.
     shutil.rmtree(SITE, ignore_errors=True)
-    options = "--fresh-env", "--fail-on-warning", "--keep-going", "--jobs", "auto"
+    options = "--fresh-env", "--fail-on-warning", "--keep-going"
     session.run("sphinx-build", "--quiet", "--builder", "html", *options, "docs", str(SITE))
     if "serve" in session.posargs:
         address = "--bind", "localhost", "--directory", str(SITE)

@@ -9,8 +9,6 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from jupyter_client.connect import ConnectionFileMixin
-
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS / "_ext"))
 
@@ -18,8 +16,6 @@ sys.path.insert(0, str(DOCS / "_ext"))
 os.environ["VERNAL_QUICK"] = "1"
 os.environ["IPYTHONDIR"] = str(DOCS / "_ext" / "ipython")
 os.environ.pop("MPLBACKEND", None)  # pictures appear in the page
-# Kernels are spoken to through files: two that start at once may be given one port.
-ConnectionFileMixin.transport.default_value = "ipc"
 
 project = "Vernal"
 author = "The Vernal developers"

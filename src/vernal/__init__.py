@@ -16,6 +16,7 @@ from vernal.averaging import average_weights, averaged
 from vernal.errors import *  # noqa: F403
 from vernal.history import History
 from vernal.learning_rate import LearningRates, find_learning_rate
+from vernal.sweep import Sweep, SweepResult
 
 __all__ = [
     "Checkpoints",
@@ -24,6 +25,8 @@ __all__ = [
     "History",
     "LearningRates",
     "Summary",
+    "Sweep",
+    "SweepResult",
     "TrainState",
     "Trainer",
     "average_weights",

@@ -1,7 +1,7 @@
 """Pictures of data and training, with matplotlib."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -27,6 +27,8 @@ _POINTS = 500
 # first, last, lowest and highest value: the M4 of Jugel et al., *M4: a visualization-oriented time
 # series data aggregation*, 2014.
 _STRETCHES = 1000
+# How opaque each of many curves is.
+_FAINT = 0.6
 # A curve that falls by such a factor is drawn on a logarithmic scale.
 _LOG_FACTOR = 3
 # Told apart by the colour-blind, too: Okabe and Ito, *Color Universal Design*, 2008.
@@ -77,9 +79,7 @@ def history(
     metrics = [metrics] if isinstance(metrics, str) else metrics
     columns = record.epochs or record.steps or {"loss": np.empty(0)}
     for metric in metrics:
-        if metric not in columns and f"val_{metric}" not in columns:
-            found = f"metrics holds {metric!r}, and the history {', '.join(columns)}."
-            raise ArgumentError(found + did_you_mean(metric, columns))
+        _check_measured(metric, columns)
 
     ax = _axes(ax)
     for metric in metrics:
@@ -87,24 +87,80 @@ def history(
         for name in names:
             values, color = columns[name], _COLORS[len(ax.lines) % len(_COLORS)]
             text = f"{label}: {name}" if label and name != "loss" else label or name
-            places = np.flatnonzero(np.isfinite(values))
-            if len(places) > 4 * _STRETCHES:
-                parts = np.array_split(places, _STRETCHES)
-                kept = [p[[0, values[p].argmin(), values[p].argmax(), -1]] for p in parts]
-                places = np.unique(kept)
+            places = _drawn_places(values)
             ax.plot(places + 1, values[places], color=color, label=text)
             best = best_epoch(name, values)
             if record.epochs and name == names[-1] and best is not None:
                 ax.scatter(best + 1, values[best], color=color, zorder=3)
 
-    drawn = np.concatenate([np.empty(0), *(line.get_ydata() for line in ax.lines)])
-    rises = any(best_of(metric) == "max" for metric in metrics)
-    is_log = len(drawn) and not rises and 0 < _LOG_FACTOR * drawn.min() <= drawn.max()
-    ax.set_yscale("log" if is_log else "linear")
+    _set_scale(ax, metrics)
     ax.set(xlabel="epoch" if record.epochs else "step", ylabel=", ".join(metrics))
     if len(ax.lines) > 1:
         ax.legend()
     return ax
+
+
+@short_traceback
+def histories(records: Sequence[Any], *, ax=None, metrics: str | Sequence[str] = ("loss",)):
+    """Draw the curves of many runs in one picture, a thin line each, validation's too.
+
+    Args:
+        records: Of `vernal.History`.
+        ax: matplotlib's axes to draw on; `None` makes new ones.
+        metrics: As in `history`.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ArgumentError: The records have no such metric.
+
+    Example:
+        >>> runs = [trainer.fit(model, (x, y), epochs=9)[1] for _ in range(3)]
+        >>> ax = plot.histories(runs)
+    """
+    metrics = [metrics] if isinstance(metrics, str) else metrics
+    ax = _axes(ax)
+    for metric in metrics:
+        _check_measured(metric, {name for record in records for name in record.epochs})
+        for name in (metric, f"val_{metric}"):
+            curves = [record.epochs[name] for record in records if name in record.epochs]
+            color = _COLORS[len({line.get_color() for line in ax.lines}) % len(_COLORS)]
+            for i, values in enumerate(curves):
+                places = _drawn_places(values)
+                label = name if i == 0 else None
+                style = {"color": color, "label": label, "linewidth": 1, "alpha": _FAINT}
+                ax.plot(places + 1, values[places], **style)
+
+    _set_scale(ax, metrics)
+    ax.set(xlabel="epoch", ylabel=", ".join(metrics))
+    if len({line.get_color() for line in ax.lines}) > 1:
+        ax.legend()
+    return ax
+
+
+def _check_measured(metric: str, names: Collection[str]) -> None:
+    if metric not in names and f"val_{metric}" not in names:
+        found = f"metrics holds {metric!r}, and the history {', '.join(names)}."
+        raise ArgumentError(found + did_you_mean(metric, names))
+
+
+def _drawn_places(values: np.ndarray) -> np.ndarray:
+    """Return where a curve is drawn: of very many values, at the extremes among them."""
+    places = np.flatnonzero(np.isfinite(values))
+    if len(places) <= 4 * _STRETCHES:
+        return places
+    parts = np.array_split(places, _STRETCHES)
+    kept = [part[[0, values[part].argmin(), values[part].argmax(), -1]] for part in parts]
+    return np.unique(kept)
+
+
+def _set_scale(ax: Any, metrics: Sequence[str]) -> None:
+    """Make the scale logarithmic where the values are positive and fall by a large factor."""
+    drawn = np.concatenate([np.empty(0), *(line.get_ydata() for line in ax.lines)])
+    rises = any(best_of(metric) == "max" for metric in metrics)
+    is_log = len(drawn) and not rises and 0 < _LOG_FACTOR * drawn.min() <= drawn.max()
+    ax.set_yscale("log" if is_log else "linear")
 
 
 def best_epoch(name: str, values: np.ndarray) -> int | None:

@@ -87,7 +87,8 @@ def _fingerprint(beginning: Beginning) -> dict[str, str]:
     def loss(state: TrainState, batch: PyTree) -> PyTree:
         return measure(objective, state.model, state.model_state, batch, state.key).info
 
-    arguments = shapes_of((beginning.state, beginning.data.source.example))
+    state = beginning.state if beginning.of_one is None else beginning.of_one
+    arguments = shapes_of((state, beginning.data.source.example))
     jaxpr, _, _ = eqx.filter_make_jaxpr(loss)(*arguments)
     program = re.sub("0x[0-9a-f]+", "", str(jaxpr))  # addresses differ from process to process
     return {

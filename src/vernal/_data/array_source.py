@@ -58,7 +58,7 @@ class ArraySource:
         self.sizes = [self.batch_size, self._last_size] if self._last_size else [self.batch_size]
         self.example = self.shapes(self.batch_size)
         # The full batch has no order: shuffled or not, the loss is the same average.
-        self._shuffle = shuffle and self.pass_length > 1
+        self.shuffles = shuffle and self.pass_length > 1
 
         limits = _limits.current()
         is_long = self.examples > np.iinfo(_ROW_DTYPES[0]).max
@@ -96,7 +96,7 @@ class ArraySource:
             )
             return
 
-        order = _order(self.examples, start.key, shuffle=self._shuffle)
+        order = _order(self.examples, start.key, shuffle=self.shuffles)
         data_pass, batch = start.data_pass, start.batch
         while True:
             skipped, batch = divmod(batch, self.pass_length)
@@ -118,7 +118,7 @@ class ArraySource:
 
     def batches(self, data_pass: int, key: PRNGKeyArray | None) -> Iterator[PyTree]:
         """Yield the batches of one pass one by one."""
-        rows = _order(self.examples, key, shuffle=self._shuffle)(data_pass)
+        rows = _order(self.examples, key, shuffle=self.shuffles)(data_pass)
         for start in range(0, self.examples, self.batch_size):
             batch_rows = rows[start : start + self.batch_size]
             yield jax.tree.map(lambda leaf, rows=batch_rows: leaf[rows], self.arrays)

@@ -19,6 +19,7 @@ class Beginning:
         objective: What is measured.
         data: The data to train on.
         validation_data: The data to validate on; or `None`.
+        of_one: Where the state is of many models: that of one, which loss and data are for.
     """
 
     state: TrainState
@@ -26,6 +27,7 @@ class Beginning:
     objective: Objective
     data: CheckedData
     validation_data: CheckedData | None
+    of_one: TrainState | None = None
 
 
 @dataclass(frozen=True)

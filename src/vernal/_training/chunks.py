@@ -112,9 +112,9 @@ class TrainingRun:
 
     def state(self) -> TrainState:
         """Return the state here and now, in arrays that stay."""
-        return self._state_here(self._copied())
+        return self._state_here(self.copy_of_changing())
 
-    def _copied(self) -> TrainState:
+    def copy_of_changing(self) -> TrainState:
         """Return a copy of what steps change: the same one until they change it."""
         if self._copy is None:
             self._copy = copied(self._changing)
@@ -126,16 +126,36 @@ class TrainingRun:
 
     def _state_here(self, changing: TrainState) -> TrainState:
         """Return the whole state here and now, from the part that steps change."""
-        data_pass, batch = self._superbatch.location(self._cursor)
-        epoch, epoch_step = self._epochs.at(self.step, data_pass, batch)
+        return self._state_at(changing, self.step, self._superbatch, self._cursor)
+
+    def _state_at(
+        self, changing: TrainState, step: int, superbatch: Superbatch, cursor: int
+    ) -> TrainState:
+        """Return the whole state at a place in the data, from the part that steps change."""
+        data_pass, batch = superbatch.location(cursor)
+        epoch, epoch_step = self._epochs.at(step, data_pass, batch)
         return replace(
             eqx.combine(changing, self._fixed),
-            step=np.array(self.step, np.int32),
+            step=np.array(step, np.int32),
             epoch=np.array(epoch, np.int32),
             epoch_step=np.array(epoch_step, np.int32),
             data_pass=np.array(data_pass, np.int32),
             batch=np.array(batch, np.int32),
-            data_state=self._superbatch.loader_state_at(self._cursor),
+            data_state=superbatch.loader_state_at(cursor),
+        )
+
+    def state_within(self, chunk: list[Measurements], before: TrainState, steps: int) -> TrainState:
+        """Return the state after the first steps of a chunk; the run stays where it is.
+
+        Args:
+            chunk: What the chunk measured.
+            before: What `copy_of_changing` returned before it.
+            steps: How many of its steps to make again.
+        """
+        changing, _ = self._replay(chunk, before, steps)
+        call, offset = nonfinite.step_of(chunk, steps)
+        return self._state_at(
+            changing, call.first_step + offset, call.superbatch, call.cursor + offset
         )
 
     @property
@@ -154,7 +174,7 @@ class TrainingRun:
             Exception: What a loader raises, after the steps on the batches before.
         """
         while self.epoch < until_epoch and not is_stopped():
-            before = self._copied() if self._copies else None
+            before = self.copy_of_changing() if self._copies else None
             began = time.perf_counter()
             calls: list[Measurements] = []
             try:

@@ -23,6 +23,7 @@ from vernal._products import with_turned_products
 from vernal._shapes.jaxprs import holds
 from vernal._sharding import kept_split
 from vernal._training.compilation import compiles
+from vernal._training.members import for_each
 from vernal._training.objective import Measured
 from vernal._training.state import TrainState
 from vernal._training.update import Choices, changing_part, update
@@ -77,9 +78,14 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
     )
 
     def one_step(batch: PyTree, i: Array, changing: TrainState) -> tuple[TrainState, Measured]:
-        state = replace(eqx.combine(changing, fixed), step=first_step + i)
-        state, measured, _ = update(choices, state, batch)
-        return changing_part(choices, state)[0], measured._replace(model_state=None)
+        def of_one(
+            batch: PyTree, changing: TrainState, fixed: TrainState
+        ) -> tuple[TrainState, Measured]:
+            state = replace(eqx.combine(changing, fixed), step=first_step + i)
+            state, measured, _ = update(choices, state, batch)
+            return changing_part(choices, state)[0], measured._replace(model_state=None)
+
+        return for_each(choices.members, of_one, batch, changing, fixed)
 
     # Traced once for each shape of batch: here, where the way to the model is short, for the shapes
     # of what is measured. The loops below use the same trace.

@@ -15,6 +15,7 @@ from vernal._data.arrays import row_of
 from vernal._products import with_turned_products
 from vernal._sharding import placed, split_batch
 from vernal._training.compilation import compiles
+from vernal._training.members import Members, for_each
 from vernal._training.objective import Measured, Objective, cast, measure, predicted
 from vernal._training.preflight.data import CheckedData
 from vernal.metrics import combine_batches, mean_over_batches
@@ -27,12 +28,16 @@ class _Measure(eqx.Module):
     model: PyTree
     model_state: PyTree
     mesh: Mesh | None
+    members: Members | None
 
     def __call__(self, batch: PyTree) -> Measured:
+        def of_one(batch: PyTree, model: PyTree, model_state: PyTree) -> Measured:
+            model = eqx.nn.inference_mode(model)
+            measured = measure(self.objective, model, model_state, batch, jax.random.key(0))
+            return measured._replace(model_state=None)
+
         batch = split_batch(self.mesh, batch)
-        model = eqx.nn.inference_mode(self.model)
-        measured = measure(self.objective, model, self.model_state, batch, jax.random.key(0))
-        return measured._replace(model_state=None)
+        return for_each(self.members, of_one, batch, self.model, self.model_state)
 
 
 class _Predict(eqx.Module):
@@ -42,33 +47,69 @@ class _Predict(eqx.Module):
     model_state: PyTree
     compute_dtype: np.dtype | None
     mesh: Mesh | None
+    members: Members | None
 
     def __call__(self, x: PyTree) -> PyTree:
+        def of_one(x: PyTree, model: PyTree, model_state: PyTree) -> PyTree:
+            model = cast(eqx.nn.inference_mode(model), self.compute_dtype)
+            return predicted(model, model_state, x, None, self.compute_dtype)[0]
+
         x = split_batch(self.mesh, x)
-        model = cast(eqx.nn.inference_mode(self.model), self.compute_dtype)
-        return predicted(model, self.model_state, x, None, self.compute_dtype)[0]
+        return for_each(self.members, of_one, x, self.model, self.model_state)
 
 
 def evaluate(
     objective: Objective, model: PyTree, model_state: PyTree, data: CheckedData
 ) -> dict[str, Any]:
-    """Average a loss and its metrics over all examples, by their weights.
+    """Average a loss and its metrics over all examples, by their weights; arguments as below."""
+    return _averaged(objective, *_measured(objective, model, model_state, data))
+
+
+def evaluate_members(
+    objective: Objective, model: PyTree, model_state: PyTree, data: CheckedData, members: Members
+) -> list[dict[str, Any]]:
+    """Do the same for each of many models, whose arrays have them along the leading axis."""
+    measured, weights = _measured(objective, model, model_state, data, members)
+
+    def of(i: int) -> dict[str, Any]:
+        own = jax.tree.map(lambda leaf: leaf[:, i], measured)
+        return _averaged(objective, own, weights if weights.ndim == 1 else weights[:, i])
+
+    return [of(i) for i in range(members.number)]
+
+
+def _measured(
+    objective: Objective,
+    model: PyTree,
+    model_state: PyTree,
+    data: CheckedData,
+    members: Members | None = None,
+) -> tuple[Measured, np.ndarray]:
+    """Measure each batch of one pass over data.
 
     Args:
         objective: What to measure.
         model: The model, which is put in inference mode.
         model_state: Its state, which stays as it is.
         data: The examples.
+        members: How many models there are; `None` is one alone.
+
+    Returns:
+        What was measured, and the batches' weights, with the batches along the leading axis.
     """
     parts, weights = [], []
     model, model_state = placed(data.mesh, (model, model_state))
-    for made, filled, size in _each(_Measure(objective, model, model_state, data.mesh), data):
+    for made, filled, size in _each(
+        _Measure(objective, model, model_state, data.mesh, members), data
+    ):
         part = jax.tree.map(lambda x, n=filled: x[:n].astype(np.float64), jax.device_get(made))
         parts.append(part)
         weights.append(np.full(filled, float(size)) if part.weight is None else part.weight)
-    weights = np.concatenate(weights)
-    measured = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), np.concatenate(weights)
 
+
+def _averaged(objective: Objective, measured: Measured, weights: np.ndarray) -> dict[str, Any]:
+    """Average what was measured of each batch."""
     results = {name: mean_over_batches(x, weights) for name, x in measured.info.items()}
     for name, averages in measured.averages.items():
         results[name] = combine_batches(objective.metrics[name], averages, weights)
@@ -81,10 +122,31 @@ def predict(
     """Apply a model, in inference mode, to all examples."""
     parts = []
     model, model_state = placed(data.mesh, (model, model_state))
-    for made, filled, size in _each(_Predict(model, model_state, compute_dtype, data.mesh), data):
+    for made, filled, size in _each(
+        _Predict(model, model_state, compute_dtype, data.mesh, None), data
+    ):
         rows = filled * size
         parts.append(jax.tree.map(lambda x, n=rows: x.reshape(-1, *x.shape[2:])[:n], made))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def predict_members(
+    model: PyTree,
+    model_state: PyTree,
+    data: CheckedData,
+    compute_dtype: np.dtype | None,
+    members: Members,
+) -> PyTree:
+    """Apply many models, in inference mode, to all examples; they come along the leading axis."""
+    parts = []
+    each = _each(_Predict(model, model_state, compute_dtype, data.mesh, members), data)
+    for made, filled, size in each:
+        in_rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), made)
+        rows = filled * size
+        parts.append(
+            jax.tree.map(lambda x, n=rows: x.reshape(len(x), -1, *x.shape[3:])[:, :n], in_rows)
+        )
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)
 
 
 def _each(function: Callable, data: CheckedData) -> Iterator[tuple[PyTree, int, int]]:

@@ -158,14 +158,14 @@ def train(
     while (run.epoch < saving.last_epoch or saving.pending) and not saving.stopped:
         # 1. Train. An epoch that was saved before step 2 is complete already.
         stop = run.epoch if saving.pending else _next_stop(run.epoch, intervals, saving.last_epoch)
-        for chunk in run.chunks(stop, lambda: interrupt.requested):
+        for chunk in run.chunks(stop, lambda: interrupt.requested or saving.stopped):
             saving.pending = run.epoch == stop
             recorder.add(chunk)
             progress.count(chunk)
             if not saving.pending:
                 progress.show()
                 saving.save_if_due()
-        if interrupt.requested:
+        if interrupt.requested or saving.stopped:
             break
 
         # 2. Validate.

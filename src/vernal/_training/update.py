@@ -19,6 +19,7 @@ from vernal._optimizers import (
     strongly_typed,
     with_ascending_gradients,
 )
+from vernal._training.members import Members
 from vernal._training.objective import Measured, Objective, measure
 from vernal._training.state import TrainState
 
@@ -31,7 +32,8 @@ class Choices(NamedTuple):
         objective: What is measured, and how.
         trained: For each of the model's leaves, whether it is trained.
         mesh: The devices that share each batch; `None` is one alone.
-        shardings: How each array that steps change is split over the mesh; `None` lets XLA choose.
+        shardings: How each array that steps change is split over devices; `None` lets XLA choose.
+        members: How many models are trained at once, and how; `None` is one alone.
     """
 
     optimizer: Optimizer
@@ -39,6 +41,7 @@ class Choices(NamedTuple):
     trained: tuple[bool, ...]
     mesh: Mesh | None = None
     shardings: tuple[NamedSharding, ...] | None = None
+    members: Members | None = None
 
     def trained_mask(self, model: PyTree) -> PyTree[bool]:
         """Return which leaves of a model are trained, in the model's structure."""
