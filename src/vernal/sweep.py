@@ -20,16 +20,17 @@ from jaxtyping import ArrayLike, PRNGKeyArray, PyTree
 from vernal import _arguments, plot
 from vernal._best import best_of
 from vernal._checkpointing.named_arrays import digest
+from vernal._data.arrays import number_of_examples
 from vernal._shapes.modules import shapes_of
 from vernal._sharding import batch_shares, shardings_of
 from vernal._sweep import models
 from vernal._sweep.recording import MemberCallbacks, MemberRecorders
-from vernal._sweep.sources import side_by_side, weighted_source
+from vernal._sweep.sources import of_each_member, side_by_side, weighted_source
 from vernal._training import evaluate, fit
 from vernal._training.checkpointer import Beginning, Checkpointing, NoCheckpoints
 from vernal._training.chunks import TrainingRun
 from vernal._training.interrupt import Interrupt
-from vernal._training.members import Members, is_stacked, member
+from vernal._training.members import Members, each_member, is_stacked, member
 from vernal._training.objective import measure
 from vernal._training.preflight.data import CheckedData, checked_data
 from vernal._training.preflight.trace import Preflight
@@ -40,9 +41,9 @@ from vernal._training.update import changing_part, new_arrays
 from vernal.errors import ArgumentError, did_you_mean, short_traceback, whole_number, wrong_argument
 from vernal.history import History, counted
 
-# Of the floats of one model: with more, its own products keep a CPU busy, and one model after the
-# other is as fast or faster. See benchmarks/sweep.py.
-_MOST_AT_ONCE = 2**62
+# So many operations in one model's step keep a core busy: with more, the members take turns, which
+# is then as fast or faster. See benchmarks/sweep.py.
+_MOST_AT_ONCE = 10**6
 
 
 @dataclass(frozen=True)
@@ -174,14 +175,14 @@ class Sweep:
             shuffle=bool(shuffle),
         )
         start = self._start(first, pairs, of_optimizer, checked.source.example)
-        one_by_one = self._one_by_one(first)
+        one_by_one = self._one_by_one(first, checked)
         source, axes = side_by_side(
             checked.source,
             len(self.keys),
             weighted=None if weights is None else data,
             own_orders=shuffle is True,
         )
-        members = Members(len(self.keys), one_by_one, axes)
+        members = Members(len(self.keys), one_by_one, axes, unrolled=not checked.loops)
         names = checked.recorded_names(first, validates=held_out is not None)
         own = self._callbacks(callbacks, names)
         settings = {
@@ -245,10 +246,11 @@ class Sweep:
 
         interrupt.report(recorders.steps, saving.saved_steps, checkpointer.path)
         interrupt.end_process()
-        last = run.state_until_next_chunk()
         ended = recorders.ended
-        states = [ended[i].state if i in ended else member(last, i) for i in range(members.number)]
-        states = [of_members.finished(i, state) for i, state in enumerate(states)]
+        states = each_member(run.state_until_next_chunk(), members.number)
+        for i, state in enumerate(states):
+            own_last = ended[i].state if i in ended else state
+            states[i] = of_members.finished(i, own_last)
         reasons = {i: each.reason for i, each in sorted(ended.items())}
         if progress and reasons and sys.stderr is not None:
             listed = "; ".join(f"{i}: {reason}" for i, reason in [*reasons.items()][:3])
@@ -305,10 +307,16 @@ class Sweep:
             )
         return start
 
-    def _one_by_one(self, first: TrainState) -> bool:
-        floats = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(first.model, eqx.is_array)))
-        on_cpu = jax.default_backend() == "cpu" and self.trainer.mesh is None
-        return self.exact or (on_cpu and floats > _MOST_AT_ONCE)
+    def _one_by_one(self, first: TrainState, checked: CheckedData) -> bool:
+        """Return whether the members take turns: as asked, or where that is not slower."""
+        if self.exact or not checked.loops:
+            return True
+        arrays = jax.tree.leaves(eqx.filter(first.model, eqx.is_inexact_array))
+        examples = number_of_examples(checked.source.example) or 1
+        # A product and a sum for each weight and example: forward, for the data, for the weights.
+        operations = 6 * examples * sum(leaf.size for leaf in arrays)
+        is_alone = jax.default_backend() == "cpu" and self.trainer.mesh is None
+        return is_alone and operations > _MOST_AT_ONCE
 
     def _callbacks(self, callbacks: Any, names: list[str]) -> list[list[Callable]]:
         """Return each member's callbacks."""
@@ -334,15 +342,23 @@ class Sweep:
             return None
         objective = self.trainer._objective.in_training
         source, axes = weighted_source(held_out.source, weighted)
-        held_out = replace(held_out, source=source)
+        together = replace(held_out, source=source)
         measuring = members._replace(batch_axes=axes)
+        parts = of_each_member(source, axes, members.number)
+        apart = [replace(held_out, source=part) for part in parts]
 
         def validate() -> dict[str, Any]:
             state = run.state_until_next_chunk()
-            model = _eval_models(self.trainer, state)
-            of_each = evaluate.evaluate_members(
-                objective, model, state.model_state, held_out, measuring
-            )
+            model, model_state = _eval_models(self.trainer, state), state.model_state
+            if members.one_by_one:
+                of_each = [
+                    evaluate.evaluate(objective, member(model, i), member(model_state, i), data)
+                    for i, data in enumerate(apart)
+                ]
+            else:
+                of_each = evaluate.evaluate_members(
+                    objective, model, model_state, together, measuring
+                )
             return {
                 f"val_{name}": np.array([each[name] for each in of_each]) for name in of_each[0]
             }

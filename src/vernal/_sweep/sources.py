@@ -51,6 +51,15 @@ def weighted_source(
     return columns, (*(None,) * (len(jax.tree.leaves(columns.example)) - 1), 1)
 
 
+def of_each_member(source: Source, axes: tuple[int | None, ...], count: int) -> list[Source]:
+    """Return the batches of each member, in the order of the data, with its own column alone."""
+    if all(axis is None for axis in axes):
+        return [source] * count
+    x, y, columns = source.arrays  # pyright: ignore[reportAttributeAccessIssue]
+    size = source.batch_size  # pyright: ignore[reportAttributeAccessIssue]
+    return [ArraySource((x, y, columns[:, i]), size) for i in range(count)]
+
+
 class SharedOrder:
     """One order for all members: that of the first one's key.
 

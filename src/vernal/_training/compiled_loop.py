@@ -23,7 +23,7 @@ from vernal._products import with_turned_products
 from vernal._shapes.jaxprs import holds
 from vernal._sharding import kept_split
 from vernal._training.compilation import compiles
-from vernal._training.members import for_each
+from vernal._training.members import Members, at_once, in_turn
 from vernal._training.objective import Measured
 from vernal._training.state import TrainState
 from vernal._training.update import Choices, changing_part, update
@@ -66,6 +66,8 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
         What changed; and for each array that a step measures a buffer for `capacity` of them.
     """
     choices, fixed = inputs.choices, inputs.fixed
+    if choices.members is not None and choices.members.one_by_one:
+        return _steps_in_turn(choices.members, inputs, changing)
     count, first_step, cursor, origin, pass_length = inputs.counts
     some_batch = inputs.batches if inputs.repeats else row_of(inputs.batches, 0)
     compiles(
@@ -85,7 +87,7 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
             state, measured, _ = update(choices, state, batch)
             return changing_part(choices, state)[0], measured._replace(model_state=None)
 
-        return for_each(choices.members, of_one, batch, changing, fixed)
+        return at_once(choices.members, of_one, batch, changing, fixed)
 
     # Traced once for each shape of batch: here, where the way to the model is short, for the shapes
     # of what is measured. The loops below use the same trace.
@@ -93,7 +95,8 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
     if inputs.last_batches is not None:
         jax.eval_shape(one_step, row_of(inputs.last_batches, 0), count, changing)
     jaxpr, (_, shapes) = jax.make_jaxpr(one_step, return_shape=True)(some_batch, count, changing)
-    one_step = with_turned_products(one_step)
+    if choices.members is None:  # of many models at once XLA's own way is the faster
+        one_step = with_turned_products(one_step)
     limits = _limits.current()
     has_convolution = holds(jaxpr.jaxpr, "conv_general_dilated")
     loops = inputs.capacity > 1 or limits.loops_convolutions or not has_convolution
@@ -148,6 +151,31 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
         carry = zero, changing, buffers
         made = lax.while_loop(lambda carry: carry[0] < count, one_pass, carry)[1:]
     return kept_split(choices.shardings, made[0]), made[1]
+
+
+def _steps_in_turn(
+    members: Members, inputs: Inputs, changing: TrainState
+) -> tuple[TrainState, Measured]:
+    """Make the steps of one member after the other: for each it is the loop of a model alone."""
+
+    def of_one(batches: PyTree, changing: TrainState, fixed: TrainState) -> tuple:
+        alone = inputs.choices._replace(members=None, shardings=None)
+        batches, last_batches = batches
+        mine = inputs._replace(
+            choices=alone, fixed=fixed, batches=batches, last_batches=last_batches
+        )
+        return _steps(mine, changing)
+
+    batches = inputs.batches, inputs.last_batches
+    changing, measured = in_turn(
+        members,
+        of_one,
+        batches,
+        changing,
+        inputs.fixed,
+        stacked_batches=not inputs.repeats,
+    )
+    return changing, jax.tree.map(lambda buffer: jnp.swapaxes(buffer, 0, 1), measured)
 
 
 # Many steps, in the buffers of the state that they change.

@@ -15,7 +15,7 @@ from vernal._data.arrays import row_of
 from vernal._products import with_turned_products
 from vernal._sharding import placed, split_batch
 from vernal._training.compilation import compiles
-from vernal._training.members import Members, for_each
+from vernal._training.members import Members, at_once
 from vernal._training.objective import Measured, Objective, cast, measure, predicted
 from vernal._training.preflight.data import CheckedData
 from vernal.metrics import combine_batches, mean_over_batches
@@ -37,7 +37,7 @@ class _Measure(eqx.Module):
             return measured._replace(model_state=None)
 
         batch = split_batch(self.mesh, batch)
-        return for_each(self.members, of_one, batch, self.model, self.model_state)
+        return at_once(self.members, of_one, batch, self.model, self.model_state)
 
 
 class _Predict(eqx.Module):
@@ -55,7 +55,7 @@ class _Predict(eqx.Module):
             return predicted(model, model_state, x, None, self.compute_dtype)[0]
 
         x = split_batch(self.mesh, x)
-        return for_each(self.members, of_one, x, self.model, self.model_state)
+        return at_once(self.members, of_one, x, self.model, self.model_state)
 
 
 def evaluate(
@@ -68,13 +68,13 @@ def evaluate(
 def evaluate_members(
     objective: Objective, model: PyTree, model_state: PyTree, data: CheckedData, members: Members
 ) -> list[dict[str, Any]]:
-    """Do the same for each of many models, whose arrays have them along the leading axis."""
-    measured, weights = _measured(objective, model, model_state, data, members)
+    """Do the same for many models at once, whose arrays have them along the leading axis."""
 
     def of(i: int) -> dict[str, Any]:
         own = jax.tree.map(lambda leaf: leaf[:, i], measured)
         return _averaged(objective, own, weights if weights.ndim == 1 else weights[:, i])
 
+    measured, weights = _measured(objective, model, model_state, data, members)
     return [of(i) for i in range(members.number)]
 
 
