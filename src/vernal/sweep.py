@@ -72,7 +72,7 @@ class Sweep:
     Example:
         >>> sweep = vernal.Sweep(
         ...     vernal.Trainer(optax.inject_hyperparams(optax.sgd)(0.1), losses.MeanSquaredError()),
-        ...     lambda key: nn.Linear(2, 1, key=key),
+        ...     lambda key: nn.Linear(1, 1, key=key),
         ...     keys=jax.random.split(jax.random.key(0), 3),
         ...     hyperparams={"learning_rate": [0.001, 0.01, 0.1]},
         ... )
@@ -387,9 +387,8 @@ class SweepResult:
         ended: Why members ended before the others, by their numbers.
 
     Example:
-        >>> sweep = vernal.Sweep(
-        ...     trainer, lambda key: nn.Linear(2, 1, key=key), keys=jax.random.split(key, 4)
-        ... )
+        >>> keys = jax.random.split(jax.random.key(0), 4)
+        >>> sweep = vernal.Sweep(trainer, lambda key: nn.Linear(1, 1, key=key), keys=keys)
         >>> result = sweep.fit((x, y), epochs=10)
         >>> state = result.best("loss")
         >>> mean, std = result.predict(x)

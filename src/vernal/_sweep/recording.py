@@ -13,7 +13,7 @@ from vernal._training import hooks, nonfinite
 from vernal._training.chunks import TrainingRun
 from vernal._training.epochs import Epoch
 from vernal._training.measurements import Measurements, steps_of
-from vernal._training.members import member
+from vernal._training.members import each_member, member
 from vernal._training.recorder import Recorder
 from vernal._training.state import TrainState
 from vernal.history import History
@@ -175,12 +175,13 @@ class MemberCallbacks:
     def __call__(self, epoch: Epoch) -> bool:
         """Call the callbacks of each member that has not ended."""
         recorders = self._recorders
+        # Cutting states apart takes longer than a small epoch.
+        reads_states = any(getattr(callback, "reads_state", True) for callback in self._all())
+        states = each_member(epoch.state, len(self._callbacks)) if reads_states else None
         for i in recorders.active:
-            if not self._callbacks[i]:
-                continue
             own = replace(epoch, metrics=recorders.of(i))
-            if any(getattr(callback, "reads_state", True) for callback in self._callbacks[i]):
-                own = replace(own, state=member(epoch.state, i))
+            if states is not None:
+                own = replace(own, state=states[i])
             ending = []
             for callback in self._callbacks[i]:
                 if recorders.epochs == 1:

@@ -79,24 +79,26 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
         last_batches=inputs.last_batches,
     )
 
-    def one_step(batch: PyTree, i: Array, changing: TrainState) -> tuple[TrainState, Measured]:
-        def of_one(
-            batch: PyTree, changing: TrainState, fixed: TrainState
-        ) -> tuple[TrainState, Measured]:
-            state = replace(eqx.combine(changing, fixed), step=first_step + i)
-            state, measured, _ = update(choices, state, batch)
-            return changing_part(choices, state)[0], measured._replace(model_state=None)
+    def one_step(
+        batch: PyTree, i: Array, changing: TrainState, fixed: TrainState = fixed
+    ) -> tuple[TrainState, Measured]:
+        state = replace(eqx.combine(changing, fixed), step=first_step + i)
+        state, measured, _ = update(choices, state, batch)
+        return changing_part(choices, state)[0], measured._replace(model_state=None)
 
-        return at_once(choices.members, of_one, batch, changing, fixed)
+    def step_of_members(
+        batch: PyTree, i: Array, changing: TrainState
+    ) -> tuple[TrainState, Measured]:
+        return at_once(choices.members, one_step, batch, i, changing, fixed)
 
     # Traced once for each shape of batch: here, where the way to the model is short, for the shapes
     # of what is measured. The loops below use the same trace.
-    one_step = jax.jit(one_step, inline=True)
+    step = jax.jit(one_step if choices.members is None else step_of_members, inline=True)
     if inputs.last_batches is not None:
-        jax.eval_shape(one_step, row_of(inputs.last_batches, 0), count, changing)
-    jaxpr, (_, shapes) = jax.make_jaxpr(one_step, return_shape=True)(some_batch, count, changing)
+        jax.eval_shape(step, row_of(inputs.last_batches, 0), count, changing)
+    jaxpr, (_, shapes) = jax.make_jaxpr(step, return_shape=True)(some_batch, count, changing)
     if choices.members is None:  # of many models at once XLA's own way is the faster
-        one_step = with_turned_products(one_step)
+        step = with_turned_products(step)
     limits = _limits.current()
     has_convolution = holds(jaxpr.jaxpr, "conv_general_dilated")
     loops = inputs.capacity > 1 or limits.loops_convolutions or not has_convolution
@@ -111,7 +113,7 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
             # Where there is a single batch, XLA would compute what depends on it alone outside of
             # the loop, and round it otherwise. It must not know that the batch stays the same.
             i, batch = lax.optimization_barrier((i, batch))
-            changing, measured = one_step(batch, i, changing)
+            changing, measured = step(batch, i, changing)
             buffers = jax.tree.map(
                 lambda buffer, value: lax.dynamic_update_index_in_dim(buffer, value, i, 0),
                 buffers,

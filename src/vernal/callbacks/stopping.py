@@ -131,6 +131,8 @@ class EarlyStopping(_AbstractWatcher):
         True
     """
 
+    reads_state = False
+
     monitor: str = "val_loss"
     patience: int = 5
     min_delta: float = 0.0
