@@ -55,7 +55,8 @@ state, history = trainer.fit(
     model, (x, y), epochs={EPOCHS}, batch_size={BATCH_SIZE}, progress=False
 )
 weight = state.model.layers[0].weight
-print(f"devices {{devices}}, steps {{int(state.step)}}, final loss {{history.epochs['loss'][-1]:.6f}}")
+loss = history.epochs["loss"][-1]
+print(f"devices {{devices}}, steps {{int(state.step)}}, final loss {{loss:.6f}}")
 print(f"each device has the whole weight: {{weight.sharding.is_fully_replicated}}")
 np.save(sys.argv[1], history.epochs["loss"])
 """
@@ -104,8 +105,8 @@ fig.savefig(PICTURES / "11_losses.png")
 #
 # A batch has 64 examples, so each of the eight devices gets eight of them. After its gradient, each
 # device gets the sum of all gradients: the only time in a step that devices wait for each other.
-# The last batch of an epoch has 40 examples: 1,000 are 15 batches of 64, and 40. Eight devices share
-# 40, too. A last batch that they cannot share is trained on by all of them, as it is.
+# The last batch of an epoch has 40 examples: 1,000 are 15 batches of 64, and 40. Eight devices
+# share 40, too. A last batch that they cannot share is trained on by all of them, as it is.
 #
 # A batch size that eight does not divide is refused, with the size that works:
 
