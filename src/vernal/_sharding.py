@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from vernal import _hosts
 from vernal.errors import ArgumentError, wrong_argument
 
 
@@ -79,6 +80,13 @@ def split_batch(mesh: Mesh | None, batch: PyTree) -> PyTree:
         lambda leaf: lax.with_sharding_constraint(leaf, batch_sharding(mesh, np.shape(leaf))),
         batch,
     )
+
+
+def seen_by_all(mesh: Mesh | None, outputs: PyTree) -> PyTree:
+    """Give every process all of some outputs, where there are several processes."""
+    if mesh is None or not _hosts.are_several(mesh):
+        return outputs
+    return lax.with_sharding_constraint(outputs, NamedSharding(mesh, PartitionSpec()))
 
 
 def made_in_parts(

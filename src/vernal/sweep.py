@@ -21,6 +21,7 @@ from vernal import _arguments, plot
 from vernal._best import best_of
 from vernal._checkpointing.named_arrays import digest
 from vernal._data.arrays import number_of_examples
+from vernal._members import Members, each_member, is_stacked, member
 from vernal._shapes.modules import shapes_of
 from vernal._sharding import batch_shares, shardings_of
 from vernal._sweep import models
@@ -30,7 +31,6 @@ from vernal._training import evaluate, fit
 from vernal._training.checkpointer import Beginning, Checkpointing, NoCheckpoints
 from vernal._training.chunks import TrainingRun
 from vernal._training.interrupt import Interrupt
-from vernal._training.members import Members, each_member, is_stacked, member
 from vernal._training.objective import measure
 from vernal._training.preflight.data import CheckedData, checked_data
 from vernal._training.preflight.trace import Preflight

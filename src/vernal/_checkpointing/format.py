@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vernal import _hosts
 from vernal._checkpointing import named_arrays
 from vernal._checkpointing.storage import for_orbax, orbax
 from vernal._training.checkpointer import RunState
@@ -60,7 +61,7 @@ def newest_good(
             continue
         for bad, reason in damaged.items():
             place = _free(bad.with_name(f"damaged-{bad.name}")) if rename else bad
-            if rename:
+            if rename and _hosts.is_first():
                 bad.rename(place)
             taken = f"It stays as {place.name}; Vernal takes {path.name}, the one before."
             message = f"the checkpoint {shown(bad)} is damaged ({reason}). {taken}"

@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
-from vernal import errors
+from vernal import _hosts, errors
 from vernal._checkpointing.format import newest_good, orbax_args, read_run
 from vernal._checkpointing.same_run import check_same_run, described
 from vernal._checkpointing.storage import for_orbax, orbax
@@ -146,6 +146,7 @@ class Manager:
         if found is None:
             return None
         newest, (run, before) = found
+        _hosts.wait_for_all("restored")
         check_same_run(before, self._described, self.path)
         self._orbax.reload()  # damaged ones have other names now
         # Where there is no checkpoint, saving the first one shows whether it fits.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from vernal import _hosts
 from vernal.errors import CheckpointError
 
 
@@ -27,11 +28,11 @@ def of(tree: PyTree) -> dict[str, Any]:
         if name in found:
             problem = f"two arrays of the {type(tree).__name__} have the name {name}."
             raise CheckpointError(f"{problem}\n  Give the keys of its dicts names without dots.")
-        found[name] = leaf
+        found[name] = leaf if is_key(leaf) else _hosts.on_host(leaf)
         if is_key(leaf) and isinstance(leaf, jax.ShapeDtypeStruct):
             found[name] = jax.eval_shape(jax.random.key_data, leaf)
         elif is_key(leaf):
-            found[name] = jax.random.key_data(leaf)
+            found[name] = _hosts.on_host(jax.random.key_data(leaf))
         elif not is_storable(leaf.dtype):
             hint = "Make numbers of it, or keep it in a static field of the model."
             problem = f"{name} is an array of {leaf.dtype}, which cannot be stored."
@@ -151,10 +152,11 @@ def _restored(values: Any, like: Any) -> Array | np.ndarray:
     """Return stored values as the kind of array that another one is, on the same devices."""
     if isinstance(like, np.ndarray):
         return values
-    if is_key(like):
-        impl = jax.random.key_impl(jnp.empty((), like.dtype))
-        values = jax.random.wrap_key_data(jax.device_put(values), impl=impl)
     # Where JAX chose the place, it may choose again: `jax.jit` compiles anew for an array that was
     # put somewhere, even on the default device.
     is_chosen = isinstance(like, jax.Array) and not like.committed
-    return jax.device_put(values, None if is_chosen else like.sharding)
+    placed = jax.device_put(values, None if is_chosen else like.sharding)
+    if not is_key(like):
+        return placed
+    impl = jax.random.key_impl(jnp.empty((), like.dtype))
+    return jax.random.wrap_key_data(placed, impl=impl)

@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import math
 import operator
 import sys
 import time
@@ -14,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from vernal import _limits, _sharding
+from vernal import _hosts, _limits, _sharding
 from vernal._data.arrays import as_batch, empty, nbytes, number_of_examples, signature
 from vernal._data.superbatch import Start, Superbatch
 from vernal.errors import DataError, kind
@@ -120,7 +121,9 @@ class LoaderSource:
                 by_bytes = limits.superbatch_bytes // max(1, nbytes(batches.following))
                 capacity = max(1, min(limits.loader_batches, by_bytes, self.pass_length))
             loader_state, start = batches.mark, batches.cursor
-            until = time.perf_counter() + limits.loader_seconds
+            # Several hosts need to stack as many.
+            waits = math.inf if _hosts.are_several(self._mesh) else limits.loader_seconds
+            until = time.perf_counter() + waits
             items = []
             is_full = False
             while not is_full and signature(batches.following) == shape:

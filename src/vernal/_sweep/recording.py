@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from vernal import _arguments
+from vernal._members import each_member, member
 from vernal._training import hooks, nonfinite
 from vernal._training.chunks import TrainingRun
 from vernal._training.epochs import Epoch
 from vernal._training.measurements import Measurements, steps_of
-from vernal._training.members import each_member, member
 from vernal._training.recorder import Recorder
 from vernal._training.state import TrainState
 from vernal.history import History

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from vernal import _limits
+from vernal import _hosts, _limits
 from vernal._data.arrays import copied, nbytes, signature, unshared
 from vernal._data.superbatch import Start, Superbatch
 from vernal._training import nonfinite
@@ -50,6 +50,7 @@ class TrainingRun:
 
     Attributes:
         step: Number of steps made.
+        mesh: The devices that share each batch; `None` is one alone.
         pass_length: Batches in a pass over the data; `sys.maxsize` if it is not known.
         is_between_steps: Whether state, step and place in the data belong together: an interrupt
             may have come between.
@@ -81,6 +82,7 @@ class TrainingRun:
         self._following: Superbatch | None = None
         self._cursor = self._superbatch.start
 
+        self.mesh = choices.mesh
         self._choices, state, _ = on_mesh(choices, replace(state, data_state=None))
         changing, self._fixed = changing_part(choices, state)
         # A copy, unless the state is of this run alone: a large one is in memory once.
@@ -186,7 +188,8 @@ class TrainingRun:
             seconds = time.perf_counter() - began
 
             steps = steps_of(chunk)
-            self._next_steps = max(1, int(steps * min(_GROWTH, self._chunk_seconds / seconds)))
+            wanted = max(1, int(steps * min(_GROWTH, self._chunk_seconds / seconds)))
+            self._next_steps = _hosts.first_ones(self.mesh, wanted)
             if self._rewinds:
                 has_losses = nonfinite.steps_with_finite_losses(chunk) == steps
                 if not (has_losses and nonfinite.stays_finite(self._finite, self._changing)):
@@ -234,7 +237,8 @@ class TrainingRun:
                 except (Exception, KeyboardInterrupt) as failure:
                     return failure
                 passed_bytes += nbytes((superbatch.batches, superbatch.last_batches))
-            if time.perf_counter() - began > self._chunk_seconds:  # the data takes long to read
+            is_long = time.perf_counter() - began > self._chunk_seconds
+            if is_long and not _hosts.are_several(self.mesh):  # the data takes long to read
                 break
 
         return None

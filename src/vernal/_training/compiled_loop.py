@@ -18,12 +18,12 @@ from jaxtyping import Array, PyTree
 
 from vernal import _limits
 from vernal._data.arrays import row_of
+from vernal._members import Members, at_once, in_turn
 from vernal._optimizers import strongly_typed
 from vernal._products import with_turned_products
 from vernal._shapes.jaxprs import holds
 from vernal._sharding import kept_split
 from vernal._training.compilation import compiles
-from vernal._training.members import Members, at_once, in_turn
 from vernal._training.objective import Measured
 from vernal._training.state import TrainState
 from vernal._training.update import Choices, changing_part, update

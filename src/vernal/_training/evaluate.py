@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from vernal._data.arrays import row_of
+from vernal._members import Members, at_once
 from vernal._products import with_turned_products
-from vernal._sharding import placed, split_batch
+from vernal._sharding import placed, seen_by_all, split_batch
 from vernal._training.compilation import compiles
-from vernal._training.members import Members, at_once
 from vernal._training.objective import Measured, Objective, cast, measure, predicted
 from vernal._training.preflight.data import CheckedData
 from vernal.metrics import combine_batches, mean_over_batches
@@ -55,7 +55,8 @@ class _Predict(eqx.Module):
             return predicted(model, model_state, x, None, self.compute_dtype)[0]
 
         x = split_batch(self.mesh, x)
-        return at_once(self.members, of_one, x, self.model, self.model_state)
+        outputs = at_once(self.members, of_one, x, self.model, self.model_state)
+        return seen_by_all(self.mesh, outputs)
 
 
 def evaluate(

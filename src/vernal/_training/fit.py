@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from vernal import _arguments
+from vernal import _arguments, _hosts
 from vernal._training import hooks
 from vernal._training.checkpointer import Checkpointer, RunState
 from vernal._training.chunks import TrainingRun
@@ -100,7 +100,8 @@ class Saving:
 
     def save_if_due(self) -> None:
         """Save the run if it is time to."""
-        if self._checkpointer.due(step=self._run.step, epoch=self._run.epoch):
+        is_due = self._checkpointer.due(step=self._run.step, epoch=self._run.epoch)
+        if _hosts.first_ones(self._run.mesh, is_due):
             self.save()
 
     def save_now(self) -> None:
@@ -152,20 +153,24 @@ def train(
     # Training stops after every so many epochs: to call back, to validate, to save.
     intervals = [1 if callbacks else None, validate_every if validate else None, every_epochs]
     epoch_began = time.perf_counter()
+
+    def is_stopped() -> bool:
+        return _hosts.any_ones(run.mesh, interrupt.requested or saving.stopped)
+
     # A problem with the checkpoints shows before there is anything to lose.
     saving.save_now()
 
     while (run.epoch < saving.last_epoch or saving.pending) and not saving.stopped:
         # 1. Train. An epoch that was saved before step 2 is complete already.
         stop = run.epoch if saving.pending else _next_stop(run.epoch, intervals, saving.last_epoch)
-        for chunk in run.chunks(stop, lambda: interrupt.requested or saving.stopped):
+        for chunk in run.chunks(stop, is_stopped):
             saving.pending = run.epoch == stop
             recorder.add(chunk)
             progress.count(chunk)
             if not saving.pending:
                 progress.show()
                 saving.save_if_due()
-        if interrupt.requested or saving.stopped:
+        if is_stopped():
             break
 
         # 2. Validate.
@@ -183,6 +188,7 @@ def train(
                 if hooks.ends_run(callback, interrupt.held(callback, epoch)):
                     saving.stopped = True
                     progress.stopped_because = hooks.reason(callback)
+            saving.stopped = _hosts.any_ones(run.mesh, saving.stopped)
             recorder.add_to_epoch(epoch.metrics)
         saving.pending = False
         progress.show()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vernal import _hosts
 from vernal.errors import shown
 
 
@@ -67,7 +68,7 @@ class Interrupt:
 
     def report(self, steps: int, saved_steps: int, checkpoints: Path | None) -> None:
         """Print that the run was interrupted after so many steps, if it was."""
-        if not self.requested:
+        if not self.requested or not _hosts.is_first():
             return
         kept = "fit returns the state and the history so far"
         if checkpoints is not None:

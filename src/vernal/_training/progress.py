@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from vernal import _hosts
 from vernal._training.chunks import TrainingRun
 from vernal._training.measurements import Measurements
 from vernal._training.recorder import Recorder
@@ -49,7 +50,8 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         if style in ("auto", True):
             is_seen = self._in_notebook or (sys.stderr is not None and sys.stderr.isatty())
             style = "bar" if is_seen else "lines"
-        self._style = "" if sys.stderr is None or not style else str(style)
+        is_shown = style and sys.stderr is not None and _hosts.is_first()
+        self._style = str(style) if is_shown else ""
         self._run = run
         self._recorder = recorder
         self._last_epoch = last_epoch
@@ -140,7 +142,8 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
 
 def _print(line: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-        print(line, file=sys.stderr)
+        if _hosts.is_first():
+            print(line, file=sys.stderr)
 
 
 def report_finished(path: Any, trained: int, epochs: int, *, stopped: bool) -> None:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, PyTree
 
 from vernal import _sharding
+from vernal._members import Members
 from vernal._optimizers import (
     Optimizer,
     extra_arguments,
@@ -19,7 +20,6 @@ from vernal._optimizers import (
     strongly_typed,
     with_ascending_gradients,
 )
-from vernal._training.members import Members
 from vernal._training.objective import Measured, Objective, measure
 from vernal._training.state import TrainState
 

@@ -5,6 +5,7 @@ import io
 import os
 from typing import Any
 
+from vernal import _hosts
 from vernal._training.epochs import Epoch
 from vernal.errors import ArgumentError, checked_path, shown, unwritable
 
@@ -57,6 +58,8 @@ class CSVLog:
             saved: How many of its first `"rows"` the file keeps; `None` is all of them.
         """
         rows = saved["rows"]
+        if not _hosts.is_first():
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists() and not self.path.is_file():
@@ -78,6 +81,8 @@ class CSVLog:
 
     def __call__(self, epoch: Epoch) -> None:
         """Write an epoch's row."""
+        if not _hosts.is_first():
+            return
         if not self._columns:
             self.start()
         row = {_column(name): repr(float(value)) for name, value in epoch.metrics.items()}

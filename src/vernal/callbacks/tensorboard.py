@@ -5,6 +5,7 @@ import struct
 import time
 from typing import Any
 
+from vernal import _hosts
 from vernal._training.epochs import Epoch
 from vernal._training.state import TrainState
 from vernal.errors import checked_path, optional_import, shown, unwritable
@@ -38,16 +39,22 @@ class TensorBoard:
 
     def start(self) -> None:
         """Make a new file."""
+        if not _hosts.is_first():
+            return
         name = f"events.out.tfevents.{time.time_ns()}.vernal"
         self.load_state_dict({"file": name, "bytes": 0})
         self._write(file_version="brain.Event:2")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run's file, and how many bytes of it belong to the run so far."""
+        if not _hosts.is_first():
+            return {}
         return {"file": self._file.name, "bytes": self._file.stat().st_size}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continue the file, without the epochs that will be trained again."""
+        if not _hosts.is_first():
+            return
         self._file = self.directory / saved["file"]
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +65,8 @@ class TensorBoard:
 
     def __call__(self, epoch: Epoch) -> None:
         """Write an epoch's metrics."""
+        if not _hosts.is_first():
+            return
         if self._file is None:
             self.start()
         metrics = epoch.metrics.items()
