@@ -175,8 +175,12 @@ def test_a_large_state_has_a_row_for_each_way():
 @pytest.mark.long
 @pytest.mark.parametrize(
     "command, rows",
-    [(("inference.py", "--examples", "20000"), 2), (("step.py", "a", "c", "--turns", "1"), 4)],
-    ids=["inference", "step"],
+    [
+        (("inference.py", "--examples", "20000"), 2),
+        (("step.py", "a", "c", "--turns", "1"), 4),
+        (("sweep.py", "a", "c", "--members", "2", "--epochs", "2", "--turns", "1"), 2),
+    ],
+    ids=["inference", "step", "sweep"],
 )
 def test_a_comparison_with_a_program_by_hand_has_a_row_for_each(command, rows):
     script, *options = command
