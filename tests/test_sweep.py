@@ -421,6 +421,7 @@ def different(part):
         ({"make_model": different("class")}, {}, "layers[0].weight"),
         ({"make_model": lambda: None}, {}, "make_model"),
         ({}, {"epochs": -1}, "epochs"),
+        ({}, {"shuffle": "own"}, "shared"),
     ],
 )
 def test_what_cannot_be_trained_together_is_explained(data, changes, options, said):

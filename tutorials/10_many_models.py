@@ -80,8 +80,9 @@ print(f"the best rate of these: {RATES[best]:.5f}")
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-for rate, history in zip(RATES, result.histories, strict=True):
-    left.plot(history.epochs["loss"], label=f"{rate:.0e}")
+for i, (rate, history) in enumerate(zip(RATES, result.histories, strict=True)):
+    color = plt.colormaps["viridis"](i / len(RATES))  # the darker, the smaller
+    left.plot(history.epochs["loss"], color=color, label=f"{rate:.0e}")
 left.set(xlabel="epoch", ylabel="loss", yscale="log", title="Training loss, by learning rate")
 left.legend(fontsize="small", ncols=2)
 right.loglog(RATES, last, "o-")
@@ -121,8 +122,8 @@ ax.fill_between(
 )
 ax.plot(grid, mean, color="#0072B2", label="their mean")
 ax.scatter(*train, s=14, color="black", zorder=3, label="data")
-ax.set(xlabel="x", ylabel="y", ylim=(-3, 3), title="Sixteen networks, and where they disagree")
-ax.legend(loc="upper center", ncols=3)
+ax.set(xlabel="x", ylabel="y", ylim=(-3, 4), title="Sixteen networks, and where they disagree")
+ax.legend(loc="lower center", ncols=3)
 fig.savefig(PICTURES / "10_ensemble.png")
 
 # %% [markdown]

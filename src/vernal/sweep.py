@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import ArrayLike, PRNGKeyArray, PyTree
 
-from vernal import _arguments, plot
+from vernal import _arguments, _hosts, plot
 from vernal._best import best_of
 from vernal._checkpointing.named_arrays import digest
 from vernal._data.arrays import number_of_examples
@@ -99,6 +99,10 @@ class Sweep:
         keys = models.checked_keys(self.keys)
         object.__setattr__(self, "keys", keys)
         models.checked_hyperparams(self.hyperparams, len(keys))
+        if _hosts.are_several(self.trainer.mesh):
+            hint = "Start a sweep on each host, with its own keys and a trainer without a mesh."
+            given = "the mesh has devices of several hosts; those of one are needed for a sweep"
+            raise ArgumentError(f"{given}.\n  {hint}")
         if self.trainer.mesh is not None and len(keys) % batch_shares(self.trainer.mesh):
             shares = batch_shares(self.trainer.mesh)
             given = f"keys has {len(keys)} keys, which the {shares} devices of the mesh"
@@ -158,6 +162,9 @@ class Sweep:
         steps_per_epoch = _arguments.checked_steps_per_epoch(steps_per_epoch)
         _arguments.check_checkpoints(checkpoints)
         _arguments.check_progress(progress)
+        if shuffle not in (True, False, "shared"):
+            hint = 'Try shuffle="shared".'
+            raise wrong_argument("shuffle", shuffle, 'True, False or "shared"', hint)
         data = models.with_weights(data, weights, len(self.keys), name="weights")
         validation_data = models.with_weights(
             validation_data, validation_weights, len(self.keys), name="validation_weights"
@@ -246,19 +253,14 @@ class Sweep:
 
         interrupt.report(recorders.steps, saving.saved_steps, checkpointer.path)
         interrupt.end_process()
-        ended = recorders.ended
+        ended = {i: each.reason for i, each in sorted(recorders.ended.items())}
+        if progress:
+            _report(ended, members.number)
         states = each_member(run.state_until_next_chunk(), members.number)
-        for i, state in enumerate(states):
-            own_last = ended[i].state if i in ended else state
-            states[i] = of_members.finished(i, own_last)
-        reasons = {i: each.reason for i, each in sorted(ended.items())}
-        if progress and reasons and sys.stderr is not None:
-            listed = "; ".join(f"{i}: {reason}" for i, reason in [*reasons.items()][:3])
-            more = f"; and {len(reasons) - 3} more" * (len(reasons) > 3)
-            some = f"{counted(len(reasons), 'member')} of {members.number} ended before the others"
-            print(f"{some} ({listed}{more}).", file=sys.stderr)
+        states = [recorders.last_good(i, state) for i, state in enumerate(states)]
+        states = [of_members.finished(i, state) for i, state in enumerate(states)]
         histories = recorders.history(time.perf_counter() - began)
-        return SweepResult(trainer, states, histories, reasons)
+        return SweepResult(trainer, states, histories, ended)
 
     def _models(self) -> tuple[list[tuple[PyTree, PyTree]], dict[str, Any]]:
         """Make the members' models, and their states; return the optimizer's hyperparameters."""
@@ -505,6 +507,16 @@ class SweepResult:
         losses = f", loss {min(last):.4g} to {max(last):.4g}" if last else ""
         early = f", {len(self.ended)} ended early" if self.ended else ""
         return f"SweepResult({counted(len(self), 'member')}{losses}{early})"
+
+
+def _report(ended: dict[int, str], number: int) -> None:
+    """Print which members ended before the others, if any did, and why the first of them."""
+    if not ended or sys.stderr is None:
+        return
+    listed = "; ".join(f"{i}: {reason}" for i, reason in [*ended.items()][:3])
+    more = f"; and {len(ended) - 3} more" if len(ended) > 3 else ""
+    some = f"{counted(len(ended), 'member')} of {number} ended before the others"
+    print(f"{some} ({listed}{more}).", file=sys.stderr)
 
 
 def _eval_models(trainer: Trainer, state: TrainState) -> PyTree:

@@ -72,6 +72,10 @@ class MemberRecorders:
         """What was measured of one member's last completed epoch."""
         return self._members[i].latest
 
+    def last_good(self, i: int, state: TrainState) -> TrainState:
+        """Return the state that a member ends with, of which this is the program's."""
+        return self.ended[i].state if i in self.ended else state
+
     def end_lost(self, run: TrainingRun) -> None:
         """From now on, end the members whose numbers stop being finite."""
         self._run = run
