@@ -24,7 +24,8 @@ from vernal._data.arrays import number_of_examples
 from vernal._members import Members, each_member, is_stacked, member
 from vernal._shapes.modules import shapes_of
 from vernal._sharding import batch_shares, shardings_of
-from vernal._sweep import models
+from vernal._sweep import measuring, models
+from vernal._sweep.loop import run_steps_of_members
 from vernal._sweep.recording import MemberCallbacks, MemberRecorders
 from vernal._sweep.sources import of_each_member, side_by_side, weighted_source
 from vernal._training import evaluate, fit
@@ -217,6 +218,7 @@ class Sweep:
                 epochs=epochs,
                 steps_per_epoch=steps_per_epoch,
                 every_steps=checkpointer.every_steps,
+                program=run_steps_of_members,
             )
             recorders: Any = MemberRecorders(objective.metrics, members.number)
             if saved is not None:
@@ -345,7 +347,7 @@ class Sweep:
         objective = self.trainer._objective.in_training
         source, axes = weighted_source(held_out.source, weighted)
         together = replace(held_out, source=source)
-        measuring = members._replace(batch_axes=axes)
+        measured = members._replace(batch_axes=axes)
         parts = of_each_member(source, axes, members.number)
         apart = [replace(held_out, source=part) for part in parts]
 
@@ -358,8 +360,8 @@ class Sweep:
                     for i, data in enumerate(apart)
                 ]
             else:
-                of_each = evaluate.evaluate_members(
-                    objective, model, model_state, together, measuring
+                of_each = measuring.evaluate_members(
+                    objective, model, model_state, together, measured
                 )
             return {
                 f"val_{name}": np.array([each[name] for each in of_each]) for name in of_each[0]
@@ -485,7 +487,7 @@ class SweepResult:
         preflight = Preflight(None, inferring, first.model_state, name="x")
         checked = checked_data(preflight, x, batch_size=batch_size)
         axes = (None,) * len(jax.tree.leaves(checked.source.example))
-        return evaluate.predict_members(
+        return measuring.predict_members(
             _eval_models(trainer, state),
             state.model_state,
             checked,

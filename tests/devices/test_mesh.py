@@ -238,10 +238,10 @@ def test_steps_epochs_and_runs_in_parts_have_the_same_bits(mesh, tmp_path):
 # ----- what each device does
 
 
-def programs(monkeypatch, trainer, *arguments, **options):
-    """Train, and return the compiled programs as text."""
+def programs(monkeypatch, fit, *arguments, place=(chunks, "run_steps"), **options):
+    """Train, and return the compiled programs as text: of the loop at a place in the package."""
     texts = []
-    run_steps = chunks.run_steps
+    run_steps = getattr(*place)
 
     class Watched:
         def lower(self, *arguments):
@@ -250,8 +250,8 @@ def programs(monkeypatch, trainer, *arguments, **options):
             self.compile = lambda: compiled
             return self
 
-    monkeypatch.setattr(chunks, "run_steps", Watched())
-    trainer.fit(*arguments, **options)
+    monkeypatch.setattr(*place, Watched())
+    fit(*arguments, **options)
     return texts
 
 
@@ -266,7 +266,7 @@ def communications(text):
 def test_a_step_adds_up_gradients_once_and_computes_a_share_of_the_batch(mesh, size, monkeypatch):
     x, y = data(216)
     _, trainer = pair(mesh)
-    [text] = programs(monkeypatch, trainer, mlp, (x, y), epochs=2, batch_size=size)
+    [text] = programs(monkeypatch, trainer.fit, mlp, (x, y), epochs=2, batch_size=size)
     assert communications(text) == ["all-reduce"]
     share = (size or len(x)) // 8
     rows = {int(rows) for rows in re.findall(r"f32\[(\d+),64\]\S* dot\(", text)}
@@ -281,7 +281,7 @@ def test_a_split_model_gathers_no_data(mesh, monkeypatch):
     x, y = data(216)
     _, trainer = pair(mesh)
     start = split(mesh, mlp, fully)
-    [text] = programs(monkeypatch, trainer, start, (x, y), epochs=2, batch_size=72)
+    [text] = programs(monkeypatch, trainer.fit, start, (x, y), epochs=2, batch_size=72)
     assert "all-gather" in communications(text)  # of parameters
     assert re.search(r"f32\[\d+,9,4\]", text) and "72,4]" not in text
 

@@ -10,6 +10,7 @@ from test_mesh import data, programs
 
 import vernal
 from vernal import callbacks, losses
+from vernal import sweep as vernal_sweep
 
 KEYS = jax.random.split(jax.random.key(2), 16)
 
@@ -53,11 +54,9 @@ def test_a_sweep_over_devices_trains_as_on_one(mesh, options):
 
 def test_devices_do_not_speak_to_each_other(mesh, monkeypatch):
     _, sweep = sweeps(mesh)
-
-    class Fitted:
-        fit = sweep.fit
-
-    texts = programs(monkeypatch, Fitted, data(), epochs=2, batch_size=64, progress=False)
+    place = vernal_sweep, "run_steps_of_members"
+    options = {"epochs": 2, "batch_size": 64, "progress": False}
+    texts = programs(monkeypatch, sweep.fit, data(), place=place, **options)
     assert texts
     for text in texts:
         assert "all-" not in text and "collective" not in text.replace("collectives_", "")

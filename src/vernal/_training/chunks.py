@@ -47,6 +47,7 @@ class TrainingRun:
         epochs: Most epochs that the run trains: the data of no more is gathered.
         steps_per_epoch: Steps in an epoch. By default an epoch is a pass over the data.
         every_steps: A chunk ends after each step whose number is a multiple of this.
+        program: The compiled loop; by default that of one model, `run_steps`.
 
     Attributes:
         step: Number of steps made.
@@ -67,6 +68,7 @@ class TrainingRun:
         epochs: int = sys.maxsize,
         steps_per_epoch: int | None = None,
         every_steps: int | None = None,
+        program: Any = None,
     ):
         self.pass_length = data.source.pass_length
         self._epochs = Epochs(state, steps_per_epoch)
@@ -83,6 +85,7 @@ class TrainingRun:
         self._cursor = self._superbatch.start
 
         self.mesh = choices.mesh
+        self._program = run_steps if program is None else program
         self._choices, state, _ = on_mesh(choices, replace(state, data_state=None))
         changing, self._fixed = changing_part(choices, state)
         # A copy, unless the state is of this run alone: a large one is in memory once.
@@ -349,5 +352,5 @@ class TrainingRun:
         # Compiled ahead of the call: a call of `eqx.filter_jit` itself waits for the result.
         shape = signature((batches, last_batches))
         if shape not in self._programs:
-            self._programs[shape] = run_steps.lower(inputs, changing).compile()
+            self._programs[shape] = self._program.lower(inputs, changing).compile()
         return self._programs[shape](inputs, changing)

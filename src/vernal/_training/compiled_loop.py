@@ -18,7 +18,7 @@ from jaxtyping import Array, PyTree
 
 from vernal import _limits
 from vernal._data.arrays import row_of
-from vernal._members import Members, at_once, in_turn
+from vernal._members import at_once
 from vernal._optimizers import strongly_typed
 from vernal._products import with_turned_products
 from vernal._shapes.jaxprs import holds
@@ -55,7 +55,7 @@ class Inputs(NamedTuple):
     program: str
 
 
-def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
+def steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
     """Make steps from a place in a superbatch on.
 
     Args:
@@ -66,8 +66,6 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
         What changed; and for each array that a step measures a buffer for `capacity` of them.
     """
     choices, fixed = inputs.choices, inputs.fixed
-    if choices.members is not None and choices.members.one_by_one:
-        return _steps_in_turn(choices.members, inputs, changing)
     count, first_step, cursor, origin, pass_length = inputs.counts
     some_batch = inputs.batches if inputs.repeats else row_of(inputs.batches, 0)
     compiles(
@@ -155,33 +153,8 @@ def _steps(inputs: Inputs, changing: TrainState) -> tuple[TrainState, Measured]:
     return kept_split(choices.shardings, made[0]), made[1]
 
 
-def _steps_in_turn(
-    members: Members, inputs: Inputs, changing: TrainState
-) -> tuple[TrainState, Measured]:
-    """Make the steps of one member after the other: for each it is the loop of a model alone."""
-
-    def of_one(batches: PyTree, changing: TrainState, fixed: TrainState) -> tuple:
-        alone = inputs.choices._replace(members=None, shardings=None)
-        batches, last_batches = batches
-        mine = inputs._replace(
-            choices=alone, fixed=fixed, batches=batches, last_batches=last_batches
-        )
-        return _steps(mine, changing)
-
-    batches = inputs.batches, inputs.last_batches
-    changing, measured = in_turn(
-        members,
-        of_one,
-        batches,
-        changing,
-        inputs.fixed,
-        stacked_batches=not inputs.repeats,
-    )
-    return changing, jax.tree.map(lambda buffer: jnp.swapaxes(buffer, 0, 1), measured)
-
-
 # Many steps, in the buffers of the state that they change.
-run_steps: Any = eqx.filter_jit(_steps, donate="all-except-first")
+run_steps: Any = eqx.filter_jit(steps, donate="all-except-first")
 
 
 def step_by_loop(
@@ -222,7 +195,7 @@ def _run_one_step(
     changing, fixed = changing_part(choices, state)
     counts = [count, jnp.asarray(state.step), 0, 0, 1]
     inputs = Inputs(choices, fixed, batch, None, counts, capacity=1, repeats=True, program="step")
-    changing, measured = _steps(inputs, jax.tree.map(strongly_typed, changing))
+    changing, measured = steps(inputs, jax.tree.map(strongly_typed, changing))
 
     after = replace(
         eqx.combine(changing, fixed),

@@ -40,7 +40,7 @@ class _Measure(eqx.Module):
         return at_once(self.members, of_one, batch, self.model, self.model_state)
 
 
-class _Predict(eqx.Module):
+class Predict(eqx.Module):
     """Applies a model to the examples of a batch, with dropout and the like switched off."""
 
     model: PyTree
@@ -63,23 +63,10 @@ def evaluate(
     objective: Objective, model: PyTree, model_state: PyTree, data: CheckedData
 ) -> dict[str, Any]:
     """Average a loss and its metrics over all examples, by their weights; arguments as below."""
-    return _averaged(objective, *_measured(objective, model, model_state, data))
+    return averaged(objective, *measured_batches(objective, model, model_state, data))
 
 
-def evaluate_members(
-    objective: Objective, model: PyTree, model_state: PyTree, data: CheckedData, members: Members
-) -> list[dict[str, Any]]:
-    """Do the same for many models at once, whose arrays have them along the leading axis."""
-
-    def of(i: int) -> dict[str, Any]:
-        own = jax.tree.map(lambda leaf: leaf[:, i], measured)
-        return _averaged(objective, own, weights if weights.ndim == 1 else weights[:, i])
-
-    measured, weights = _measured(objective, model, model_state, data, members)
-    return [of(i) for i in range(members.number)]
-
-
-def _measured(
+def measured_batches(
     objective: Objective,
     model: PyTree,
     model_state: PyTree,
@@ -100,7 +87,7 @@ def _measured(
     """
     parts, weights = [], []
     model, model_state = placed(data.mesh, (model, model_state))
-    for made, filled, size in _each(
+    for made, filled, size in each_batch(
         _Measure(objective, model, model_state, data.mesh, members), data
     ):
         part = jax.tree.map(lambda x, n=filled: x[:n].astype(np.float64), jax.device_get(made))
@@ -109,7 +96,7 @@ def _measured(
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), np.concatenate(weights)
 
 
-def _averaged(objective: Objective, measured: Measured, weights: np.ndarray) -> dict[str, Any]:
+def averaged(objective: Objective, measured: Measured, weights: np.ndarray) -> dict[str, Any]:
     """Average what was measured of each batch."""
     results = {name: mean_over_batches(x, weights) for name, x in measured.info.items()}
     for name, averages in measured.averages.items():
@@ -123,34 +110,15 @@ def predict(
     """Apply a model, in inference mode, to all examples."""
     parts = []
     model, model_state = placed(data.mesh, (model, model_state))
-    for made, filled, size in _each(
-        _Predict(model, model_state, compute_dtype, data.mesh, None), data
+    for made, filled, size in each_batch(
+        Predict(model, model_state, compute_dtype, data.mesh, None), data
     ):
         rows = filled * size
         parts.append(jax.tree.map(lambda x, n=rows: x.reshape(-1, *x.shape[2:])[:n], made))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
-def predict_members(
-    model: PyTree,
-    model_state: PyTree,
-    data: CheckedData,
-    compute_dtype: np.dtype | None,
-    members: Members,
-) -> PyTree:
-    """Apply many models, in inference mode, to all examples; they come along the leading axis."""
-    parts = []
-    each = _each(_Predict(model, model_state, compute_dtype, data.mesh, members), data)
-    for made, filled, size in each:
-        in_rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), made)
-        rows = filled * size
-        parts.append(
-            jax.tree.map(lambda x, n=rows: x.reshape(len(x), -1, *x.shape[3:])[:, :n], in_rows)
-        )
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)
-
-
-def _each(function: Callable, data: CheckedData) -> Iterator[tuple[PyTree, int, int]]:
+def each_batch(function: Callable, data: CheckedData) -> Iterator[tuple[PyTree, int, int]]:
     """Apply a function of a batch to all batches of one pass.
 
     Yields:
