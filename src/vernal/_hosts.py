@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 
@@ -18,13 +17,13 @@ def on_host(array: Any) -> Any:
         return array
     if array.is_fully_replicated:
         return np.asarray(array)
-    return multihost_utils.process_allgather(array, tiled=True)
+    return _multihost_utils().process_allgather(array, tiled=True)
 
 
 def wait_for_all(place: str) -> None:
     """Wait until every process is here."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(place)
+        _multihost_utils().sync_global_devices(place)
 
 
 def are_several(mesh: Mesh | None) -> bool:
@@ -41,11 +40,17 @@ def first_ones(mesh: Mesh | None, value: Any) -> Any:
     """Return the first process's value of a number; without several processes, the value."""
     if not are_several(mesh):
         return value
-    return type(value)(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+    return type(value)(_multihost_utils().broadcast_one_to_all(np.asarray(value)))
 
 
 def any_ones(mesh: Mesh | None, value: bool) -> bool:
     """Return whether a value is true on any of the processes."""
     if not are_several(mesh):
         return value
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
+    return bool(np.any(_multihost_utils().process_allgather(np.asarray(value))))
+
+
+def _multihost_utils() -> Any:
+    from jax.experimental import multihost_utils  # which takes long to import
+
+    return multihost_utils

@@ -31,7 +31,7 @@ def finite_arrays(arrays: PyTree) -> Bool[np.ndarray, " arrays"]:
     They are asked one by one: a program for all of them together takes XLA long to compile.
     """
     leaves = jax.tree.leaves(arrays)
-    is_in_memory = not any(len(leaf.devices()) > 1 for leaf in leaves)
+    is_in_memory = all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves)
     if _limits.current().looks_on_host and is_in_memory:
         return np.array([_is_finite(leaf, np) for leaf in leaves])
     return np.array(jax.device_get([_is_finite_on_device(leaf) for leaf in leaves]))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, PyTree
@@ -127,7 +128,11 @@ def on_mesh(
     """Put a state and a batch on the mesh, and note how the arrays that steps change are split."""
     if choices.mesh is None:
         return choices, state, batch
-    state = _sharding.placed(choices.mesh, state)
+    # A number that was put there by hand, say.
+    opt_state = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, state.opt_state
+    )
+    state = _sharding.placed(choices.mesh, replace(state, opt_state=opt_state))
     shardings = _sharding.shardings_of(changing_part(choices, state)[0])
     batch = _sharding.split_over_devices(choices.mesh, batch)
     return choices._replace(shardings=shardings), state, batch
