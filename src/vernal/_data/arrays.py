@@ -150,9 +150,9 @@ def unshared(arrays: PyTree, others: PyTree) -> PyTree:
 
 
 def _address(leaf: Any) -> int | None:
-    """Return where an array lies, its first part on several devices; `None` if it is not known."""
+    """Return where an array lies; `None` if it is not known, as of one on several devices."""
     try:
-        return leaf.addressable_data(0).unsafe_buffer_pointer()
+        return leaf.unsafe_buffer_pointer()
     except Exception:
         return None
 
