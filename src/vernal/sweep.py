@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from vernal._best import best_of
 from vernal._checkpointing.named_arrays import digest
 from vernal._data.arrays import number_of_examples
 from vernal._members import Members, each_member, is_stacked, member
+from vernal._shapes.jaxprs import text_of
 from vernal._shapes.modules import shapes_of
 from vernal._sharding import batch_shares, shardings_of
 from vernal._sweep import measuring, models
@@ -63,9 +63,8 @@ class Sweep:
         hyperparams: name -> an array with a value for each member: of an argument of `make_model`,
             or of a hyperparameter that the optimizer's state shows, as with
             `optax.inject_hyperparams`.
-        exact: Whether each member gets the bits that it gets alone. The members then take turns at
-            each step, which may be slower, or faster for large models. By default all of them make
-            a step at once, where that is faster.
+        exact: Whether each member gets the bits that it gets alone. The members then take turns,
+            many steps each. By default small models make each step at once, which is faster.
 
     Raises:
         ArgumentError: If one of them cannot be used.
@@ -295,7 +294,7 @@ class Sweep:
 
             jaxpr, _, _ = eqx.filter_make_jaxpr(loss)(*shapes_of((pair, batch)))
             constants = [np.asarray(each).tolist() for each in jaxpr.consts]
-            return re.sub("0x[0-9a-f]+", "", str(jaxpr)), constants  # addresses differ
+            return text_of(jaxpr), constants
 
         stacked, stacked_state = models.stacked(pairs, program_of)
         choices = alone._choices(first.model, first.model_state)

@@ -3,7 +3,6 @@
 Values written into the script, such as a constant learning rate, are not compared.
 """
 
-import re
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from jaxtyping import PyTree
 from vernal._checkpointing.named_arrays import digest
 from vernal._data.arrays import leaf_name
 from vernal._data.files import FileArray
+from vernal._shapes.jaxprs import text_of
 from vernal._shapes.modules import shapes_of
 from vernal._training.checkpointer import Beginning
 from vernal._training.objective import measure
@@ -90,7 +90,7 @@ def _fingerprint(beginning: Beginning) -> dict[str, str]:
     state = beginning.state if beginning.of_one is None else beginning.of_one
     arguments = shapes_of((state, beginning.data.source.example))
     jaxpr, _, _ = eqx.filter_make_jaxpr(loss)(*arguments)
-    program = re.sub("0x[0-9a-f]+", "", str(jaxpr))  # addresses differ from process to process
+    program = text_of(jaxpr)
     return {
         **{f"{_VERSION} {name}": version(name) for name in _PACKAGES},
         _PROGRAM: digest(np.frombuffer(program.encode(), np.uint8)),

@@ -1,6 +1,8 @@
 """What a traced program does: a look into its operations."""
 
+import re
 from collections.abc import Iterator
+from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn
 
@@ -38,3 +40,8 @@ def inner(equation: JaxprEqn) -> Iterator[Jaxpr]:
             jaxpr = getattr(part, "jaxpr", part)
             if isinstance(jaxpr, Jaxpr):
                 yield jaxpr
+
+
+def text_of(program: Any) -> str:
+    """Return a traced program as text that is the same in each process: without addresses."""
+    return re.sub("0x[0-9a-f]+", "", str(program))
