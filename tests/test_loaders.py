@@ -4,6 +4,7 @@ import functools
 import itertools
 import re
 import threading
+import warnings
 from typing import Any
 
 import equinox as eqx
@@ -27,7 +28,7 @@ from helpers import (
 )
 
 import vernal
-from vernal import losses
+from vernal import losses, nn
 from vernal._limits import limits
 
 
@@ -516,3 +517,96 @@ def goes_on_where_it_was(make, at_once):
         # Of what was trained on already, no more is read than what lies behind the latest mark;
         # and one batch to see its shape.
         assert loader.read <= 30 - updates + min(at_once, 10) + 1
+
+
+# ----- loaders without a state whose passes differ
+
+
+class Broken(Exception):
+    pass
+
+
+def shuffling(data=None):
+    """Batches from a function that shuffles by a generator of its own, which nobody can save."""
+    x, y = data or examples(40)
+    rng = np.random.default_rng(7)
+
+    def batches():
+        for rows in rng.permutation(len(x)).reshape(4, 10):
+            yield x[rows] / 100, y[rows] / 100
+
+    return batches
+
+
+def in_order():
+    x, y = examples(40)
+    return [(x[i : i + 10] / 100, y[i : i + 10] / 100) for i in range(0, 40, 10)]
+
+
+def resumed(tmp_path, loaders, *, breaks_in, **how):
+    """Break a run off, go on with another loader; return the warnings.
+
+    Args:
+        tmp_path: The directory of the checkpoints.
+        loaders: Makes the loader of each run: data, and validation data.
+        breaks_in: Number of the epoch at whose end a callback fails.
+        **how: Arguments of `Checkpoints`.
+    """
+    trainer = vernal.Trainer(optax.sgd(0.01), losses.MeanSquaredError())
+    model = nn.Linear(2, 1, key=jax.random.key(0))
+
+    def train(break_in):
+        def stop(epoch):
+            if epoch.index == break_in:
+                raise Broken
+
+        data, held_out = loaders()
+        saving = vernal.Checkpoints(tmp_path, every_seconds=None, **how)
+        more = {"validation_data": held_out, "callbacks": [stop], "progress": False}
+        return trainer.fit(model, data, epochs=8, checkpoints=saving, **more)
+
+    with pytest.raises(Broken):
+        train(breaks_in)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        train(None)
+    return told
+
+
+@pytest.mark.parametrize("breaks_in", [1, 4])  # the second pass is not begun in the checkpoint
+def test_a_resumed_run_says_that_a_loader_began_anew(tmp_path, breaks_in):
+    told = resumed(tmp_path, lambda: (shuffling(), None), breaks_in=breaks_in, every_epochs=1)
+    (told,) = told
+    assert "data is the function batches whose passes differ, without a state" in str(told.message)
+    assert "state_dict()" in str(told.message)
+    assert told.filename == __file__
+
+
+def test_so_it_does_of_a_validation_loader(tmp_path):
+    loaders = lambda: (in_order(), shuffling())  # noqa: E731
+    (told,) = resumed(tmp_path, loaders, breaks_in=4, every_epochs=2)
+    assert "validation_data is the function batches whose passes differ" in str(told.message)
+
+
+@pytest.mark.parametrize(
+    ("loaders", "how"),
+    [
+        (lambda: (in_order(), in_order()), {"every_epochs": 1}),
+        (lambda: (lambda: iter(in_order()), None), {"every_epochs": 1}),
+        (lambda: (OfTheLoader(size=10), OfTheLoader(size=10)), {"every_epochs": 1}),
+        # The first pass is that of the run before, and so are all that follow.
+        (lambda: (shuffling(), None), {"every_steps": 3}),
+    ],
+    ids=["lists", "a function", "with a state", "in the first pass"],
+)
+def test_nothing_is_said_where_nothing_is_lost(tmp_path, loaders, how):
+    breaks_in = 0 if "every_steps" in how else 3
+    assert not resumed(tmp_path, loaders, breaks_in=breaks_in, **how)
+
+
+def test_nothing_is_said_in_one_process(recwarn):
+    trainer = vernal.Trainer(optax.sgd(0.01), losses.MeanSquaredError())
+    data = shuffling()
+    state, _ = trainer.fit(nn.Linear(2, 1, key=jax.random.key(0)), data, epochs=2)
+    trainer.fit(state, data, epochs=2)
+    assert not recwarn

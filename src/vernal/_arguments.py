@@ -3,8 +3,10 @@
 import contextlib
 import inspect
 import os
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -222,3 +224,49 @@ def _accepts(function: Any, arguments: int) -> bool:
     except TypeError:
         return False
     return True
+
+
+@dataclass
+class Plan:
+    """What a call of `fit` asks for beside model, data and callbacks: see `Trainer.fit`.
+
+    Attributes:
+        began: When the call began, in seconds of `time.perf_counter`.
+
+    Raises:
+        ArgumentError: If one of them cannot be used.
+    """
+
+    epochs: int
+    steps_per_epoch: int | None
+    batch_size: int | None
+    shuffle: bool | Literal["shared"]
+    validate_every: int
+    checkpoints: Any
+    progress: bool | Literal["auto", "bar", "lines"]
+    began: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self):
+        self.epochs = whole_number("epochs", self.epochs, at_least=0)
+        self.validate_every = whole_number("validate_every", self.validate_every, at_least=1)
+        self.steps_per_epoch = checked_steps_per_epoch(self.steps_per_epoch)
+        check_checkpoints(self.checkpoints)
+        check_progress(self.progress)
+
+    @property
+    def seconds(self) -> float:
+        """How long the call has taken so far."""
+        return time.perf_counter() - self.began
+
+    def settings(self, callbacks: list[Any]) -> dict[str, Any]:
+        """Return what a resumed run must ask for again, by the names that users know.
+
+        Args:
+            callbacks: Those that save what they keep.
+        """
+        return {
+            "batch_size": None if self.batch_size is None else int(self.batch_size),
+            "shuffle": self.shuffle if self.shuffle == "shared" else bool(self.shuffle),
+            "steps_per_epoch": self.steps_per_epoch,
+            "callbacks": [type(each).__name__ for each in callbacks],
+        }

@@ -10,11 +10,12 @@ import os
 import re
 import textwrap
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -208,10 +209,21 @@ def _users_frames(frames: TracebackType | None) -> TracebackType | None:
     if frames is None:
         return None
     inner = _users_frames(frames.tb_next)
-    module = frames.tb_frame.f_globals.get("__name__", "")
-    if module.partition(".")[0] in _LIBRARIES:
+    if _is_library(frames.tb_frame):
         return inner
     return TracebackType(inner, frames.tb_frame, frames.tb_lasti, frames.tb_lineno)
+
+
+def _is_library(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES
+
+
+def warn(message: str) -> None:
+    """Warn, at the line of the user's that called Vernal."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and _is_library(frame):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, RuntimeWarning, stacklevel=level)
 
 
 def wrong_argument(name: str, value: Any, need: str, hint: str = "") -> ArgumentError:

@@ -7,7 +7,7 @@ is an `AbstractMetric`.
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -259,31 +259,61 @@ def _same_shape(name: str, prediction: Array, target: Array) -> None:
         raise ShapeError(f"y has shape {given}, but {name} needs {needed}, as predictions have.")
 
 
-def mean_over_batches(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the weighted average over the leading axis; 0 if the weights are all zero.
+class Moments(NamedTuple):
+    """What was measured of some batches, with their weights: as much as of one of them.
+
+    Attributes:
+        weight: The sum of their weights.
+        mean: The weighted averages; 0 if the weights are all zero.
+        spread: The weighted sums of the squared distances from these averages.
+    """
+
+    weight: float
+    mean: PyTree
+    spread: PyTree
+
+
+def moments(measured: PyTree, weights: np.ndarray) -> Moments:
+    """Return the moments of batches, which lie along the leading axis of each array.
 
     Example:
-        >>> metrics.mean_over_batches(np.array([1.0, 5.0]), np.array([3, 1]))
+        >>> metrics.moments(np.array([1.0, 5.0]), np.array([3, 1])).mean
         np.float64(2.0)
     """
-    return np.tensordot(weights, values, 1) / (weights.sum() or 1.0)
+    total = weights.sum()
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.tensordot(weights, values, 1) / (total or 1.0)
+
+    means = jax.tree.map(mean, measured)
+    spread = jax.tree.map(lambda x, m: np.tensordot(weights, (x - m) ** 2, 1), measured, means)
+    return Moments(total, means, spread)
 
 
-def combine_batches(metric: AbstractMetric, averages: PyTree, weights: np.ndarray) -> Any:
+def joined(one: Moments, other: Moments) -> Moments:
+    """Return the moments of the batches of both (Chan, Golub and LeVeque, 1979)."""
+    total = one.weight + other.weight
+    first, second = one.weight / (total or 1.0), other.weight / (total or 1.0)
+    between = jax.tree.map(lambda a, b: total * first * second * (a - b) ** 2, one.mean, other.mean)
+    return Moments(
+        weight=total,
+        mean=jax.tree.map(lambda a, b: first * a + second * b, one.mean, other.mean),
+        spread=jax.tree.map(lambda a, b, c: a + b + c, one.spread, other.spread, between),
+    )
+
+
+def combine_batches(metric: AbstractMetric, averages: Moments) -> Any:
     """Return a metric over all batches, from the averages that it took over each.
 
     Args:
         metric: The metric.
-        averages: What its `of_batch` returned, with the batches along the leading axis.
-        weights: The batches' weights.
+        averages: The moments of what its `of_batch` returned.
 
     Example:
         >>> squared = metrics.Mean(lambda prediction, target: (prediction - target) ** 2)
-        >>> float(metrics.combine_batches(squared, np.array([1.0, 5.0]), np.array([3, 1])))
+        >>> averages = metrics.moments(np.array([1.0, 5.0]), np.array([3, 1]))
+        >>> float(metrics.combine_batches(squared, averages))
         2.0
     """
-    means = jax.tree.map(lambda values: mean_over_batches(values, weights), averages)
-    spread = jax.tree.map(
-        lambda values, mean: mean_over_batches((values - mean) ** 2, weights), averages, means
-    )
-    return metric.value(means, spread, weights.sum())
+    spread = jax.tree.map(lambda total: total / (averages.weight or 1.0), averages.spread)
+    return metric.value(averages.mean, spread, averages.weight)

@@ -1,23 +1,19 @@
 """Many models in one compiled program: seeds, hyperparameters, folds."""
 
-import contextlib
-import math
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import partial
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import ArrayLike, PRNGKeyArray, PyTree
 
-from vernal import _arguments, _hosts, plot
-from vernal._best import best_of
+from vernal import _arguments, _hosts
 from vernal._checkpointing.named_arrays import digest
 from vernal._data.arrays import number_of_examples
 from vernal._members import Members, each_member, is_stacked, member
@@ -27,20 +23,21 @@ from vernal._sharding import batch_shares, shardings_of
 from vernal._sweep import measuring, models
 from vernal._sweep.loop import run_steps_of_members
 from vernal._sweep.recording import MemberCallbacks, MemberRecorders
+from vernal._sweep.result import Prediction, SweepResult
 from vernal._sweep.sources import of_each_member, side_by_side, weighted_source
-from vernal._training import evaluate, fit
-from vernal._training.checkpointer import Beginning, Checkpointing, NoCheckpoints
+from vernal._training import evaluate, fit, hooks
+from vernal._training.checkpointer import Beginning, Checkpointing
 from vernal._training.chunks import TrainingRun
-from vernal._training.interrupt import Interrupt
+from vernal._training.fit import Validate
 from vernal._training.objective import measure
-from vernal._training.preflight.data import CheckedData, checked_data
-from vernal._training.preflight.trace import Preflight
-from vernal._training.progress import Progress
+from vernal._training.preflight.data import CheckedData
 from vernal._training.state import TrainState
 from vernal._training.trainer import Trainer
 from vernal._training.update import changing_part, new_arrays
-from vernal.errors import ArgumentError, did_you_mean, short_traceback, whole_number, wrong_argument
-from vernal.history import History, counted
+from vernal.errors import ArgumentError, short_traceback, wrong_argument
+from vernal.history import counted
+
+__all__ = ["Prediction", "Sweep", "SweepResult"]
 
 # So many operations in one model's step keep a core busy: with more, the members take turns, which
 # is then as fast or faster. See benchmarks/sweep.py.
@@ -87,6 +84,7 @@ class Sweep:
     keys: PRNGKeyArray | Sequence[PRNGKeyArray]
     hyperparams: Mapping[str, Any] | None = None
     exact: bool = False
+    _hyperparams: dict[str, Any] = field(init=False, repr=False, compare=False)
 
     @short_traceback
     def __post_init__(self):
@@ -98,7 +96,8 @@ class Sweep:
             raise wrong_argument("make_model", self.make_model, "a function of a key", hint)
         keys = models.checked_keys(self.keys)
         object.__setattr__(self, "keys", keys)
-        models.checked_hyperparams(self.hyperparams, len(keys))
+        hyperparams = models.checked_hyperparams(self.hyperparams, len(keys))
+        object.__setattr__(self, "_hyperparams", hyperparams)
         if _hosts.are_several(self.trainer.mesh):
             hint = "Start a sweep on each host, with its own keys and a trainer without a mesh."
             given = "the mesh has devices of several hosts; those of one are needed for a sweep"
@@ -155,22 +154,20 @@ class Sweep:
         Raises:
             VernalError: As `Trainer.fit` does; and `ArgumentError` if the models cannot be stacked.
         """
-        began = time.perf_counter()
-        trainer, objective = self.trainer, self.trainer._objective.in_training
-        epochs = whole_number("epochs", epochs, at_least=0)
-        validate_every = whole_number("validate_every", validate_every, at_least=1)
-        steps_per_epoch = _arguments.checked_steps_per_epoch(steps_per_epoch)
-        _arguments.check_checkpoints(checkpoints)
-        _arguments.check_progress(progress)
+        plan = _arguments.Plan(
+            epochs, steps_per_epoch, batch_size, shuffle, validate_every, checkpoints, progress
+        )
         if shuffle not in (True, False, "shared"):
             hint = 'Try shuffle="shared".'
             raise wrong_argument("shuffle", shuffle, 'True, False or "shared"', hint)
-        data = models.with_weights(data, weights, len(self.keys), name="weights")
+        keys: Any = self.keys
+        count, objective = len(keys), self.trainer._objective.in_training
+        data = models.with_weights(data, weights, count, name="weights")
         validation_data = models.with_weights(
-            validation_data, validation_weights, len(self.keys), name="validation_weights"
+            validation_data, validation_weights, count, name="validation_weights"
         )
-        pairs, of_optimizer = self._models()
-        alone = replace(trainer, mesh=None)
+        alone = replace(self.trainer, mesh=None)
+        pairs, of_optimizer = models.made(self.make_model, keys, self._hyperparams)
         first = alone.init(pairs[0][0], model_state=pairs[0][1], key=self.keys[0])
         checked, held_out = alone._checked(
             first,
@@ -181,93 +178,63 @@ class Sweep:
             batch_size=batch_size,
             shuffle=bool(shuffle),
         )
-        start = self._start(first, pairs, of_optimizer, checked.source.example)
-        one_by_one = self._one_by_one(first, checked)
         source, axes = side_by_side(
             checked.source,
-            len(self.keys),
+            count,
             weighted=None if weights is None else data,
             own_orders=shuffle is True,
         )
-        members = Members(len(self.keys), one_by_one, axes, unrolled=not checked.loops)
+        one_by_one = self._one_by_one(first, checked)
+        members = Members(count, one_by_one, axes, unrolled=not checked.loops)
         names = checked.recorded_names(first, validates=held_out is not None)
         own = self._callbacks(callbacks, names)
+        recorders = MemberRecorders(objective.metrics, count)
+        of_members = MemberCallbacks(own, recorders, names)
         settings = {
-            "batch_size": None if batch_size is None else int(batch_size),
-            "shuffle": shuffle,
-            "steps_per_epoch": steps_per_epoch,
-            "members": members.number,
+            **plan.settings(list(filter(hooks.saves, chain(*own)))),
+            "members": count,
             "weights": None if weights is None else digest(np.asarray(weights)),
         }
-        beginning = Beginning(start, settings, objective, checked, held_out, of_one=first)
+        start = self._start(first, pairs, of_optimizer, checked.source.example)
 
-        checkpointer = NoCheckpoints() if checkpoints is None else checkpoints.open()
-        with contextlib.closing(checkpointer):
-            saved = checkpointer.restore(beginning)
+        def make_run(state: TrainState, **arguments: Any) -> TrainingRun:
             choices = alone._choices(first.model, first.model_state)._replace(members=members)
-            if trainer.mesh is not None:
+            if self.trainer.mesh is not None:
                 changing, _ = changing_part(choices, start)
                 choices = choices._replace(shardings=shardings_of(changing))
             run = TrainingRun(
                 choices,
-                start if saved is None else saved.state,
+                state,
                 replace(checked, source=source),
                 given=None,
                 rewinds=False,
-                epochs=epochs,
-                steps_per_epoch=steps_per_epoch,
-                every_steps=checkpointer.every_steps,
+                steps_per_epoch=plan.steps_per_epoch,
                 program=run_steps_of_members,
+                **arguments,
             )
-            recorders: Any = MemberRecorders(objective.metrics, members.number)
-            if saved is not None:
-                recorders.restore(saved.record, checked.recorded_names(first))
-            if trainer.on_nonfinite == "raise":
+            if self.trainer.on_nonfinite == "raise":
                 recorders.end_lost(run)
-            of_members = MemberCallbacks(own, recorders, names)
-            saving = fit.Saving(checkpointer, run, recorders, [of_members], epochs=epochs)
-            saving.begin(saved)
+            return run
 
-            shown = Progress(
-                progress, run, recorders, last_epoch=saving.last_epoch, callbacks=list(chain(*own))
-            )
-            interrupt = Interrupt(saves=checkpointer.path is not None)
-            keeping = fit.keeping_progress_in_errors(run, recorders, began)
-            with keeping, interrupt, saving.when_interrupted(), shown:
-                fit.train(
-                    run,
-                    recorders,
-                    saving,
-                    validate=self._validator(
-                        run,
-                        held_out,
-                        members,
-                        weighted=None if validation_weights is None else validation_data,
-                    ),
-                    validate_every=validate_every,
-                    every_epochs=checkpointer.every_epochs,
-                    callbacks=[of_members] if any(own) else [],
-                    names=names,
-                    progress=shown,
-                    interrupt=interrupt,
-                )
-
-        interrupt.report(recorders.steps, saving.saved_steps, checkpointer.path)
-        interrupt.end_process()
+        run = fit.train(
+            plan,
+            Beginning(start, settings, objective, checked, held_out, of_one=first),
+            recorders,  # pyright: ignore[reportArgumentType]  # which has a Recorder's methods
+            [of_members] if any(own) else [],
+            make_run=make_run,
+            make_validate=partial(
+                self._make_validate,
+                members=members,
+                weighted=None if validation_weights is None else validation_data,
+            ),
+        )
         ended = {i: each.reason for i, each in sorted(recorders.ended.items())}
         if progress:
-            _report(ended, members.number)
-        states = each_member(run.state_until_next_chunk(), members.number)
+            _report(ended, count)
+        states = each_member(run.state_until_next_chunk(), count)
         states = [recorders.last_good(i, state) for i, state in enumerate(states)]
         states = [of_members.finished(i, state) for i, state in enumerate(states)]
-        histories = recorders.history(time.perf_counter() - began)
-        return SweepResult(trainer, states, histories, ended)
-
-    def _models(self) -> tuple[list[tuple[PyTree, PyTree]], dict[str, Any]]:
-        """Make the members' models, and their states; return the optimizer's hyperparameters."""
-        keys = models.checked_keys(self.keys)
-        hyperparams = models.checked_hyperparams(self.hyperparams, len(keys))
-        return models.made(self.make_model, keys, hyperparams)
+        return SweepResult(self.trainer, states, recorders.history(plan.seconds), ended)
 
     def _start(
         self,
@@ -332,17 +299,15 @@ class Sweep:
         metrics = self.trainer._objective.in_training.metrics
         return [_arguments.checked_callbacks(callbacks(i), names, metrics) for i in range(count)]
 
-    def _validator(
+    def _make_validate(
         self,
         run: TrainingRun,
-        held_out: CheckedData | None,
-        members: Members,
+        held_out: CheckedData,
         *,
+        members: Members,
         weighted: PyTree | None,
-    ) -> Callable[[], dict[str, Any]] | None:
-        """Return what measures all members on validation data, if there is any."""
-        if held_out is None:
-            return None
+    ) -> Validate:
+        """Return what measures all members on validation data."""
         objective = self.trainer._objective.in_training
         source, axes = weighted_source(held_out.source, weighted)
         together = replace(held_out, source=source)
@@ -352,7 +317,7 @@ class Sweep:
 
         def validate() -> dict[str, Any]:
             state = run.state_until_next_chunk()
-            model, model_state = _eval_models(self.trainer, state), state.model_state
+            model, model_state = measuring.eval_models(self.trainer, state), state.model_state
             if members.one_by_one:
                 of_each = [
                     evaluate.evaluate(objective, member(model, i), member(model_state, i), data)
@@ -369,147 +334,6 @@ class Sweep:
         return validate
 
 
-class Prediction(NamedTuple):
-    """What the members of a sweep predict together.
-
-    Attributes:
-        mean: The mean of their outputs.
-        std: The standard deviation of their outputs, with their number as the divisor.
-    """
-
-    mean: PyTree
-    std: PyTree
-
-
-@dataclass(frozen=True, eq=False)
-class SweepResult:
-    """What a sweep has trained: `result[i]` is the state of member i, which `fit` goes on with.
-
-    Attributes:
-        histories: The record of each member.
-        ended: Why members ended before the others, by their numbers.
-
-    Example:
-        >>> keys = jax.random.split(jax.random.key(0), 4)
-        >>> sweep = vernal.Sweep(trainer, lambda key: nn.Linear(1, 1, key=key), keys=keys)
-        >>> result = sweep.fit((x, y), epochs=10)
-        >>> state = result.best("loss")
-        >>> mean, std = result.predict(x)
-        >>> mean.shape, std.shape
-        ((40, 1), (40, 1))
-    """
-
-    trainer: Trainer = field(repr=False)
-    states: list[TrainState]
-    histories: list[History]
-    ended: dict[int, str]
-
-    def __len__(self) -> int:
-        return len(self.states)
-
-    def __getitem__(self, i: int) -> TrainState:
-        return self.states[i]
-
-    def __iter__(self) -> Iterator[TrainState]:
-        return iter(self.states)
-
-    @short_traceback
-    def ranked(
-        self, monitor: str = "val_loss", *, mode: Literal["auto", "min", "max"] = "auto"
-    ) -> list[int]:
-        """Return the members' numbers, the best first, by the last value of a metric.
-
-        Members whose last value is NaN, or whose numbers stopped being finite, come last.
-
-        Args:
-            monitor: The name of the metric, as in the histories' `epochs`.
-            mode: Whether "min" or "max" is best; "auto" knows this of Vernal's metrics, and of
-                others by their names.
-
-        Raises:
-            ArgumentError: If nothing of this name was measured, or nobody knows which is best.
-        """
-        known = {name for history in self.histories for name in history.epochs}
-        if monitor not in known:
-            given = (
-                f"monitor is {monitor!r}, and the sweep has measured {', '.join(sorted(known))}."
-            )
-            raise ArgumentError(given + did_you_mean(monitor, known))
-        metric = self.trainer._objective.metrics.get(monitor.removeprefix("val_"))
-        best = best_of(monitor, metric) if mode == "auto" else mode
-        if best not in ("min", "max"):
-            hint = f'Try ranked({monitor!r}, mode="max"), or mode="min".'
-            raise ArgumentError(f"which values of {monitor!r} are best is not known.\n  {hint}")
-        sign = -1 if best == "max" else 1
-
-        def place(i: int) -> tuple[bool, float]:
-            values = self.histories[i].epochs.get(monitor, np.empty(0))
-            measured = values[~np.isnan(values)]
-            is_lost = not len(measured) or "finite" in self.ended.get(i, "")
-            return is_lost, math.inf if not len(measured) else sign * float(measured[-1])
-
-        return sorted(range(len(self)), key=place)
-
-    def best(
-        self, monitor: str = "val_loss", *, mode: Literal["auto", "min", "max"] = "auto"
-    ) -> TrainState:
-        """Return the state of the best member; `ranked` has its number, and the arguments."""
-        return self[self.ranked(monitor, mode=mode)[0]]
-
-    @short_traceback
-    def predict(self, x: PyTree, *, batch_size: int | None = None) -> Prediction:
-        """Apply all models, in inference mode, to each example: their mean, and how they differ.
-
-        Members whose numbers stopped being finite are left out.
-
-        Args:
-            x: As in `Trainer.predict`.
-            batch_size: Examples at once. By default all of them.
-        """
-        outputs = self.predict_each(x, batch_size=batch_size)
-        good = np.array([i for i in range(len(self)) if "finite" not in self.ended.get(i, "")])
-        if not len(good):
-            raise ArgumentError("the numbers of every member stopped being finite: see ended.")
-        outputs = jax.tree.map(lambda leaf: leaf[good], outputs)
-        return Prediction(
-            mean=jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), outputs),
-            std=jax.tree.map(lambda leaf: jnp.std(leaf, axis=0), outputs),
-        )
-
-    @short_traceback
-    def predict_each(self, x: PyTree, *, batch_size: int | None = None) -> PyTree:
-        """Apply each model; the members come along the leading axis of the outputs."""
-        trainer = replace(self.trainer, mesh=None)
-        state = _stacked_states(self.states)
-        first = self.states[0]
-        inferring = eqx.nn.inference_mode(first.model)
-        preflight = Preflight(None, inferring, first.model_state, name="x")
-        checked = checked_data(preflight, x, batch_size=batch_size)
-        axes = (None,) * len(jax.tree.leaves(checked.source.example))
-        return measuring.predict_members(
-            _eval_models(trainer, state),
-            state.model_state,
-            checked,
-            trainer._objective.compute_dtype,
-            Members(len(self), one_by_one=False, batch_axes=axes),
-        )
-
-    def plot(self, ax: Any = None, metrics: str | Sequence[str] = ("loss",)) -> Any:
-        """Draw the curves of all members in one picture; see `vernal.plot.history`.
-
-        Returns:
-            Matplotlib's axes.
-        """
-        return plot.histories(self.histories, ax=ax, metrics=metrics)
-
-    def __repr__(self) -> str:
-        measured = [history.epochs["loss"] for history in self.histories if history.epochs]
-        last = [float(values[-1]) for values in measured if len(values)]
-        losses = f", loss {min(last):.4g} to {max(last):.4g}" if last else ""
-        early = f", {len(self.ended)} ended early" if self.ended else ""
-        return f"SweepResult({counted(len(self), 'member')}{losses}{early})"
-
-
 def _report(ended: dict[int, str], number: int) -> None:
     """Print which members ended before the others, if any did, and why the first of them."""
     if not ended or sys.stderr is None:
@@ -518,23 +342,3 @@ def _report(ended: dict[int, str], number: int) -> None:
     more = f"; and {len(ended) - 3} more" if len(ended) > 3 else ""
     some = f"{counted(len(ended), 'member')} of {number} ended before the others"
     print(f"{some} ({listed}{more}).", file=sys.stderr)
-
-
-def _eval_models(trainer: Trainer, state: TrainState) -> PyTree:
-    """Return the models that the states of many are evaluated with."""
-    if trainer.eval_params is None:
-        return state.model
-    alone = replace(trainer, mesh=None)
-    axes = jax.tree.map(lambda leaf: 0 if is_stacked(leaf) else None, state)
-    return eqx.filter_vmap(alone.eval_model, in_axes=(axes,))(state)
-
-
-def _stacked_states(states: list[TrainState]) -> TrainState:
-    """Stack the states of members; the counts are the first one's."""
-    first = states[0]
-    parts = [(each.model, each.model_state, each.opt_state) for each in states]
-    model, model_state, opt_state = jax.tree.map(
-        lambda leaf, *rest: jnp.stack([leaf, *rest]) if eqx.is_array(leaf) else leaf, *parts
-    )
-    key = jnp.stack([each.key for each in states])
-    return replace(first, model=model, model_state=model_state, opt_state=opt_state, key=key)

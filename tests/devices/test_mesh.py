@@ -328,7 +328,7 @@ def test_data_on_several_devices_and_no_mesh_is_said(mesh):
     x, y = data(200)
     sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
     one, many = pair(mesh)
-    with pytest.warns(UserWarning, match="x lies on 8 devices.*mesh="):
+    with pytest.warns(RuntimeWarning, match="x lies on 8 devices.*mesh="):
         one.fit(mlp, (sharded, y), epochs=1)
     many.fit(mlp, (sharded, y), epochs=1)
 

@@ -159,6 +159,8 @@ def run_of(name: str) -> tuple[vernal.Trainer, Any, dict[str, Any]]:
             return tr, model, {"data": batches, "epochs": 12}
         case "stateful loader":
             return tr, model, {"data": Loader(16), "epochs": 12}
+        case "validated by a loader":
+            return tr, model, ragged | {"validation_data": Loader(25), "validate_every": 2}
         case "averaged weights":
             return trainer("averaged"), model, ragged | watched | {"callbacks": [best]}
         case "steps per epoch":
@@ -174,8 +176,8 @@ def run_of(name: str) -> tuple[vernal.Trainer, Any, dict[str, Any]]:
 
 RUNS = (
     *("plain", "full batch", "in order", "ragged", "dropout", "batch norm", "schedule"),
-    *("early stopping", "validated", "streaming", "stateful loader", "averaged weights"),
-    *("steps per epoch", "augmented", "weights of terms"),
+    *("early stopping", "validated", "streaming", "stateful loader", "validated by a loader"),
+    *("averaged weights", "steps per epoch", "augmented", "weights of terms"),
 )
 
 

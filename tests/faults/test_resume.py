@@ -8,7 +8,7 @@ from runs import RUNS, hash_of, run_of
 
 import vernal
 
-SHORT = ("ragged", "batch norm", "early stopping", "stateful loader")
+SHORT = ("ragged", "batch norm", "early stopping", "stateful loader", "validated by a loader")
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import itertools
 import json
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -23,7 +22,7 @@ from vernal._checkpointing import named_arrays
 from vernal._checkpointing.storage import for_orbax, orbax
 from vernal._training.checkpointer import RunState
 from vernal._training.state import TrainState
-from vernal.errors import CheckpointError, first_line, kind, shown
+from vernal.errors import CheckpointError, first_line, kind, shown, warn
 
 _FORMAT = 5
 # The name under which a checkpoint has the arrays of the run's state: the number of those before.
@@ -61,12 +60,12 @@ def newest_good(
             continue
         for bad, reason in damaged.items():
             place = _free(bad.with_name(f"damaged-{bad.name}")) if rename else bad
-            if rename and _hosts.is_first():
+            if not _hosts.is_first():
+                continue
+            if rename:
                 bad.rename(place)
             taken = f"It stays as {place.name}; Vernal takes {path.name}, the one before."
-            message = f"the checkpoint {shown(bad)} is damaged ({reason}). {taken}"
-            # Of the caller of `Trainer.fit`, who has them renamed, or of `vernal.load`.
-            warnings.warn(message, RuntimeWarning, stacklevel=5 if rename else 4)
+            warn(f"the checkpoint {shown(bad)} is damaged ({reason}). {taken}")
         return path, content
     if not damaged:
         return None

@@ -3,7 +3,6 @@
 Values written into the script, such as a constant learning rate, are not compared.
 """
 
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from vernal._training.checkpointer import Beginning
 from vernal._training.objective import measure
 from vernal._training.preflight.data import CheckedData
 from vernal._training.state import TrainState
-from vernal.errors import CheckpointError, shown
+from vernal.errors import CheckpointError, shown, warn
 
 # Of larger arrays, about so many bytes are looked at.
 _SAMPLED_BYTES = 2**24
@@ -61,8 +60,7 @@ def check_same_run(before: dict[str, Any], now: dict[str, Any], path: Path) -> N
     if changes:
         saved = f"the script has changed since the run in {shown(path)} was saved"
         hint = "The run goes on with what the script has now. Pass another directory for a new run."
-        message = f"{saved}: {', '.join(changes)}.\n  {hint}"
-        warnings.warn(message, RuntimeWarning, stacklevel=5)  # the caller of `Trainer.fit`
+        warn(f"{saved}: {', '.join(changes)}.\n  {hint}")
 
 
 def _settings(beginning: Beginning) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import difflib
 import json
 import os
 import uuid
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -200,8 +199,7 @@ def _read_run(path: Path, like: Any) -> tuple[dict[str, Any], Any]:
         return named_arrays.of((model, model_state)), like
     if model_state:
         hint = "It is left out: pass the pair (model, model_state) as like."
-        message = f"{errors.shown(path)} holds a model_state, too.\n  {hint}"
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        errors.warn(f"{errors.shown(path)} holds a model_state, too.\n  {hint}")
     return model, like
 
 

@@ -72,6 +72,13 @@ class ArraySource:
         # Full batches in a superbatch: of whole passes, or of a part of one.
         self._capacity = max(1, min(fitting, self._full_batches * self._passes_at_once))
 
+    @property
+    def kept(self) -> None:
+        """What `resume` needs: nothing, for the key and the pass fix the order."""
+
+    def resume(self, kept: Any, *, is_later: bool) -> None:
+        """Do nothing, for the same reason."""
+
     def shapes(self, size: int) -> PyTree:
         """Return the shapes of so many examples."""
         return jax.tree.map(

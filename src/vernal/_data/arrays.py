@@ -2,7 +2,6 @@
 
 import functools
 import math
-import warnings
 from collections.abc import Hashable
 from typing import Any
 
@@ -14,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from vernal._data.conversion import check_values, in_memory, line_that_works, not_numbers
 from vernal._data.files import FileArray, is_in_file, is_number
-from vernal.errors import DataError, ExamplesError, kind
+from vernal.errors import DataError, ExamplesError, kind, warn
 
 PARTS = ("x", "y", "sample_weight")  # what users call the parts of a batch
 # How many bytes NumPy's memory must be aligned to, so that JAX on a CPU reads it without a copy.
@@ -64,7 +63,7 @@ def warn_of_split(data: PyTree, name: str) -> None:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
             given = f"{leaf_name(name, data, path)} lies on {len(leaf.devices())} devices"
             hint = "Pass mesh= to the Trainer, so that they share each batch."
-            warnings.warn(f"{given}, and one of them has all the work. {hint}", stacklevel=2)
+            warn(f"{given}, and one of them has all the work. {hint}")
 
 
 def number_of_examples(arrays: PyTree) -> int | None:
@@ -131,8 +130,8 @@ def signature(arrays: PyTree) -> Hashable:
 
 
 def nbytes(arrays: PyTree) -> int:
-    """Return the size of some arrays, in bytes."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+    """Return the size of some arrays, or of shapes, in bytes."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays))
 
 
 @jax.jit

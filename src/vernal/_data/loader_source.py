@@ -18,7 +18,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from vernal import _hosts, _limits, _sharding
 from vernal._data.arrays import as_batch, empty, nbytes, number_of_examples, signature
 from vernal._data.superbatch import Start, Superbatch
-from vernal.errors import DataError, kind
+from vernal.errors import DataError, kind, warn
 
 # What loaders call the methods by which they return their state, and take it back.
 _STATE_METHODS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
@@ -48,6 +48,9 @@ class LoaderSource:
         self.pass_length = operator.length_hint(loader, sys.maxsize)
         self._check_shapes: Callable[[PyTree], Any] = lambda batch: None
         self._check_labels: Callable[[PyTree], Any] = lambda batch: None
+        self._next_pass: Any = None  # the mark with which `one_pass` begins
+        self._passes_differ = False
+        self._is_resumed = False
 
         self.example: PyTree = None  # the first batch, once it is read
         # The pass that was begun to see the first batch goes on later: a batch is not read twice.
@@ -59,6 +62,34 @@ class LoaderSource:
         if size is not None:
             given = f"the first batch of {name} has {size} examples"
             _sharding.check_divides(mesh, size, given=given, fix="Make batches of {}, say.")
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What `resume` needs to know of the passes so far."""
+        return {"next_pass": self._next_pass, "passes_differ": self._passes_differ}
+
+    def resume(self, kept: dict[str, Any] | None, *, is_later: bool) -> None:
+        """Go on in a resumed run.
+
+        Args:
+            kept: What `kept` was; `None` if that is not known.
+            is_later: Whether a pass was over already.
+        """
+        self._is_resumed = is_later
+        if kept is not None:
+            self._next_pass = kept["next_pass"]
+            self._note_passes(differ=kept["passes_differ"])
+
+    def _note_passes(self, *, differ: bool) -> None:
+        """Note whether passes begin with other batches; warn if a resumed run cannot know which."""
+        if differ and self._is_resumed and not self._passes_differ:
+            given = f"{self._name} is {kind(self._loader)} whose passes differ, without a state"
+            warn(
+                f"{given}: it began anew, so the resumed run has other batches than without the "
+                "break.\n  Give it state_dict() and load_state_dict(state), or pass arrays, which "
+                "Vernal shuffles."
+            )
+        self._passes_differ |= differ
 
     def check_each_batch(self, *, shapes: Callable, labels: Callable) -> None:
         """Check what will be read: the first batch of each shape, and every batch's labels."""
@@ -84,7 +115,9 @@ class LoaderSource:
 
     def one_pass(self) -> Iterator[Superbatch]:
         """Yield the batches of one pass."""
-        yield from self._rest_of_pass(self._pass(), 0)
+        batches = self._pass(self._next_pass)
+        yield from self._rest_of_pass(batches, 0)
+        self._next_pass = batches.mark
 
     def _pass(self, mark: Any = None) -> "_Pass":
         """Begin to read the loader, from a `_Pass.mark` on if there is one."""
@@ -92,6 +125,9 @@ class LoaderSource:
         for begin in (mark, None):
             batches = _Pass(self._opened(), self._as_batch, begin)
             if batches.cursor or batches.following is not None or batches.failure is not None:
+                pair = batches.following, self.example
+                if batches.mark is None and all(each is not None for each in pair):
+                    self._note_passes(differ=not _are_equal(*pair))
                 return batches
         when = "" if self.example is None else " when it was read again"
         given = f"{self._name} is {kind(self._loader)}"
@@ -215,6 +251,14 @@ class _Pass:
 
     def _marked(self, batch: int) -> Any:
         return self._state and {"batch": batch, "state": copy.deepcopy(self._state())}
+
+
+def _are_equal(one: PyTree, other: PyTree) -> bool:
+    """Return whether two batches have the same numbers."""
+    if signature(one) != signature(other):
+        return False
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(a, b, equal_nan=a.dtype.kind in "fc") for a, b in pairs)
 
 
 def _state_of(owner: Any, mark: Any) -> Callable | None:

@@ -1,16 +1,21 @@
 """One pass over data without training, for many models at once."""
 
+from dataclasses import replace
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from vernal._members import Members
-from vernal._training.evaluate import Predict, averaged, each_batch, measured_batches
-from vernal._training.objective import Objective
+from vernal._members import Members, is_stacked
+from vernal._training.evaluate import Predict, combined, each_batch, measured_batches
+from vernal._training.objective import Measured, Objective
 from vernal._training.preflight.data import CheckedData
+from vernal._training.state import TrainState
+from vernal._training.trainer import Trainer
+from vernal.metrics import Moments, joined, moments
 
 
 def evaluate_members(
@@ -18,12 +23,15 @@ def evaluate_members(
 ) -> list[dict[str, Any]]:
     """Do the same for many models at once, whose arrays have them along the leading axis."""
 
-    def of(i: int) -> dict[str, Any]:
+    def of(i: int, measured: Measured, weights: np.ndarray) -> Moments:
         own = jax.tree.map(lambda leaf: leaf[:, i], measured)
-        return averaged(objective, own, weights if weights.ndim == 1 else weights[:, i])
+        return moments(own, weights if weights.ndim == 1 else weights[:, i])
 
-    measured, weights = measured_batches(objective, model, model_state, data, members)
-    return [of(i) for i in range(members.number)]
+    totals: list[Any] = [None] * members.number
+    for part in measured_batches(objective, model, model_state, data, members):
+        own = [of(i, *part) for i in range(members.number)]
+        totals = own if totals[0] is None else list(map(joined, totals, own))
+    return [combined(objective, total) for total in totals]
 
 
 def predict_members(
@@ -43,3 +51,12 @@ def predict_members(
             jax.tree.map(lambda x, n=rows: x.reshape(len(x), -1, *x.shape[3:])[:, :n], in_rows)
         )
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)
+
+
+def eval_models(trainer: Trainer, state: TrainState) -> PyTree:
+    """Return the models that the states of many are evaluated with."""
+    if trainer.eval_params is None:
+        return state.model
+    alone = replace(trainer, mesh=None)
+    axes = jax.tree.map(lambda leaf: 0 if is_stacked(leaf) else None, state)
+    return eqx.filter_vmap(alone.eval_model, in_axes=(axes,))(state)

@@ -29,6 +29,24 @@ class Beginning:
     validation_data: CheckedData | None
     of_one: TrainState | None = None
 
+    def recorded_names(self, *, validates: bool = False) -> list[str]:
+        """Return the names of what the run records of an epoch, with those of validation or not."""
+        state = self.state if self.of_one is None else self.of_one
+        return self.data.recorded_names(state, validates=validates)
+
+    def kept_of_data(self) -> dict[str, Any]:
+        """Return what the sources have kept, as a `RunState` has it."""
+        held_out = None if self.validation_data is None else self.validation_data.source.kept
+        return {"data": self.data.source.kept, "validation_data": held_out}
+
+    def resume_data(self, saved: "RunState") -> None:
+        """Have the sources go on as they were when a run was saved."""
+        passes = int(saved.state.data_pass) - int(self.state.data_pass)
+        self.data.source.resume(saved.data, is_later=passes > 0)
+        if self.validation_data is not None:
+            epochs = int(saved.state.epoch) - int(self.state.epoch)
+            self.validation_data.source.resume(saved.validation_data, is_later=epochs > 0)
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -41,6 +59,8 @@ class RunState:
         callbacks: The class's name and the `state_dict()` of each callback that has one.
         pending: Whether the last epoch still waits for its validation and its callbacks.
         stopped: Whether a callback ended the run.
+        data: What the source of the data has kept.
+        validation_data: What the source of the validation data has kept, if there is one.
     """
 
     state: TrainState
@@ -49,6 +69,8 @@ class RunState:
     callbacks: list[tuple[str, Any]]
     pending: bool
     stopped: bool
+    data: Any = None
+    validation_data: Any = None
 
 
 class Checkpointer(Protocol):

@@ -1,5 +1,7 @@
 """One pass over data without training: averages, and predictions."""
 
+import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,14 +13,15 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from vernal._data.arrays import row_of
+from vernal import _limits
+from vernal._data.arrays import nbytes, row_of
 from vernal._members import Members, at_once
 from vernal._products import with_turned_products
 from vernal._sharding import placed, seen_by_all, split_batch
 from vernal._training.compilation import compiles
 from vernal._training.objective import Measured, Objective, cast, measure, predicted
 from vernal._training.preflight.data import CheckedData
-from vernal.metrics import combine_batches, mean_over_batches
+from vernal.metrics import Moments, combine_batches, joined, moments
 
 
 class _Measure(eqx.Module):
@@ -62,8 +65,16 @@ class Predict(eqx.Module):
 def evaluate(
     objective: Objective, model: PyTree, model_state: PyTree, data: CheckedData
 ) -> dict[str, Any]:
-    """Average a loss and its metrics over all examples, by their weights; arguments as below."""
-    return averaged(objective, *measured_batches(objective, model, model_state, data))
+    """Average a loss and its metrics over all examples, by their weights.
+
+    Args:
+        objective: What to measure.
+        model: The model, which is put in inference mode.
+        model_state: Its state, which stays as it is.
+        data: The examples.
+    """
+    batches = measured_batches(objective, model, model_state, data)
+    return combined(objective, functools.reduce(joined, itertools.starmap(moments, batches)))
 
 
 def measured_batches(
@@ -72,35 +83,33 @@ def measured_batches(
     model_state: PyTree,
     data: CheckedData,
     members: Members | None = None,
-) -> tuple[Measured, np.ndarray]:
-    """Measure each batch of one pass over data.
+) -> Iterator[tuple[Measured, np.ndarray]]:
+    """Measure the batches of one pass over data, of one model or of many.
 
     Args:
-        objective: What to measure.
-        model: The model, which is put in inference mode.
-        model_state: Its state, which stays as it is.
+        objective: As in `evaluate`, as the others.
+        model: The model.
+        model_state: Its state.
         data: The examples.
         members: How many models there are; `None` is one alone.
 
-    Returns:
-        What was measured, and the batches' weights, with the batches along the leading axis.
+    Yields:
+        What was measured of several batches, and their weights, along the leading axis.
     """
-    parts, weights = [], []
     model, model_state = placed(data.mesh, (model, model_state))
-    for made, filled, size in each_batch(
-        _Measure(objective, model, model_state, data.mesh, members), data
-    ):
+    function = _Measure(objective, model, model_state, data.mesh, members)
+    for made, filled, size in each_batch(function, data):
         part = jax.tree.map(lambda x, n=filled: x[:n].astype(np.float64), jax.device_get(made))
-        parts.append(part)
-        weights.append(np.full(filled, float(size)) if part.weight is None else part.weight)
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), np.concatenate(weights)
+        weights = np.full(filled, float(size)) if part.weight is None else part.weight
+        yield part._replace(weight=None), weights
 
 
-def averaged(objective: Objective, measured: Measured, weights: np.ndarray) -> dict[str, Any]:
-    """Average what was measured of each batch."""
-    results = {name: mean_over_batches(x, weights) for name, x in measured.info.items()}
-    for name, averages in measured.averages.items():
-        results[name] = combine_batches(objective.metrics[name], averages, weights)
+def combined(objective: Objective, total: Moments) -> dict[str, Any]:
+    """Return the loss and its metrics, by name, from the moments of what batches measured."""
+    results = dict(total.mean.info)
+    for name, mean in total.mean.averages.items():
+        averages = Moments(total.weight, mean, total.spread.averages[name])
+        results[name] = combine_batches(objective.metrics[name], averages)
     return {name: float(x) if np.ndim(x) == 0 else np.asarray(x) for name, x in results.items()}
 
 
@@ -125,8 +134,10 @@ def each_batch(function: Callable, data: CheckedData) -> Iterator[tuple[PyTree, 
         Results for several batches, which lie along the leading axis; how many of them are filled;
         and how many examples each batch has.
     """
+    bytes_of_one = nbytes(data.measured)
     for superbatch in data.source.one_pass():
-        if superbatch.repeats or not data.loops:
+        is_large = bytes_of_one * superbatch.capacity > _limits.current().superbatch_bytes
+        if superbatch.repeats or not data.loops or is_large:
             for cursor in range(superbatch.start, min(superbatch.stop, superbatch.pass_length)):
                 made = _of_one_batch(function, superbatch.batch(cursor))
                 yield made, 1, int(superbatch.sizes(cursor, cursor + 1)[0])

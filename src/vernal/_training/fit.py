@@ -6,152 +6,91 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vernal import _arguments, _hosts
+from vernal._arguments import Plan
 from vernal._training import hooks
-from vernal._training.checkpointer import Checkpointer, RunState
+from vernal._training.checkpointer import Beginning, NoCheckpoints
 from vernal._training.chunks import TrainingRun
 from vernal._training.epochs import Epoch
 from vernal._training.interrupt import Interrupt
-from vernal._training.progress import Progress, report_finished
+from vernal._training.preflight.data import CheckedData
+from vernal._training.progress import Progress
 from vernal._training.recorder import Recorder
+from vernal._training.saving import Saving
 from vernal.errors import NonFiniteError
 
-
-class Saving:
-    """What is saved of a run, and when.
-
-    Args:
-        checkpointer: Where the run is saved.
-        run: The run in progress.
-        recorder: Holds what the run has measured.
-        callbacks: The run's callbacks.
-        epochs: How many epochs the whole run is to train.
-
-    Attributes:
-        last_epoch: Number of the epoch that the run ends before.
-        pending: Whether the last epoch is not validated yet, nor seen by the callbacks.
-        stopped: Whether a callback has ended the run.
-        saved_steps: Number of the run's steps when it was saved last.
-    """
-
-    def __init__(
-        self,
-        checkpointer: Checkpointer,
-        run: TrainingRun,
-        recorder: Recorder,
-        callbacks: list[Any],
-        *,
-        epochs: int,
-    ):
-        self._checkpointer = checkpointer
-        self._run = run
-        self._recorder = recorder
-        self._callbacks = callbacks
-        self._since = time.perf_counter()
-        # What the whole run began with.
-        self._first_step = run.step - recorder.steps
-        self._first_epoch = run.epoch - recorder.epochs
-        self.last_epoch = self._first_epoch + epochs
-        self.pending = False
-        self.stopped = False
-        self.saved_steps = recorder.steps
-
-    def begin(self, saved: RunState | None) -> None:
-        """Give the callbacks what was saved of them; the others begin.
-
-        A run that a callback ended goes on if more epochs are asked for than before, or if the
-        callback says so.
-
-        Args:
-            saved: The run as it was saved; `None` if it is new.
-        """
-        if saved is not None:
-            self.pending = saved.pending
-            self.stopped = saved.stopped and self.last_epoch <= saved.last_epoch
-        callback_states = iter(() if saved is None else saved.callbacks)
-        for callback in self._callbacks:
-            start = hooks.hook(callback, "start")
-            if saved is not None and hooks.saves(callback):
-                _, state = next(callback_states)
-                self.stopped &= callback.load_state_dict(state) is not True
-            elif start is not None:
-                start()
-
-        is_over = self.stopped or self._run.epoch >= self.last_epoch
-        if saved is not None and is_over and not self.pending:
-            trained, epochs = self._recorder.epochs, self.last_epoch - self._first_epoch
-            report_finished(self._checkpointer.path, trained, epochs, stopped=self.stopped)
-
-    def save(self) -> None:
-        """Save the run as it is now."""
-        if self._checkpointer.path is None:
-            return
-
-        saving = [callback for callback in self._callbacks if hooks.saves(callback)]
-        now = RunState(
-            state=self._run.state_until_next_chunk(),
-            last_epoch=self.last_epoch,
-            record=self._recorder.kept(time.perf_counter() - self._since),
-            callbacks=[(type(callback).__name__, callback.state_dict()) for callback in saving],
-            pending=self.pending,
-            stopped=self.stopped,
-        )
-        self._checkpointer.save(now)
-        self.saved_steps = self._recorder.steps
-
-    def save_if_due(self) -> None:
-        """Save the run if it is time to."""
-        is_due = self._checkpointer.due(step=self._run.step, epoch=self._run.epoch)
-        if _hosts.first_ones(self._run.mesh, is_due):
-            self.save()
-
-    def save_now(self) -> None:
-        """Save the run, and wait until that is written."""
-        self.save()
-        self._checkpointer.wait()
-
-    @contextlib.contextmanager
-    def when_interrupted(self) -> Iterator[None]:
-        """Save a run that a `KeyboardInterrupt` ends, unless it came in the midst of a step."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            self._recorder.add([])  # a metric's code may have been interrupted
-            made = self._run.step - self._first_step, self._run.epoch - self._first_epoch
-            recorded = self._recorder.steps, self._recorder.epochs
-            if self._run.is_between_steps and made == recorded:
-                self.save_now()
-            raise
+Validate = Callable[[], dict[str, Any]]
 
 
 def train(
-    run: TrainingRun,
+    plan: Plan,
+    beginning: Beginning,
     recorder: Recorder,
-    saving: Saving,
-    *,
-    validate: Callable[[], dict[str, float]] | None,
-    validate_every: int,
-    every_epochs: int | None,
     callbacks: list[Callable],
+    make_run: Callable[..., TrainingRun],
+    make_validate: Callable[[TrainingRun, CheckedData], Validate],
+) -> TrainingRun:
+    """Train a run to its end, or until a callback or the user ends it.
+
+    Args:
+        plan: What is asked for.
+        beginning: What the run begins with, if it was not saved before.
+        recorder: Takes what is measured; it is empty.
+        callbacks: Called with each `Epoch`.
+        make_run: Makes a `TrainingRun` that goes on from a state, for so many epochs.
+        make_validate: Makes what measures a run on validation data.
+
+    Returns:
+        The run, which is over.
+    """
+    held_out = beginning.validation_data
+    names = beginning.recorded_names(validates=held_out is not None)
+    checkpointer = NoCheckpoints() if plan.checkpoints is None else plan.checkpoints.open()
+    with contextlib.closing(checkpointer):
+        # 1. Begin, or go on from the last checkpoint.
+        saved = checkpointer.restore(beginning)
+        state = beginning.state if saved is None else saved.state
+        run = make_run(state, epochs=plan.epochs, every_steps=checkpointer.every_steps)
+        if saved is not None:
+            recorder.restore(saved.record, beginning.recorded_names())
+            beginning.resume_data(saved)
+        saving = Saving(checkpointer, beginning, run, recorder, callbacks, epochs=plan.epochs)
+        saving.begin(saved)
+
+        last_epoch = saving.last_epoch
+        shown = Progress(plan.progress, run, recorder, last_epoch=last_epoch, callbacks=callbacks)
+        interrupt = Interrupt(saves=checkpointer.path is not None)
+        keeping = keeping_progress_in_errors(run, recorder, plan.began)
+        with keeping, interrupt, saving.when_interrupted(), shown:
+            validate = None if held_out is None else make_validate(run, held_out)
+            _train_epochs(plan, saving, names, validate, shown, interrupt)
+
+    interrupt.report(recorder.steps, saving.saved_steps, checkpointer.path)
+    interrupt.end_process()
+    return run
+
+
+def _train_epochs(
+    plan: Plan,
+    saving: Saving,
     names: list[str],
+    validate: Validate | None,
     progress: Progress,
     interrupt: Interrupt,
 ) -> None:
-    """Train to the end of the run, or until a callback or the user ends it.
+    """Train epoch after epoch: all that happens while a run goes on.
 
     Args:
-        run: The run in progress.
-        recorder: Takes what is measured.
-        saving: Saves the run.
-        validate: Measures the model on validation data; or `None`.
-        validate_every: Epochs between two validations.
-        every_epochs: Epochs between two checkpoints; or `None`.
-        callbacks: Called with each `Epoch`.
+        plan: What is asked for.
+        saving: The run, its record and its callbacks, which it saves.
         names: What the run measures.
+        validate: Measures the model on validation data; or `None`.
         progress: Shows how far the run is.
         interrupt: Says whether the user wants the run to end.
     """
+    run, recorder, callbacks = saving.run, saving.recorder, saving.callbacks
     # Training stops after every so many epochs: to call back, to validate, to save.
-    intervals = [1 if callbacks else None, validate_every if validate else None, every_epochs]
+    intervals = [saving.every_epochs, plan.validate_every if validate else None]
+    intervals += [1] if callbacks else []
     epoch_began = time.perf_counter()
 
     def is_stopped() -> bool:
@@ -174,7 +113,7 @@ def train(
             break
 
         # 2. Validate.
-        if validate is not None and run.epoch % validate_every == 0:
+        if validate is not None and run.epoch % plan.validate_every == 0:
             recorder.add_to_epoch(validate())
 
         # 3. Let every callback see the epoch. Each of them may end the run.

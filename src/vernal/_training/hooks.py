@@ -1,11 +1,10 @@
 """What a run calls of its callbacks, and what it makes of their answers."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from vernal._training.state import TrainState
-from vernal.errors import ArgumentError, kind
+from vernal.errors import ArgumentError, kind, warn
 
 
 def hook(callback: Any, name: str) -> Callable | None:
@@ -28,10 +27,8 @@ def ends_run(callback: Callable, answer: Any) -> bool:
     is_truth = getattr(answer, "dtype", None) == "bool" and answer.size == 1
     if is_truth or (isinstance(answer, int) and answer in (0, 1)):
         return bool(answer)
-    warnings.warn(
-        f"{kind(callback)} returned {kind(answer)}, which is ignored: only True ends the run.",
-        stacklevel=2,
-    )
+    ignored = "which is ignored: only True ends the run."
+    warn(f"{kind(callback)} returned {kind(answer)}, {ignored}")
     return False
 
 

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from vernal._training.measurements import Measurements
 from vernal.history import History
-from vernal.metrics import AbstractMetric, combine_batches
+from vernal.metrics import AbstractMetric, combine_batches, moments
 
 # One value a step, by name: what steps measured; their weights, under no name; and the leaves of a
 # metric that is made from averages, numbered from 0.
@@ -116,7 +116,8 @@ class Recorder:
             of_epochs = []
             for epoch in map(slice, starts, bounds[1:]):
                 tree = structure.unflatten([part[epoch] for part in parts])
-                of_epochs.append(combine_batches(self._metrics[name], tree, weights[epoch]))
+                total = moments(tree, weights[epoch])
+                of_epochs.append(combine_batches(self._metrics[name], total))
             means[name] = np.array(of_epochs, float)
         return means
 

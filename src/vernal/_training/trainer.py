@@ -1,9 +1,9 @@
 """The trainer: the choices of a training, and what can be done with them."""
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import equinox as eqx
@@ -19,22 +19,21 @@ from vernal._data.sources import is_loader
 from vernal._products import with_turned_products
 from vernal._shapes.jaxprs import in_outer_trace
 from vernal._training import evaluate, fit, hooks
-from vernal._training.checkpointer import Beginning, Checkpointing, NoCheckpoints
+from vernal._training.checkpointer import Beginning, Checkpointing
 from vernal._training.chunks import TrainingRun
 from vernal._training.compiled_loop import step_by_loop
 from vernal._training.epochs import Epoch
-from vernal._training.interrupt import Interrupt
+from vernal._training.fit import Validate
 from vernal._training.objective import Objective
 from vernal._training.preflight.data import CheckedData, checked_data
 from vernal._training.preflight.failed_step import explain_failed_step
 from vernal._training.preflight.model import check_state, choices_for, model_of
 from vernal._training.preflight.opt_state import with_checked_opt_state
 from vernal._training.preflight.trace import Preflight
-from vernal._training.progress import Progress
 from vernal._training.recorder import Recorder
 from vernal._training.state import Model, TrainState
 from vernal._training.update import Choices, new_arrays, on_mesh, update
-from vernal.errors import short_traceback, whole_number
+from vernal.errors import short_traceback
 from vernal.history import History
 from vernal.losses import Loss
 from vernal.metrics import AbstractMetric
@@ -228,17 +227,11 @@ class Trainer:
         )
         steps_per_epoch = _arguments.checked_steps_per_epoch(steps_per_epoch)
         state = self._state_of(model_or_state)
-        run = TrainingRun(
-            self._choices(state.model, state.model_state),
-            state,
-            checked,
-            given=model_or_state,
-            rewinds=self.on_nonfinite == "raise",
-            steps_per_epoch=steps_per_epoch,
-        )
-        return self._train_epochs(run, self._validator(run, held_out))
+        run = self._make_run(state, checked, given=model_or_state, steps_per_epoch=steps_per_epoch)
+        validate = None if held_out is None else self._make_validate(run, held_out)
+        return self._train_epochs(run, validate)
 
-    def _train_epochs(self, run: TrainingRun, validate: Callable | None) -> Iterator[Epoch]:
+    def _train_epochs(self, run: TrainingRun, validate: Validate | None) -> Iterator[Epoch]:
         recorder = Recorder(self._objective.in_training.metrics)
         run_began = time.perf_counter()
 
@@ -330,12 +323,9 @@ class Trainer:
             >>> history.steps["loss"].shape, history.epochs["val_loss"].shape
             ((20,), (5,))
         """
-        began = time.perf_counter()
-        epochs = whole_number("epochs", epochs, at_least=0)
-        validate_every = whole_number("validate_every", validate_every, at_least=1)
-        steps_per_epoch = _arguments.checked_steps_per_epoch(steps_per_epoch)
-        _arguments.check_checkpoints(checkpoints)
-        _arguments.check_progress(progress)
+        plan = _arguments.Plan(
+            epochs, steps_per_epoch, batch_size, shuffle, validate_every, checkpoints, progress
+        )
         checked, held_out = self._checked(
             model_or_state, data, validation_data, batch_size=batch_size, shuffle=shuffle
         )
@@ -343,64 +333,28 @@ class Trainer:
         start = self._state_of(model_or_state, key)
         names = checked.recorded_names(start, validates=held_out is not None)
         callbacks = _arguments.checked_callbacks(callbacks, names, objective.metrics)
-        settings = {
-            "batch_size": None if batch_size is None else int(batch_size),
-            "shuffle": bool(shuffle),
-            "steps_per_epoch": steps_per_epoch,
-            "callbacks": [type(each).__name__ for each in callbacks if hooks.saves(each)],
-        }
+        settings = plan.settings([each for each in callbacks if hooks.saves(each)])
         beginning = Beginning(start, settings, objective, checked, held_out)
-
-        checkpointer = NoCheckpoints() if checkpoints is None else checkpoints.open()
-        with contextlib.closing(checkpointer):
-            saved = checkpointer.restore(beginning)
-            run = TrainingRun(
-                self._choices(start.model, start.model_state),
-                start if saved is None else saved.state,
-                checked,
-                given=model_or_state if saved is None else saved.state,
-                rewinds=self.on_nonfinite == "raise",
-                epochs=epochs,
-                steps_per_epoch=steps_per_epoch,
-                every_steps=checkpointer.every_steps,
-            )
-            recorder = Recorder(objective.metrics)
-            if saved is not None:
-                recorder.restore(saved.record, checked.recorded_names(start))
-            saving = fit.Saving(checkpointer, run, recorder, callbacks, epochs=epochs)
-            saving.begin(saved)
-
-            last_epoch = saving.last_epoch
-            shown = Progress(progress, run, recorder, last_epoch=last_epoch, callbacks=callbacks)
-            interrupt = Interrupt(saves=checkpointer.path is not None)
-            keeping = fit.keeping_progress_in_errors(run, recorder, began)
-            with keeping, interrupt, saving.when_interrupted(), shown:
-                fit.train(
-                    run,
-                    recorder,
-                    saving,
-                    validate=self._validator(run, held_out),
-                    validate_every=validate_every,
-                    every_epochs=checkpointer.every_epochs,
-                    callbacks=callbacks,
-                    names=names,
-                    progress=shown,
-                    interrupt=interrupt,
-                )
-
-        interrupt.report(recorder.steps, saving.saved_steps, checkpointer.path)
-        interrupt.end_process()
-        history = recorder.history(time.perf_counter() - began)
-        with fit.keeping_progress_in_errors(run, recorder, began):
+        recorder = Recorder(objective.metrics)
+        make_run = partial(
+            self._make_run,
+            data=checked,
+            given=model_or_state,
+            steps_per_epoch=plan.steps_per_epoch,
+        )
+        run = fit.train(plan, beginning, recorder, callbacks, make_run, self._make_validate)
+        history = recorder.history(plan.seconds)
+        with fit.keeping_progress_in_errors(run, recorder, plan.began):
             return hooks.finished(run.state_until_next_chunk(), callbacks), history
 
-    def _validator(
-        self, run: TrainingRun, held_out: CheckedData | None
-    ) -> Callable[[], dict[str, float]] | None:
-        """Return what measures a run's model on validation data, if there is any."""
-        if held_out is None:
-            return None
+    def _make_run(self, state: TrainState, data: CheckedData, **arguments: Any) -> TrainingRun:
+        """Begin a run of this trainer; see `TrainingRun` for the arguments."""
+        choices = self._choices(state.model, state.model_state)
+        rewinds = self.on_nonfinite == "raise"
+        return TrainingRun(choices, state, data, rewinds=rewinds, **arguments)
 
+    def _make_validate(self, run: TrainingRun, held_out: CheckedData) -> Validate:
+        """Return what measures a run's model on validation data."""
         objective = self._objective.in_training
 
         def validate() -> dict[str, float]:
