@@ -820,7 +820,9 @@ def test_another_answer_is_ignored_by_name(answer):
     def wordy(epoch):
         return answer
 
-    with pytest.warns(RuntimeWarning, match="the function wordy returned .* only True ends the run"):
+    with pytest.warns(
+        RuntimeWarning, match="the function wordy returned .* only True ends the run"
+    ):
         assert int(fit(wordy, epochs=2)[0].epoch) == 2
 
 

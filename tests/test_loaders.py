@@ -583,7 +583,7 @@ def test_a_resumed_run_says_that_a_loader_began_anew(tmp_path, breaks_in):
 
 
 def test_so_it_does_of_a_validation_loader(tmp_path):
-    loaders = lambda: (in_order(), shuffling())  # noqa: E731
+    loaders = lambda: (in_order(), shuffling())
     (told,) = resumed(tmp_path, loaders, breaks_in=4, every_epochs=2)
     assert "validation_data is the function batches whose passes differ" in str(told.message)
 

@@ -44,9 +44,77 @@ def train(
     """
     held_out = beginning.validation_data
     names = beginning.recorded_names(validates=held_out is not None)
+    with _begun(plan, beginning, recorder, callbacks, make_run) as (saving, progress, interrupt):
+        run = saving.run
+        validate = None if held_out is None else make_validate(run, held_out)
+        # Training stops after every so many epochs: to save, to validate, to call back.
+        intervals = [saving.every_epochs, validate and plan.validate_every, callbacks and 1]
+        epoch_began = time.perf_counter()
+
+        def next_stop() -> int:
+            if saving.pending:  # the run was saved before step 2
+                return run.epoch
+            return min([saving.last_epoch, *((run.epoch // n + 1) * n for n in intervals if n)])
+
+        def is_stopped() -> bool:
+            return _hosts.any_ones(run.mesh, interrupt.requested or saving.stopped)
+
+        # A problem with the checkpoints shows before there is anything to lose.
+        saving.save_now()
+
+        while (run.epoch < saving.last_epoch or saving.pending) and not saving.stopped:
+            # 1. Train.
+            stop = next_stop()
+            for chunk in run.chunks(stop, is_stopped):
+                saving.pending = run.epoch == stop
+                recorder.add(chunk)
+                progress.count(chunk)
+                if not saving.pending:
+                    progress.show()
+                    saving.save_if_due()
+            if is_stopped():
+                break
+
+            # 2. Validate.
+            if validate is not None and run.epoch % plan.validate_every == 0:
+                recorder.add_to_epoch(validate())
+
+            # 3. Let every callback see the epoch. Each of them may end the run.
+            if callbacks:
+                now = time.perf_counter()
+                epoch = Epoch(run.epoch - 1, run.state(), recorder.latest, now - epoch_began)
+                epoch_began = now
+                for callback in callbacks:
+                    if recorder.epochs == 1:
+                        _arguments.check_monitored(
+                            callback, {**dict.fromkeys(names), **epoch.metrics}
+                        )
+                    if hooks.ends_run(callback, interrupt.held(callback, epoch)):
+                        saving.stopped = True
+                        progress.stopped_because = hooks.reason(callback)
+                saving.stopped = _hosts.any_ones(run.mesh, saving.stopped)
+                recorder.add_to_epoch(epoch.metrics)
+            saving.pending = False
+            progress.show()
+
+            # 4. Save, if it is time.
+            saving.save_if_due()
+
+        saving.save_now()
+    return run
+
+
+@contextlib.contextmanager
+def _begun(
+    plan: Plan,
+    beginning: Beginning,
+    recorder: Recorder,
+    callbacks: list[Callable],
+    make_run: Callable[..., TrainingRun],
+) -> Iterator[tuple[Saving, Progress, Interrupt]]:
+    """Begin a run, or go on from its last checkpoint; and end it, whatever comes."""
     checkpointer = NoCheckpoints() if plan.checkpoints is None else plan.checkpoints.open()
     with contextlib.closing(checkpointer):
-        # 1. Begin, or go on from the last checkpoint.
         saved = checkpointer.restore(beginning)
         state = beginning.state if saved is None else saved.state
         run = make_run(state, epochs=plan.epochs, every_steps=checkpointer.every_steps)
@@ -61,87 +129,10 @@ def train(
         interrupt = Interrupt(saves=checkpointer.path is not None)
         keeping = keeping_progress_in_errors(run, recorder, plan.began)
         with keeping, interrupt, saving.when_interrupted(), shown:
-            validate = None if held_out is None else make_validate(run, held_out)
-            _train_epochs(plan, saving, names, validate, shown, interrupt)
+            yield saving, shown, interrupt
 
     interrupt.report(recorder.steps, saving.saved_steps, checkpointer.path)
     interrupt.end_process()
-    return run
-
-
-def _train_epochs(
-    plan: Plan,
-    saving: Saving,
-    names: list[str],
-    validate: Validate | None,
-    progress: Progress,
-    interrupt: Interrupt,
-) -> None:
-    """Train epoch after epoch: all that happens while a run goes on.
-
-    Args:
-        plan: What is asked for.
-        saving: The run, its record and its callbacks, which it saves.
-        names: What the run measures.
-        validate: Measures the model on validation data; or `None`.
-        progress: Shows how far the run is.
-        interrupt: Says whether the user wants the run to end.
-    """
-    run, recorder, callbacks = saving.run, saving.recorder, saving.callbacks
-    # Training stops after every so many epochs: to call back, to validate, to save.
-    intervals = [saving.every_epochs, plan.validate_every if validate else None]
-    intervals += [1] if callbacks else []
-    epoch_began = time.perf_counter()
-
-    def is_stopped() -> bool:
-        return _hosts.any_ones(run.mesh, interrupt.requested or saving.stopped)
-
-    # A problem with the checkpoints shows before there is anything to lose.
-    saving.save_now()
-
-    while (run.epoch < saving.last_epoch or saving.pending) and not saving.stopped:
-        # 1. Train. An epoch that was saved before step 2 is complete already.
-        stop = run.epoch if saving.pending else _next_stop(run.epoch, intervals, saving.last_epoch)
-        for chunk in run.chunks(stop, is_stopped):
-            saving.pending = run.epoch == stop
-            recorder.add(chunk)
-            progress.count(chunk)
-            if not saving.pending:
-                progress.show()
-                saving.save_if_due()
-        if is_stopped():
-            break
-
-        # 2. Validate.
-        if validate is not None and run.epoch % plan.validate_every == 0:
-            recorder.add_to_epoch(validate())
-
-        # 3. Let every callback see the epoch. Each of them may end the run.
-        if callbacks:
-            now = time.perf_counter()
-            epoch = Epoch(run.epoch - 1, run.state(), recorder.latest, now - epoch_began)
-            epoch_began = now
-            for callback in callbacks:
-                if recorder.epochs == 1:
-                    _arguments.check_monitored(callback, {**dict.fromkeys(names), **epoch.metrics})
-                if hooks.ends_run(callback, interrupt.held(callback, epoch)):
-                    saving.stopped = True
-                    progress.stopped_because = hooks.reason(callback)
-            saving.stopped = _hosts.any_ones(run.mesh, saving.stopped)
-            recorder.add_to_epoch(epoch.metrics)
-        saving.pending = False
-        progress.show()
-
-        # 4. Save, if it is time.
-        saving.save_if_due()
-
-    saving.save_now()
-
-
-def _next_stop(epoch: int, intervals: list[int | None], last_epoch: int) -> int:
-    """Return the next number of completed epochs at which something happens."""
-    stops = [(epoch // every + 1) * every for every in intervals if every is not None]
-    return min([last_epoch, *stops])
 
 
 @contextlib.contextmanager
