@@ -89,12 +89,13 @@ def tests_newest(session: nox.Session) -> None:
 
 
 @nox.session(python=newest_python() or False)
-def tests_tutorials(session: nox.Session) -> None:
-    """Test what the tutorials print and draw, on the newest Python here."""
+def tests_documents(session: nox.Session) -> None:
+    """Test what README, documentation and tutorials show, on the newest Python here."""
     if session.python is False:
         session.skip(f"none of {', '.join(PYTHONS)} is on this machine")
     session.install("--upgrade", "-e", ".[all]", *group("test"))
-    session.run(*PYTEST, "tests/tutorials", *session.posargs, env=KEEP_BYTECODE)
+    rooms = "tests/documents", "tests/tutorials"
+    session.run(*PYTEST, *rooms, *session.posargs, env=KEEP_BYTECODE)
 
 
 # A Python that is not installed gets no environment (False): its session only says so.
@@ -125,10 +126,13 @@ def faults(session: nox.Session) -> None:
     session.install("-e", ".[all]", *group("test"))
     every = *PYTEST, "--dist", "load", "--long"
     session.run(*every, "tests/faults", *session.posargs, env=KEEP_BYTECODE)
-    rooms = "tests", "tests/tutorials", "--ignore", "tests/faults"
+    rooms = "tests", "tests/documents", "tests/tutorials", "--ignore", "tests/faults"
     others = *every, *rooms, "-m", "long", *session.posargs
     # 5: none was left by what was passed on, such as `-k`.
     session.run(*others, env=KEEP_BYTECODE, success_codes=[0, 5])
+    devices = *every, "tests/devices", "-m", "long", *session.posargs
+    eight = {**KEEP_BYTECODE, "JAX_NUM_CPU_DEVICES": "8"}
+    session.run(*devices, env=eight, success_codes=[0, 5])
 
 
 @nox.session
@@ -258,7 +262,7 @@ def check_files(session: nox.Session, sdist: Path, wheel: Path) -> None:
 def peers(session: nox.Session) -> None:
     """Run the programs on the pages for users of Keras, Lightning, Flax and Equinox."""
     session.install("--no-compile", "-e", ".[all]", *group("test"), *group("bench"))
-    session.run("pytest", "--peers", "tests/test_coming_from.py", *session.posargs)
+    session.run("pytest", "--peers", "tests/documents/test_coming_from.py", *session.posargs)
 
 
 @nox.session

@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -95,8 +96,16 @@ def test_each_member_is_the_model_that_fit_trains(data, exact, size):
     ("optimizer", "choices"),
     [
         (optax.MultiSteps(optax.sgd(1e-2), 2), {}),
-        (vernal.average_weights(ADAM, decay=0.5), {"eval_params": vernal.averaged}),
-        (optax.sgd(optax.cosine_decay_schedule(0.1, 8)), {"compute_dtype": jnp.bfloat16}),
+        pytest.param(
+            vernal.average_weights(ADAM, decay=0.5),
+            {"eval_params": vernal.averaged},
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            optax.sgd(optax.cosine_decay_schedule(0.1, 8)),
+            {"compute_dtype": jnp.bfloat16},
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["accumulated", "averaged", "schedule"],
 )
@@ -290,55 +299,87 @@ def test_early_stopping_and_best_states_are_each_members_own(data):
 
 # ----- checkpoints
 
-SCRIPT = """
-import sys, jax, optax, numpy as np, equinox as eqx, json, os, signal
-import vernal
-from vernal import losses, callbacks
-rng = np.random.default_rng(0)
-x = rng.normal(size=(41, 3)).astype(np.float32)
-y = np.sin(x.sum(axis=1, keepdims=True)).astype(np.float32)
-kill = int(sys.argv[2])
-def die(epoch):
-    if epoch.index == kill:
-        os.kill(os.getpid(), signal.SIGKILL)
-sweep = vernal.Sweep(
-    vernal.Trainer(optax.inject_hyperparams(optax.adam)(1e-2), losses.MeanSquaredError()),
-    lambda key: eqx.nn.MLP(3, 1, 8, 1, key=key),
-    keys=jax.random.split(jax.random.key(4), 4),
-    hyperparams={"learning_rate": [1e-9, 1e-2, 1e30, 1e-1]},
-)
-result = sweep.fit(
-    (x, y), epochs=8, batch_size=16, validation_data=(x, y), progress=False,
-    callbacks=lambda i: [
-        callbacks.BestState("loss"), callbacks.EarlyStopping("loss", patience=2), die
-    ],
-    checkpoints=vernal.Checkpoints(sys.argv[1], every_epochs=1),
-)
-print(json.dumps({
-    "ended": list(result.ended.items()),
-    "losses": [h.steps["loss"].tolist() for h in result.histories],
-    "val": [list(h.epochs.get("val_loss", ())) for h in result.histories],
-    "sums": [float(leaf.sum()) for s in result for leaf in jax.tree.leaves(s.opt_state)],
-}))
-"""
+
+def swept(directory, break_in=-1, how=lambda: None):
+    """Train four members, of which one stays as it is and one overflows; say what came of it.
+
+    Args:
+        directory: Where the checkpoints are.
+        break_in: The number of an epoch, at whose end the run breaks off.
+        how: Called to break it off.
+    """
+
+    def die(epoch):
+        if epoch.index == break_in:
+            how()
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(41, 3)).astype(np.float32)
+    y = np.sin(x.sum(axis=1, keepdims=True)).astype(np.float32)
+    sweep = vernal.Sweep(
+        vernal.Trainer(optax.inject_hyperparams(optax.adam)(1e-2), losses.MeanSquaredError()),
+        lambda key: eqx.nn.MLP(3, 1, 8, 1, key=key),
+        keys=jax.random.split(jax.random.key(4), 4),
+        hyperparams={"learning_rate": [1e-9, 1e-2, 1e30, 1e-1]},
+    )
+    best, stopping = callbacks.BestState, callbacks.EarlyStopping
+    result = sweep.fit(
+        (x, y),
+        epochs=8,
+        batch_size=16,
+        validation_data=(x, y),
+        progress=False,
+        callbacks=lambda i: [best("loss"), stopping("loss", patience=2), die],
+        checkpoints=vernal.Checkpoints(directory, every_epochs=1),
+    )
+    return {
+        "ended": [[i, reason] for i, reason in result.ended.items()],
+        "losses": [history.steps["loss"].tolist() for history in result.histories],
+        "val": [list(history.epochs.get("val_loss", ())) for history in result.histories],
+        "sums": [
+            float(leaf.sum()) for state in result for leaf in jax.tree.leaves(state.opt_state)
+        ],
+    }
 
 
-def test_a_killed_sweep_goes_on_with_the_same_bits(tmp_path):
-    def run(directory, kill):
+class Broken(Exception):
+    pass
+
+
+def fail():
+    raise Broken
+
+
+def test_a_sweep_that_failed_goes_on_with_the_same_bits(tmp_path):
+    whole = swept(tmp_path / "whole")
+    assert {i for i, _ in whole["ended"]} >= {0, 2}
+    with pytest.raises(Broken):
+        swept(tmp_path / "failed", 5, fail)
+    assert swept(tmp_path / "failed") == whole
+
+
+@pytest.mark.long
+def test_so_does_one_that_was_killed(tmp_path):
+    kill = "lambda: os.kill(os.getpid(), signal.SIGKILL)"
+
+    def run(arguments, code):
+        program = (
+            f"import json, os, signal, test_sweep as t; print(json.dumps(t.swept({arguments})))"
+        )
         made = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(directory), str(kill)],
+            [sys.executable, "-c", program],
+            cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
-            timeout=300,
             check=False,
         )
-        assert made.returncode == (0 if kill < 0 else -9), made.stderr
-        return json.loads(made.stdout) if kill < 0 else None
+        assert made.returncode == code, made.stderr
+        return made.stdout
 
-    whole = run(tmp_path / "whole", -1)
-    assert whole is not None and {i for i, _ in whole["ended"]} >= {0, 2}
-    run(tmp_path / "killed", 5)
-    assert run(tmp_path / "killed", -1) == whole
+    whole = json.loads(run(repr(str(tmp_path / "whole")), 0))
+    killed = repr(str(tmp_path / "killed"))
+    run(f"{killed}, 5, {kill}", -9)
+    assert json.loads(run(killed, 0)) == whole
 
 
 # ----- results

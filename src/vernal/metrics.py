@@ -7,7 +7,7 @@ is an `AbstractMetric`.
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -257,63 +257,3 @@ def _same_shape(name: str, prediction: Array, target: Array) -> None:
     given, needed = jnp.shape(target), jnp.shape(prediction)
     if given != needed:
         raise ShapeError(f"y has shape {given}, but {name} needs {needed}, as predictions have.")
-
-
-class Moments(NamedTuple):
-    """What was measured of some batches, with their weights: as much as of one of them.
-
-    Attributes:
-        weight: The sum of their weights.
-        mean: The weighted averages; 0 if the weights are all zero.
-        spread: The weighted sums of the squared distances from these averages.
-    """
-
-    weight: float
-    mean: PyTree
-    spread: PyTree
-
-
-def moments(measured: PyTree, weights: np.ndarray) -> Moments:
-    """Return the moments of batches, which lie along the leading axis of each array.
-
-    Example:
-        >>> metrics.moments(np.array([1.0, 5.0]), np.array([3, 1])).mean
-        np.float64(2.0)
-    """
-    total = weights.sum()
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return np.tensordot(weights, values, 1) / (total or 1.0)
-
-    means = jax.tree.map(mean, measured)
-    spread = jax.tree.map(lambda x, m: np.tensordot(weights, (x - m) ** 2, 1), measured, means)
-    return Moments(total, means, spread)
-
-
-def joined(one: Moments, other: Moments) -> Moments:
-    """Return the moments of the batches of both (Chan, Golub and LeVeque, 1979)."""
-    total = one.weight + other.weight
-    first, second = one.weight / (total or 1.0), other.weight / (total or 1.0)
-    between = jax.tree.map(lambda a, b: total * first * second * (a - b) ** 2, one.mean, other.mean)
-    return Moments(
-        weight=total,
-        mean=jax.tree.map(lambda a, b: first * a + second * b, one.mean, other.mean),
-        spread=jax.tree.map(lambda a, b, c: a + b + c, one.spread, other.spread, between),
-    )
-
-
-def combine_batches(metric: AbstractMetric, averages: Moments) -> Any:
-    """Return a metric over all batches, from the averages that it took over each.
-
-    Args:
-        metric: The metric.
-        averages: The moments of what its `of_batch` returned.
-
-    Example:
-        >>> squared = metrics.Mean(lambda prediction, target: (prediction - target) ** 2)
-        >>> averages = metrics.moments(np.array([1.0, 5.0]), np.array([3, 1]))
-        >>> float(metrics.combine_batches(squared, averages))
-        2.0
-    """
-    spread = jax.tree.map(lambda total: total / (averages.weight or 1.0), averages.spread)
-    return metric.value(averages.mean, spread, averages.weight)

@@ -125,7 +125,7 @@ def assert_same(found, expected):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("split", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_run_goes_on_in_other_numbers_of_processes_after_one_was_killed(tmp_path, alone, split):
     run(tmp_path, 1, epochs=1, split=split)
     run(tmp_path, 2, epochs=8, kill=3, split=split)

@@ -97,8 +97,11 @@ def weighted(model, batch, key):
         ADAM,
         optax.MultiSteps(optax.sgd(1e-2), 3),
         optax.lbfgs(memory_size=3),
-        optax.inject_hyperparams(optax.adamw)(1e-3),
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adafactor(1e-2)),
+        pytest.param(optax.inject_hyperparams(optax.adamw)(1e-3), marks=pytest.mark.long),
+        pytest.param(
+            optax.chain(optax.clip_by_global_norm(1.0), optax.adafactor(1e-2)),
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["adam", "accumulated", "lbfgs", "hyperparameters", "adafactor"],
 )

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vernal._members import Members, is_stacked
+from vernal._moments import Moments, joined, moments
 from vernal._training.evaluate import Predict, combined, each_batch, measured_batches
 from vernal._training.objective import Measured, Objective
 from vernal._training.preflight.data import CheckedData
 from vernal._training.state import TrainState
 from vernal._training.trainer import Trainer
-from vernal.metrics import Moments, joined, moments
 
 
 def evaluate_members(

@@ -16,12 +16,12 @@ from jaxtyping import Array, PyTree
 from vernal import _limits
 from vernal._data.arrays import nbytes, row_of
 from vernal._members import Members, at_once
+from vernal._moments import Moments, combine_batches, joined, moments
 from vernal._products import with_turned_products
 from vernal._sharding import placed, seen_by_all, split_batch
 from vernal._training.compilation import compiles
 from vernal._training.objective import Measured, Objective, cast, measure, predicted
 from vernal._training.preflight.data import CheckedData
-from vernal.metrics import Moments, combine_batches, joined, moments
 
 
 class _Measure(eqx.Module):

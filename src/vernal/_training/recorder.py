@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from vernal._moments import combine_batches, moments
 from vernal._training.measurements import Measurements
 from vernal.history import History
-from vernal.metrics import AbstractMetric, combine_batches, moments
+from vernal.metrics import AbstractMetric
 
 # One value a step, by name: what steps measured; their weights, under no name; and the leaves of a
 # metric that is made from averages, numbered from 0.

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from helpers import Page
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 # `test_coming_from.py` runs the programs of `coming_from/`, each in a process of its own.
 PAGES = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")]
 PAGES = sorted(page for page in PAGES if not page.startswith("coming_from/"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers import Page
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parent.parent / "docs" / "coming_from"
+FOLDER = Path(__file__).parents[2] / "docs" / "coming_from"
 PROGRAMS = FOLDER / "programs"
 PAGES = sorted(path for path in FOLDER.glob("*.md") if path.name != "index.md")
 PEERS = {"equinox", "flax", "keras", "lightning"}

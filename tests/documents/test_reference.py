@@ -11,7 +11,7 @@ import pytest
 
 import vernal
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 sys.path.insert(0, str(DOCS / "_ext"))
 try:
     from public_names import public_names  # pyright: ignore[reportMissingImports]
