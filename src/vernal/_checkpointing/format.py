@@ -25,6 +25,7 @@ from vernal._training.state import TrainState
 from vernal.errors import CheckpointError, first_line, kind, shown, warn
 
 _FORMAT = 5
+_PARTS = "arrays", "description"
 # The name under which a checkpoint has the arrays of the run's state: the number of those before.
 _STATE = "0"
 
@@ -72,6 +73,11 @@ def newest_good(
     newest, reason = next(iter(damaged.items()))
     problem = f"no checkpoint in {shown(directory)} is whole: {newest.name} is damaged ({reason})."
     raise CheckpointError(f"{problem}\n  Pass another directory to begin anew.")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a path looks like a checkpoint, and not like somebody else's directory."""
+    return path.name.isdecimal() and all((path / part).is_dir() for part in _PARTS)
 
 
 def _free(path: Path) -> Path:

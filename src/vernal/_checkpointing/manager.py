@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vernal import _hosts, errors
-from vernal._checkpointing.format import newest_good, orbax_args, read_run
+from vernal._checkpointing import durable
+from vernal._checkpointing.format import is_checkpoint, newest_good, orbax_args, read_run
 from vernal._checkpointing.same_run import check_same_run, described
 from vernal._checkpointing.storage import for_orbax, orbax
 from vernal._training.checkpointer import Beginning, Checkpointer, RunState
@@ -104,16 +105,23 @@ class Manager:
         self._last = (-1, -1, False, False)
         self._time = time.monotonic()
         self._described: dict[str, Any] = {}  # what the run began with
+        self._keep = choices.keep
+        self._has_old = False  # whether there may be more checkpoints than are to be kept
         self._exits = contextlib.ExitStack()
         ocp = orbax()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=choices.keep,
             cleanup_tmp_directories=True,
-            # If a directory cannot be made, threads would wait for it for minutes.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            async_options=ocp.AsyncOptions(
+                # If a directory cannot be made, threads would wait for it for minutes.
+                create_directories_asynchronously=False,
+                # Called by the thread that writes, before the directory gets its name.
+                post_finalization_callback=self._sync_unnamed,
+            ),
         )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if _hosts.is_first():
+                self._exits.enter_context(durable.locked(self.path))
             link = self._exits.enter_context(for_orbax(self.path))
             try:
                 self._orbax = ocp.CheckpointManager(link, options=options)
@@ -121,6 +129,9 @@ class Manager:
                 _set_damaged_notes_aside(link)
                 self._orbax = ocp.CheckpointManager(link, options=options)
             self._exits.callback(self._orbax.close)
+        except errors.CheckpointError:
+            self._exits.close()
+            raise
         except Exception as error:
             self._exits.close()
             problem = f"{errors.shown(self.path)} cannot hold checkpoints"
@@ -138,27 +149,32 @@ class Manager:
             The run as it was saved; `None` if there is no checkpoint.
 
         Raises:
-            CheckpointError: If the checkpoint belongs to another run, if all checkpoints are
-                damaged, or if there is no room for another one.
+            CheckpointError: If the checkpoint belongs to another run, or all are damaged.
         """
         self._described = described(beginning)
         found = newest_good(self.path, lambda path: read_run(path, beginning.state), rename=True)
         if found is None:
             return None
-        newest, (run, before) = found
+        self._newest, (run, before) = found
         _hosts.wait_for_all("restored")
         check_same_run(before, self._described, self.path)
         self._orbax.reload()  # damaged ones have other names now
-        # Where there is no checkpoint, saving the first one shows whether it fits.
-        size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
+        self._last, self._time = _progress(run), time.monotonic()
+        return run
+
+    def check_room(self) -> None:
+        """Check that another checkpoint fits beside the newest one.
+
+        Raises:
+            CheckpointError: If it does not.
+        """
+        size = sum(path.stat().st_size for path in self._newest.rglob("*") if path.is_file())
         free = shutil.disk_usage(self.path).free
         if free < size or not os.access(self.path, os.W_OK):
             raise errors.CheckpointError(
                 f"{errors.shown(self.path)} has no room for another checkpoint of {size:,} bytes, "
                 f"or cannot be written to; {free:,} are free.\n  Free some space, and start again."
             )
-        self._last, self._time = _progress(run), time.monotonic()
-        return run
 
     def due(self, *, step: int, epoch: int) -> bool:
         """Return whether it is time to save.
@@ -192,6 +208,7 @@ class Manager:
             self._orbax.save(number, args=args, force=True)
         except Exception as error:
             raise self._not_written(error) from error
+        self._has_old = True
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written.
@@ -202,8 +219,24 @@ class Manager:
         try:
             self._orbax.wait_until_finished()
             self._orbax.check_for_errors()
+            self._delete_old()
         except Exception as error:
             raise self._not_written(error) from error
+
+    def _sync_unnamed(self) -> None:
+        """Have the disk hold the checkpoint that is written, before it gets its name."""
+        for path in self.path.glob("*.orbax-checkpoint-tmp*"):
+            durable.sync_all(path)
+
+    def _delete_old(self) -> None:
+        """Delete checkpoints that are not to be kept, once the newest one will not be lost."""
+        if not self._has_old or not _hosts.is_first():
+            return
+        self._has_old = False
+        durable.sync(self.path)
+        ours = [path for path in self.path.iterdir() if is_checkpoint(path)]
+        for path in sorted(ours, key=lambda path: int(path.name))[: -self._keep]:
+            shutil.rmtree(path)
 
     def close(self) -> None:
         """Wait for what is being written, and end Orbax's threads. Never raises."""

@@ -101,6 +101,13 @@ class Checkpointer(Protocol):
         """
         ...
 
+    def check_room(self) -> None:
+        """Check that another checkpoint fits beside the one that was restored.
+
+        Raises:
+            CheckpointError: If it does not.
+        """
+
     def due(self, *, step: int, epoch: int) -> bool:
         """Return whether it is time to save.
 
@@ -145,6 +152,9 @@ class NoCheckpoints:
     def restore(self, beginning: Beginning) -> RunState | None:
         """Find no checkpoint."""
         return None
+
+    def check_room(self) -> None:
+        """Need none."""
 
     def due(self, *, step: int, epoch: int) -> bool:
         """Never ask to save."""

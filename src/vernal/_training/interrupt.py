@@ -16,8 +16,8 @@ class Interrupt:
     """Holds back a first Ctrl-C until `fit` looks at `requested`; a second one raises.
 
     So no step is cut in half, and what was trained so far can be returned. Where the run is saved,
-    SIGTERM, which schedulers send, is held back as well. In a thread that may not set handlers it
-    does nothing: Python delivers signals to the main thread.
+    SIGTERM, which schedulers send, is held back as well; a second one ends the process at once. In
+    a thread that may not set handlers it does nothing: Python delivers signals to the main thread.
 
     Args:
         saves: Whether the run is saved.
@@ -93,5 +93,8 @@ class Interrupt:
             return
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self._terminated and number == signal.SIGTERM:  # nobody waits any longer
+            signal.signal(number, self._previous[number])
+            signal.raise_signal(number)
         self.requested = True
         self._terminated |= number == signal.SIGTERM

@@ -81,8 +81,12 @@ class Saving:
             elif start is not None:
                 start()
 
+        if saved is None:
+            return
         is_over = self.stopped or self.run.epoch >= self.last_epoch
-        if saved is not None and is_over and not self.pending:
+        if not is_over or self.pending:
+            self._checkpointer.check_room()
+        else:
             trained, epochs = self.recorder.epochs, self.last_epoch - self._first_epoch
             report_finished(self._checkpointer.path, trained, epochs, stopped=self.stopped)
 
