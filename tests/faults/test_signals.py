@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +36,79 @@ def test_sigterm_saves_and_ends_with_143(script, expected, tmp_path, tried):
     assert str(directory) in ended.error.replace("\n  ", "")
     assert made_by("ragged", directory) == expected("ragged")
     tried("SIGTERM")
+
+
+HANGING = """
+import sys, time, vernal
+from runs import run_of
+
+def hang(epoch):
+    print("hangs", flush=True)
+    time.sleep(600)
+
+tr, start, how = run_of("ragged")
+tr.fit(start, **how, callbacks=[hang], checkpoints=vernal.Checkpoints(sys.argv[1]))
+"""
+
+
+def test_a_second_sigterm_ends_a_process_that_hangs(tmp_path):
+    command = [sys.executable, "-c", HANGING, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parent) as process:
+        assert process.stdout and process.stdout.readline() == b"hangs\n"
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == -signal.SIGTERM
+
+
+def test_two_processes_do_not_share_a_directory(script, tmp_path):
+    directory = tmp_path / "run"
+    process = script.begin("ragged", directory, "--seconds", 600)
+    script.wait_for_training(process, directory)
+    tr, start, how = run_of("ragged")
+    how["checkpoints"] = vernal.Checkpoints(directory)
+    with pytest.raises(vernal.CheckpointError, match=f"process {process.pid} trains with"):
+        tr.fit(start, **how)
+    process.kill()
+    script.end(process)
+    tr.fit(start, **how)
+
+
+def test_nor_do_two_runs_in_one_process(tmp_path):
+    tr, start, how = run_of("ragged")
+    saving = vernal.Checkpoints(tmp_path)
+    seen = []
+
+    def again(epoch):
+        with pytest.raises(vernal.CheckpointError, match="this process trains with") as caught:
+            tr.fit(start, **how, checkpoints=saving)
+        seen.append(caught)
+
+    tr.fit(start, **how | {"epochs": 1}, callbacks=[again], checkpoints=saving)
+    assert len(seen) == 1
+    tr.fit(start, **how, checkpoints=saving)
+
+
+def test_a_worker_that_outlives_its_run_does_not_keep_the_directory(tmp_path):
+    tr, start, how = run_of("ragged")
+    saving = vernal.Checkpoints(tmp_path)
+    workers = []
+
+    def fork(epoch):
+        if not workers:
+            number = os.fork()
+            if number == 0:
+                time.sleep(60)
+                os._exit(0)
+            workers.append(number)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of processes with threads, forked
+        tr.fit(start, **how, callbacks=[fork], checkpoints=saving)
+    tr.fit(start, **how | {"epochs": 20}, checkpoints=saving)
+    os.kill(workers[0], signal.SIGKILL)
+    os.waitpid(workers[0], 0)
 
 
 def at_epoch(index, act):
