@@ -186,8 +186,9 @@ def batches_of(y):
         ({"trainer": vernal.Trainer(TRAINER.optimizer, losses.Huber(0.1))}, "model and the loss."),
         ({"start": nn.MLP(1, 1, 4, 1, jnp.tanh, key=jax.random.key(0))}, "model and the loss."),
         ({"data": batches_of(Y + 1), "batch_size": None}, r" y of data."),
+        ({"start": model(seed=7)}, "the model's first numbers."),
     ],
-    ids=["y", "both", "validation", "loss", "activation", "loader"],
+    ids=["y", "both", "validation", "loss", "activation", "loader", "weights"],
 )
 def test_what_the_script_changed_is_named(tmp_path, changed, said, epochs):
     checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from vernal._checkpointing.named_arrays import digest
+from vernal._checkpointing.named_arrays import digest, is_key
 from vernal._data.arrays import leaf_name
 from vernal._data.files import FileArray
 from vernal._shapes.jaxprs import text_of
@@ -92,9 +92,18 @@ def _fingerprint(beginning: Beginning) -> dict[str, str]:
     return {
         **{f"{_VERSION} {name}": version(name) for name in _PACKAGES},
         _PROGRAM: digest(np.frombuffer(program.encode(), np.uint8)),
+        "the model's first numbers": _of_model(beginning.state.model),
         **_of_arrays("data", beginning.data),
         **_of_arrays("validation_data", beginning.validation_data),
     }
+
+
+def _of_model(model: PyTree) -> str:
+    """Return a digest of a sample of a model's numbers: of those that lie on this host."""
+    leaves = [leaf for leaf in jax.tree.leaves(model) if eqx.is_array(leaf) and not is_key(leaf)]
+    leaves = [np.asarray(leaf).reshape(-1) for leaf in leaves if leaf.is_fully_addressable]
+    every = 1 + sum(leaf.nbytes for leaf in leaves) // _SAMPLED_BYTES
+    return digest(np.concatenate([leaf[::every].view(np.uint8) for leaf in leaves]))
 
 
 def _of_arrays(name: str, data: CheckedData | None) -> dict[str, str]:

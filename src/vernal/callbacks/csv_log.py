@@ -101,7 +101,8 @@ class CSVLog:
         """Replace the file at once: at any moment it is the old one or the new one."""
         target = self.path.resolve()  # a link stays a link
         temporary = target.with_name(f"{target.name}.tmp")
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        temporary.unlink(missing_ok=True)  # of a killed run; or a link, which leads elsewhere
+        with temporary.open("x", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, self._columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self._rows)
