@@ -1,10 +1,9 @@
 # %% [markdown]
-# # 10. Many models at once: which rate is best, and how sure is a model?
+# # 10. Many models at once: which rate is best, and where do models disagree?
 #
 # One training run leaves two questions open. Would another learning rate have been better? And
-# would the same network, started from other random weights, have said the same? To answer them, we
-# train many models. Small models leave a computer idle most of the time, so eight of them take
-# little longer than one.
+# would the same network, started from other random weights, have agreed? To answer them, we train
+# many models, in one program. That takes less time than one after another.
 
 # %%
 from pathlib import Path
@@ -19,7 +18,7 @@ from vernal import losses, nn
 
 SEED = 0
 EPOCHS = 1_500
-RATES = np.geomspace(1e-5, 1.0, 8)  # each 5 times the one before, or so
+RATES = np.geomspace(1e-5, 1.0, 8)  # each about 5 times the one before
 MEMBERS = 16
 KEY = jax.random.key(SEED)
 
@@ -29,7 +28,8 @@ PICTURES.mkdir(parents=True, exist_ok=True)
 # %% [markdown]
 # ## Data
 #
-# Noisy points of a wave, with a gap: between −1 and 1 there are none. Each fifth point is held out.
+# Noisy points of a wave, with a gap: between −1 and 1 there are none. Every fifth point is held
+# out.
 
 # %%
 rng = np.random.default_rng(SEED)
@@ -48,12 +48,12 @@ fig.savefig(PICTURES / "10_data.png")
 # %% [markdown]
 # ## Eight learning rates in one run
 #
-# A `Sweep` needs a trainer, a function that makes a model from a key, and a key for each model. We
-# give all eight the same key, so that they begin with the same weights. Their learning rates
-# differ.
+# A `Sweep` needs a trainer, a function that makes a model from a key, and a key for each model. A
+# model of a sweep is called a *member*. We give all eight the same key, so that they begin with the
+# same weights. Their learning rates differ.
 #
-# `optax.inject_hyperparams(optax.adam)` makes the same optimizer as `optax.adam`, with the rate as
-# a number in its state. So each model can have its own.
+# Normally the rate is fixed in the optimizer. `optax.inject_hyperparams` stores it in the
+# optimizer's state, so that each member can have its own. The 1e-3 below is replaced.
 
 
 # %%
@@ -68,8 +68,8 @@ sweep = vernal.Sweep(
 result = sweep.fit(train, epochs=EPOCHS, validation_data=validation, validate_every=50)
 
 # %% [markdown]
-# **Which rate do you expect to win?** Too small a rate gets nowhere in the time. Too large a rate
-# jumps about.
+# The line above has the medians over all members. **Which rate do you expect to win?** Too small a
+# rate changes too little in the time. With too large a rate, the loss jumps, or gets stuck.
 
 # %%
 last = np.array([history.epochs["val_loss"][-1] for history in result.histories])
@@ -82,7 +82,8 @@ print(f"the best rate of these: {RATES[best]:.5f}")
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
 for i, (rate, history) in enumerate(zip(RATES, result.histories, strict=True)):
     color = plt.colormaps["viridis"](i / len(RATES))  # the darker, the smaller
-    left.plot(history.epochs["loss"], color=color, label=f"{rate:.0e}")
+    style = ("-", "--", "-.", ":")[i % 4]
+    left.plot(history.epochs["loss"], style, color=color, label=f"{rate:.0e}")
 left.set(xlabel="epoch", ylabel="loss", yscale="log", title="Training loss, by learning rate")
 left.legend(fontsize="small", ncols=2)
 right.loglog(RATES, last, "o-")
@@ -90,7 +91,10 @@ right.set(xlabel="learning rate", ylabel="loss", title="Validation loss at the e
 fig.savefig(PICTURES / "10_rates.png")
 
 # %% [markdown]
-# Each member is what `fit` alone would have trained, up to rounding. We check the best one.
+# Rates with almost the same loss are equal in practice: only 16 points are held out.
+#
+# At first, each member has the losses of `fit` alone, up to rounding. Rounding grows with the
+# steps. (With `exact=True`, a sweep has the same bits.) We check the best one.
 
 # %%
 alone = vernal.Trainer(optax.adam(RATES[best]), losses.MeanSquaredError())
@@ -99,19 +103,19 @@ difference = abs(history.epochs["loss"][:100] - result.histories[best].epochs["l
 print(f"largest difference of the loss in the first 100 epochs: {difference.max():.0e}")
 
 # %% [markdown]
-# ## Sixteen opinions
+# ## Sixteen members
 #
 # Now all members get the best rate, and each its own key: its own first weights. Together they are
-# called a *deep ensemble* (Lakshminarayanan et al., 2017). Where there are points, training pulls
-# the models together. **What do you expect in the gap, and outside of the data?**
+# called a *deep ensemble* (Lakshminarayanan et al., 2017). Where there are points, training makes
+# the members agree. **What do you expect in the gap, and outside of the data?**
 
 # %%
 ensemble = vernal.Sweep(alone, make_model, keys=jax.random.split(KEY, MEMBERS))
-opinions = ensemble.fit(train, epochs=EPOCHS)
+members = ensemble.fit(train, epochs=EPOCHS)
 
 grid = np.linspace(-4.5, 4.5, 300)[:, None]
-mean, std = opinions.predict(grid)
-each = opinions.predict_each(grid)
+mean, std = members.predict(grid)
+each = members.predict_each(grid)
 print("the members' outputs:", each.shape)
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
@@ -121,30 +125,34 @@ ax.fill_between(
     grid[:, 0], (mean - 2 * std)[:, 0], (mean + 2 * std)[:, 0], alpha=0.3, label="mean ± 2 std"
 )
 ax.plot(grid, mean, color="#0072B2", label="their mean")
-ax.scatter(*train, s=14, color="black", zorder=3, label="data")
+ax.plot(grid, np.sin(2 * grid), "--", color="#D55E00", label="the wave without noise")
+ax.scatter(*train, s=14, color="black", zorder=3, label="to train on")
 ax.set(xlabel="x", ylabel="y", ylim=(-3, 4), title="Sixteen networks, and where they disagree")
-ax.legend(loc="lower center", ncols=3)
+ax.legend(loc="lower center", ncols=2)
 fig.savefig(PICTURES / "10_ensemble.png")
 
 # %% [markdown]
-# The gray lines are the models, the band is twice their standard deviation around their mean. The
-# models agree where they have seen data. Outside of the data each goes its own way.
+# The gray lines are the members. The band is twice their standard deviation around their mean. The
+# members agree where they have seen data, and differ in the gap and outside. But look at the dashed
+# line: in the gap it lies outside of the band. There all members are wrong in the same way.
 
 # %%
 is_seen = (abs(grid[:, 0]) > 1.2) & (abs(grid[:, 0]) < 2.8)
-is_far = abs(grid[:, 0]) > 4
+is_gap, is_far = abs(grid[:, 0]) < 0.8, abs(grid[:, 0]) > 4
 print(f"average spread within the data {std[is_seen].mean():.3f}")
+print(f"average spread in the gap      {std[is_gap].mean():.3f}")
 print(f"average spread far outside     {std[is_far].mean():.3f}")
 
 # %% [markdown]
-# The spread says where the models lack data. It is not the noise of the points, and it is no
-# guarantee: all members may be wrong in the same way.
+# The spread says where the members lack data. It is not the noise of the points, and not the size
+# of the error.
 #
 # ## Exercises
 #
-# **Exercise 1.** Cut the training data into five parts. Train five models in one sweep: each on
-# four parts, with the fifth as its validation data. Use `weights` with 1 for an example that a
-# model trains on and 0 for the others. What is the average validation loss?
+# **Exercise 1.** Cut the training data into five parts. Train five members in one sweep: each on
+# four parts, with the fifth as its validation data. `weights` has a row for each member: 1 for an
+# example that it trains on, and 0 for the others. `validation_weights` has 1 for the fifth part.
+# What is the average validation loss?
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 fold = np.arange(len(train[0])) % 5
@@ -162,7 +170,8 @@ print("five folds:", " ".join(f"{loss:.4f}" for loss in of_folds), f"mean {np.me
 
 # %% [markdown]
 # **Exercise 2.** Let each member of the ensemble stop when its validation loss has not improved for
-# 5 validations. Do all of them stop at the same epoch?
+# 5 validations. `callbacks` takes a function from a member's number to the list of its callbacks.
+# Do all of them stop at the same epoch?
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 stopped = ensemble.fit(

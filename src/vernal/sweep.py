@@ -335,10 +335,12 @@ class Sweep:
 
 
 def _report(ended: dict[int, str], number: int) -> None:
-    """Print which members ended before the others, if any did, and why the first of them."""
+    """Print which members ended early, if any did, and why the first of them."""
     if not ended or sys.stderr is None:
         return
     listed = "; ".join(f"{i}: {reason}" for i, reason in [*ended.items()][:3])
     more = f"; and {len(ended) - 3} more" if len(ended) > 3 else ""
-    some = f"{counted(len(ended), 'member')} of {number} ended before the others"
-    print(f"{some} ({listed}{more}).", file=sys.stderr)
+    print(
+        f"{len(ended)} of {counted(number, 'member')} ended early ({listed}{more}).",
+        file=sys.stderr,
+    )

@@ -46,10 +46,15 @@ def test_each_member_is_what_fit_trains(done):
 def test_the_ensemble_disagrees_where_it_has_no_data(done):
     std, is_seen, is_far = (done.variables[name] for name in ("std", "is_seen", "is_far"))
     assert std[is_far].mean() > 8 * std[is_seen].mean()
-    each = np.stack([jax.vmap(s.model)(done.variables["grid"]) for s in done.variables["opinions"]])
+    each = np.stack([jax.vmap(s.model)(done.variables["grid"]) for s in done.variables["members"]])
     np.testing.assert_allclose(done.variables["mean"], each.mean(axis=0), atol=1e-4)
     np.testing.assert_allclose(std, each.std(axis=0), atol=1e-4)
     assert f"within the data {std[is_seen].mean():.3f}" in done.printed
+    is_gap, grid, mean = (done.variables[name] for name in ("is_gap", "grid", "mean"))
+    assert std[is_gap].mean() > 3 * std[is_seen].mean()
+    assert f"in the gap      {std[is_gap].mean():.3f}" in done.printed
+    is_outside = np.abs(np.sin(2 * grid) - mean) > 2 * std
+    assert is_outside[is_gap].mean() > 0.8
     assert f"far outside     {std[is_far].mean():.3f}" in done.printed
 
 

@@ -31,7 +31,7 @@ def test_a_batch_that_cannot_be_shared_is_explained(done):
 
 
 def test_the_exercises(done):
-    assert set(done.variables["differences"]) == {2, 4}
-    assert max(done.variables["differences"].values()) < 1e-5
+    assert "eight again: True and four: False" in done.printed
+    np.testing.assert_allclose(done.variables["four"], done.variables["eight"], rtol=1e-5)
     waits = {n: f"{1000 * seconds:.1f} ms" for n, seconds in done.variables["waits"].items()}
     assert waits == {8: "14.0 ms", 1024: "16.0 ms"}
