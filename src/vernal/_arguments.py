@@ -1,6 +1,7 @@
 """Arguments of `Trainer` and its methods are checked before anything is made of them."""
 
 import contextlib
+import functools
 import inspect
 import os
 import time
@@ -34,11 +35,20 @@ def check_loss(loss) -> None:
     is_optax = (getattr(loss, "__module__", "") or "").startswith("optax")
     if (_accepts(loss, 3) or _accepts(loss, 4)) and not is_optax:
         return
-    hint = f"Try losses.Supervised({_name_of(loss)}) if it takes one prediction and target."
+    taken = "your_loss" if isinstance(loss, functools.partial) else _name_of(loss)
+    hint = f"Try losses.Supervised({taken}) if it takes one prediction and target."
     if isinstance(loss, type) or not callable(loss):
         is_class = isinstance(loss, type) and issubclass(loss, AbstractSupervised)
         hint = f"Try losses.{loss.__name__ if is_class else 'MeanSquaredError'}()."
     raise wrong_argument("loss", loss, "a callable loss(model, batch, key)", hint)
+
+
+def check_hashable(name: str, function: Any) -> None:
+    """Raise `ArgumentError` if JAX could not tell this from another one, as it needs to."""
+    for leaf in jax.tree.leaves(function):
+        if not eqx.is_array(leaf) and type(leaf).__hash__ is None:
+            hint = "Write @dataclass(frozen=True), or make it an eqx.Module."
+            raise wrong_argument(name, leaf, "what has a hash", hint)
 
 
 def check_key(key: Any) -> None:
@@ -130,7 +140,7 @@ def checked_metrics(metrics: Any, loss: Callable) -> dict[str, AbstractMetric]:
         raise ArgumentError(f"metrics are for losses of vernal.losses, not your own.\n  {hint}")
     checked = {}
     for name, metric in metrics.items():
-        is_taken = name in ("loss", "learning_rate")
+        is_taken = name in ("", "loss", "learning_rate")
         if not isinstance(name, str) or is_taken or name.startswith("val_"):
             need = 'a string is needed that is not "loss", "learning_rate" or "val_..."'
             raise ArgumentError(f"metrics cannot be called {name!r}; {need}.")
@@ -138,6 +148,7 @@ def checked_metrics(metrics: Any, loss: Callable) -> dict[str, AbstractMetric]:
             need = "a function fn(prediction, target) of one example, or an AbstractMetric,"
             hint = "Try metrics.top_k(5)." if metric is top_k else ""
             raise wrong_argument(f"metrics[{name!r}]", metric, need, hint)
+        check_hashable(f"metrics[{name!r}]", metric)
         checked[name] = metric if isinstance(metric, AbstractMetric) else Mean(metric)
     return checked
 

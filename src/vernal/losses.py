@@ -5,6 +5,7 @@ scalar metrics; see `Loss`. The losses below take a batch `(x, y)` or `(x, y, sa
 """
 
 import abc
+import functools
 import inspect
 import re
 import sys
@@ -243,6 +244,9 @@ class AbstractSupervised(eqx.Module):
         x, y, weight = (*batch, None)[:3]
         if y is None:
             raise DataError(f"{name} needs targets; y is None.")
+        if weight is not None and jnp.issubdtype(weight.dtype, jnp.floating):
+            # A sum of many is no number of half precision.
+            weight = jnp.asarray(weight, jnp.promote_types(weight.dtype, jnp.float32))
         return x, y, weight
 
     def _check(self, prediction, y):
@@ -276,8 +280,11 @@ class Supervised(AbstractSupervised):
 
     def _check(self, prediction, y):
         # Optax's functions broadcast, so that shapes which differ make another loss in silence.
-        is_optax = (getattr(self.fn, "__module__", "") or "").startswith("optax")
-        has_classes = re.search("integer_labels|multiclass", getattr(self.fn, "__name__", ""))
+        fn = self.fn
+        while isinstance(fn, functools.partial):
+            fn = fn.func
+        is_optax = (getattr(fn, "__module__", "") or "").startswith("optax")
+        has_classes = re.search("integer_labels|multiclass", getattr(fn, "__name__", ""))
         if is_optax and not has_classes:
             super()._check(prediction, y)
 
@@ -335,7 +342,8 @@ class BinaryCrossEntropy(AbstractSupervised):
 
     def check_labels(self, y: Array, prediction_shape: tuple[int, ...]) -> None:
         """Raise `ExamplesError` if not all labels are from 0 to 1."""
-        _check_range(y, 1, "BinaryCrossEntropy needs 0 to 1", for_signs="(y + 1) / 2")
+        lines = "y - 1", "(y + 1) / 2", "y + 1", "y / 255"
+        _check_range(y, 1, "BinaryCrossEntropy needs 0 to 1", lines)
 
     def of_example(self, prediction, target):
         label = jnp.asarray(target, prediction.dtype)
@@ -391,7 +399,8 @@ class CrossEntropy(AbstractSupervised):
         """Raise `ExamplesError` if there is a label without a logit."""
         most = prediction_shape[-1] - 1
         needed = f"CrossEntropy needs 0 to {most} for predictions of shape {prediction_shape}"
-        _check_range(y, most, needed, for_signs="(y + 1) // 2", ignored=self.ignore_index or 0)
+        lines = "y - 1", "(y + 1) // 2", "y + 1"
+        _check_range(y, most, needed, lines, ignored=self.ignore_index or 0)
 
     def of_example(self, prediction, target):
         if not jnp.issubdtype(target.dtype, jnp.integer):
@@ -405,20 +414,22 @@ class CrossEntropy(AbstractSupervised):
         return loss
 
 
-def _check_range(y: Array, most: int, needed: str, *, for_signs: str, ignored: int = 0) -> None:
+def _check_range(
+    y: Array, most: int, needed: str, lines: tuple[str, ...], *, ignored: int = 0
+) -> None:
     """Raise `ExamplesError` if labels are not from 0 to `most`.
 
     Args:
         y: The labels.
         most: The largest that is right.
         needed: What is needed, in words.
-        for_signs: A line that makes such labels of -1 and 1.
+        lines: What may make such labels of others.
         ignored: A label that is right wherever it lies.
     """
     for start, labels in blocks(y):
         wrong = ((labels < 0) | (labels > most)) & (labels != ignored)
         if wrong.any():
-            hint = _line_that_shifts(y, most, ("y - 1", for_signs, "y + 1"))
+            hint = _line_that_shifts(y, most, lines)
             first = f"y{place(wrong, start)} is {labels[wrong][0]}"
             raise ExamplesError(f"{first}, but {needed}.{hint}")
 
@@ -428,8 +439,13 @@ def _line_that_shifts(y: Array, most: int, lines: tuple[str, ...]) -> str:
     if most == 0:
         return "\n  Two classes and one logit are for losses.BinaryCrossEntropy()."
     values = np.unique(np.concatenate([np.unique(part) for _, part in blocks(y)]))
+    exact = values.astype(np.float64)  # in which 255 + 1 is 256
     for line in lines:
-        shifted = np.unique(eval(line, {"y": values}))
-        if len(shifted) == len(values) and shifted[0] == 0 and shifted[-1] <= most:
+        shifted = eval(line, {"y": exact})
+        # Two classes may come as any two numbers: they need to become 0 and 1.
+        is_whole = len(values) != 2 or most > 1 or shifted[-1] == 1
+        if shifted[0] == 0 and shifted[-1] <= most and is_whole and len(set(shifted)) == len(exact):
             return f"\n  Try {line}."
+    if most > 1 and values[-1] == 255 and values[0] >= 0 and values[-2] <= most:
+        return "\n  Try losses.CrossEntropy(ignore_index=255), if 255 is no class."
     return ""

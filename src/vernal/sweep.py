@@ -16,6 +16,7 @@ from jaxtyping import ArrayLike, PRNGKeyArray, PyTree
 from vernal import _arguments, _hosts
 from vernal._checkpointing.named_arrays import digest
 from vernal._data.arrays import number_of_examples
+from vernal._data.loader_source import LoaderSource
 from vernal._members import Members, each_member, is_stacked, member
 from vernal._shapes.jaxprs import text_of
 from vernal._shapes.modules import shapes_of
@@ -24,7 +25,7 @@ from vernal._sweep import measuring, models
 from vernal._sweep.loop import run_steps_of_members
 from vernal._sweep.recording import MemberCallbacks, MemberRecorders
 from vernal._sweep.result import Prediction, SweepResult
-from vernal._sweep.sources import of_each_member, side_by_side, weighted_source
+from vernal._sweep.sources import ReadOnce, of_each_member, side_by_side, weighted_source
 from vernal._training import evaluate, fit, hooks
 from vernal._training.checkpointer import Beginning, Checkpointing
 from vernal._training.chunks import TrainingRun
@@ -193,6 +194,7 @@ class Sweep:
         settings = {
             **plan.settings(list(filter(hooks.saves, chain(*own)))),
             "members": count,
+            "hyperparams": {name: digest(np.asarray(v)) for name, v in self._hyperparams.items()},
             "weights": None if weights is None else digest(np.asarray(weights)),
         }
         start = self._start(first, pairs, of_optimizer, checked.source.example)
@@ -229,12 +231,13 @@ class Sweep:
             ),
         )
         ended = {i: each.reason for i, each in sorted(recorders.ended.items())}
+        lost = frozenset(i for i, each in recorders.ended.items() if each.is_lost)
         if progress:
             _report(ended, count)
         states = each_member(run.state_until_next_chunk(), count)
         states = [recorders.last_good(i, state) for i, state in enumerate(states)]
         states = [of_members.finished(i, state) for i, state in enumerate(states)]
-        return SweepResult(self.trainer, states, recorders.history(plan.seconds), ended)
+        return SweepResult(self.trainer, states, recorders.history(plan.seconds), ended, lost)
 
     def _start(
         self,
@@ -297,7 +300,13 @@ class Sweep:
             hint = "Write callbacks=lambda i: [...], so that each member has its own."
             raise wrong_argument("callbacks", callbacks, "a function of a member's number", hint)
         metrics = self.trainer._objective.in_training.metrics
-        return [_arguments.checked_callbacks(callbacks(i), names, metrics) for i in range(count)]
+        own = [_arguments.checked_callbacks(callbacks(i), names, metrics) for i in range(count)]
+        keeping = [each for listed in own for each in listed if hooks.saves(each)]
+        if len({id(each) for each in keeping}) < len(keeping):
+            hint = "Make them in the function: lambda i: [callbacks.BestState()]."
+            given = "callbacks gives two members the same object, which keeps something of each"
+            raise ArgumentError(f"{given}.\n  {hint}")
+        return own
 
     def _make_validate(
         self,
@@ -313,15 +322,18 @@ class Sweep:
         together = replace(held_out, source=source)
         measured = members._replace(batch_axes=axes)
         parts = of_each_member(source, axes, members.number)
+        is_loader = isinstance(held_out.source, LoaderSource)
         apart = [replace(held_out, source=part) for part in parts]
 
         def validate() -> dict[str, Any]:
             state = run.state_until_next_chunk()
             model, model_state = measuring.eval_models(self.trainer, state), state.model_state
             if members.one_by_one:
+                read = ReadOnce(held_out.source) if is_loader else None
+                each = [replace(held_out, source=read)] * members.number if read else apart
                 of_each = [
                     evaluate.evaluate(objective, member(model, i), member(model_state, i), data)
-                    for i, data in enumerate(apart)
+                    for i, data in enumerate(each)
                 ]
             else:
                 of_each = measuring.evaluate_members(

@@ -25,7 +25,7 @@ from vernal._training.state import TrainState
 from vernal.errors import CheckpointError, first_line, kind, shown, warn
 
 _FORMAT = 5
-_PARTS = "arrays", "description"
+_PARTS = "arrays", "description", "_CHECKPOINT_METADATA"
 # The name under which a checkpoint has the arrays of the run's state: the number of those before.
 _STATE = "0"
 
@@ -49,12 +49,12 @@ def newest_good(
     Raises:
         CheckpointError: If `read` raised it, or all checkpoints are damaged.
     """
-    checkpoints = [path for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()]
+    checkpoints = list(filter(is_checkpoint, directory.iterdir()))
     damaged: dict[Path, str] = {}
     for path in sorted(checkpoints, key=lambda path: int(path.name), reverse=True):
         try:
             content = read(path)
-        except CheckpointError:
+        except (CheckpointError, ImportError, MemoryError):
             raise
         except Exception as error:
             damaged[path] = first_line(error)
@@ -76,8 +76,8 @@ def newest_good(
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether a path looks like a checkpoint, and not like somebody else's directory."""
-    return path.name.isdecimal() and all((path / part).is_dir() for part in _PARTS)
+    """Return whether a path is a checkpoint, whole or not, and not somebody else's directory."""
+    return path.name.isdecimal() and any((path / part).exists() for part in _PARTS)
 
 
 def _free(path: Path) -> Path:
@@ -103,6 +103,7 @@ def orbax_args(run: RunState, described: dict[str, Any]) -> Any:
     # Besides the callbacks, only the state of a data loader can hold something unknown.
     owner = "the data loader's state"
     encoded = {name: encode(value, arrays, owner=owner) for name, value in fields.items()}
+    _check_states(run)
     encoded["callbacks"] = [encode(pair, arrays, owner=pair[0]) for pair in run.callbacks]
     written, array_descriptions = named_arrays.written(arrays)
     content = {
@@ -119,6 +120,21 @@ def orbax_args(run: RunState, described: dict[str, Any]) -> Any:
         arrays=args.StandardSave(not_empty),
         description=args.JsonSave({"sha256": _digest_of_json(content), "content": content}),
     )
+
+
+def _check_states(run: RunState) -> None:
+    """Raise `CheckpointError` if a callback keeps the state of another model or optimizer."""
+
+    def structure(state: TrainState) -> Any:
+        return jax.tree.structure(replace(state, data_state=None))
+
+    is_state = lambda node: isinstance(node, TrainState)
+    for name, kept in run.callbacks:
+        for node in jax.tree.leaves(kept, is_leaf=is_state):
+            if is_state(node) and structure(node) != structure(run.state):
+                problem = f"{name} holds a TrainState of another model or optimizer than the run's"
+                hint = "Return its arrays from state_dict: jax.tree.leaves(...)."
+                raise CheckpointError(f"{problem}, which is not stored.\n  {hint}")
 
 
 def read_run(path: Path, start: TrainState) -> tuple[RunState, dict[str, Any]]:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 import shutil
 import time
 from dataclasses import KW_ONLY, dataclass
@@ -103,6 +104,7 @@ class Manager:
         # How far the run was at the last checkpoint, and when that was begun. Before the first one,
         # there is something new to save.
         self._last = (-1, -1, False, False)
+        self._step = 0  # of the checkpoint that is written
         self._time = time.monotonic()
         self._described: dict[str, Any] = {}  # what the run began with
         self._keep = choices.keep
@@ -201,14 +203,16 @@ class Manager:
         if _progress(run) == self._last:
             return
         self.wait()  # an error names the step of the checkpoint before
-        self._last, self._time = _progress(run), time.monotonic()
+        self._step, self._time = int(run.state.step), time.monotonic()
         args = orbax_args(run, self._described)
         try:
-            number = max(self._orbax.all_steps(), default=0) + 1
+            # One that an interrupt cut off has a longer name, and its number is taken, too.
+            numbers = [re.match(r"\d+", path.name) for path in self.path.iterdir()]
+            number = max([0, *(int(found[0]) for found in numbers if found)]) + 1
             self._orbax.save(number, args=args, force=True)
         except Exception as error:
             raise self._not_written(error) from error
-        self._has_old = True
+        self._last, self._has_old = _progress(run), True
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written.
@@ -245,7 +249,7 @@ class Manager:
 
     def _not_written(self, error: Exception) -> errors.CheckpointError:
         return errors.CheckpointError(
-            f"the checkpoint of step {self._last[0]:,} could not be written to "
+            f"the checkpoint of step {self._step:,} could not be written to "
             f"{errors.shown(self.path)}: {errors.first_line(error)}.\n  Free some space, or make "
             "the directory writable, and start the script again: it resumes from the one before."
         )

@@ -92,18 +92,21 @@ def _fingerprint(beginning: Beginning) -> dict[str, str]:
     return {
         **{f"{_VERSION} {name}": version(name) for name in _PACKAGES},
         _PROGRAM: digest(np.frombuffer(program.encode(), np.uint8)),
-        "the model's first numbers": _of_model(beginning.state.model),
+        "the model's first numbers": _of_numbers(beginning.state.model),
+        "the optimizer's first numbers": _of_numbers(beginning.state.opt_state),
         **_of_arrays("data", beginning.data),
         **_of_arrays("validation_data", beginning.validation_data),
     }
 
 
-def _of_model(model: PyTree) -> str:
-    """Return a digest of a sample of a model's numbers: of those that lie on this host."""
-    leaves = [leaf for leaf in jax.tree.leaves(model) if eqx.is_array(leaf) and not is_key(leaf)]
-    leaves = [np.asarray(leaf).reshape(-1) for leaf in leaves if leaf.is_fully_addressable]
+def _of_numbers(tree: PyTree) -> str:
+    """Return a digest of a sample of the numbers in a state: of those that lie on this host."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf) and not is_key(leaf)]
+    leaves = [leaf for leaf in leaves if getattr(leaf, "is_fully_addressable", True)]
+    leaves = [np.asarray(leaf).reshape(-1) for leaf in leaves] or [np.empty(0)]
     every = 1 + sum(leaf.nbytes for leaf in leaves) // _SAMPLED_BYTES
-    return digest(np.concatenate([leaf[::every].view(np.uint8) for leaf in leaves]))
+    sampled = [np.ascontiguousarray(leaf[::every]) for leaf in leaves]
+    return digest(np.concatenate([leaf.view(np.uint8) for leaf in sampled]))
 
 
 def _of_arrays(name: str, data: CheckedData | None) -> dict[str, str]:
@@ -120,4 +123,4 @@ def _sample(leaf: Any) -> np.ndarray:
     every = 1 + leaf.nbytes // _SAMPLED_BYTES
     if isinstance(leaf, FileArray):  # from its front: a file is read in blocks
         return leaf[: 1 + len(leaf) // every]
-    return np.asarray(leaf)[::every]
+    return np.atleast_1d(leaf)[::every]

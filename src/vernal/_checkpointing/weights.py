@@ -133,7 +133,8 @@ def load(
     needed = _without(arrays, parts)
     renamed = {name: names(name) for name in needed} if callable(names) else names or {}
     for argument, part in [*(("keep", part) for part in parts), *(("names", n) for n in renamed)]:
-        if not named_arrays.within(arrays, part):
+        is_known = part in arrays or (argument == "keep" and named_arrays.within(arrays, part))
+        if not is_known:
             problem = f"{argument} names {part!r}, and the model has no arrays there"
             raise errors.ArgumentError(f"{problem}; it has {', '.join(list(arrays)[:5])}.")
 

@@ -2,7 +2,7 @@
 
 import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
@@ -20,6 +20,11 @@ def is_loader(data: PyTree) -> bool:
         return True
 
     is_leaf = jax.tree_util.all_leaves([data])
+    if is_leaf and isinstance(data, Mapping):  # no dict, which is a tree of arrays
+        parts = ", ".join(f"data[{name!r}]" for name in list(data)[:2])
+        raise DataError(
+            f"data is {kind(data)}; arrays are needed.\n  Try two of its parts: ({parts})."
+        )
     is_array_like = hasattr(data, "__array__") or hasattr(data, "toarray") or isinstance(data, str)
     return hasattr(data, "__iter__") and is_leaf and not is_array_like
 

@@ -168,12 +168,24 @@ def with_hyperparams(opt_state: PyTree, hyperparams: dict[str, Any]) -> PyTree:
                 hint = did_you_mean(name, _names(opt_state)).strip() or hint
             raise ArgumentError(f"hyperparams has {name!r}: {known}{times}.\n  {hint}")
         [value] = [value for path, value in found if path == shown[0]]
+        if name in _scheduled(opt_state):
+            given = f"hyperparams has {name!r}, which a schedule sets in each step"
+            raise ArgumentError(f"{given}.\n  Give the optimizer a number: {name}=1e-3.")
+        if jnp.issubdtype(value.dtype, jnp.integer) and np.any(np.asarray(values) % 1):
+            given = f"hyperparams has {name!r}, of which the optimizer has a whole number"
+            raise ArgumentError(f"{given}.\n  Write {name}={int(np.ravel(value)[0])}.0 there.")
         opt_state = tree_set(
             opt_state,
             lambda path, _, place=shown[0]: path == place,
             **{name: jnp.asarray(values, value.dtype)},
         )
     return opt_state
+
+
+def _scheduled(opt_state: PyTree) -> list[str]:
+    """Return the names of all hyperparameters that a schedule sets in each step."""
+    parts = jax.tree.leaves(opt_state, is_leaf=lambda node: hasattr(node, "hyperparams_states"))
+    return [name for part in parts for name in getattr(part, "hyperparams_states", {})]
 
 
 def _names(opt_state: PyTree) -> list[str]:

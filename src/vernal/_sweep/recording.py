@@ -27,10 +27,12 @@ class Ended:
     Attributes:
         reason: Why.
         state: The last good state of it.
+        is_lost: Whether its numbers stopped being finite.
     """
 
     reason: str
     state: TrainState
+    is_lost: bool = False
 
 
 class MemberRecorders:
@@ -104,7 +106,7 @@ class MemberRecorders:
                 made[i] = self._good_steps(chunk, run, i, losses[:, i])
                 state = member(run.state_within(chunk, self._before, made[i]), i)
                 reason = f"its numbers stopped being finite in step {int(state.step):,}"
-                self.ended[i] = Ended(reason, state)
+                self.ended[i] = Ended(reason, state, is_lost=True)
         return made
 
     def _good_steps(
@@ -138,7 +140,7 @@ class MemberRecorders:
             "steps": self.steps,
             "epochs": self.epochs,
             "members": [each.kept(seconds) for each in self._members],
-            "ended": {i: (each.reason, each.state) for i, each in self.ended.items()},
+            "ended": {i: (each.reason, each.state, each.is_lost) for i, each in self.ended.items()},
         }
 
     def restore(self, kept: dict[str, Any], names: list[str]) -> None:
@@ -146,7 +148,7 @@ class MemberRecorders:
         self.steps, self.epochs = kept["steps"], kept["epochs"]
         for each, own in zip(self._members, kept["members"], strict=True):
             each.restore(own, names)
-        self.ended = {i: Ended(reason, state) for i, (reason, state) in kept["ended"].items()}
+        self.ended = {i: Ended(*each) for i, each in kept["ended"].items()}
 
     def history(self, seconds: float) -> list[History]:
         """Return the members' records so far, after so many seconds."""

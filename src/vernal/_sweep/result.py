@@ -1,6 +1,5 @@
 """What a sweep returns: the members' states and histories, ranked, asked together, drawn."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -57,6 +56,7 @@ class SweepResult:
     states: list[TrainState]
     histories: list[History]
     ended: dict[int, str]
+    _lost: frozenset[int] = field(default=frozenset(), repr=False)
 
     def __len__(self) -> int:
         return len(self.states)
@@ -96,11 +96,13 @@ class SweepResult:
             raise ArgumentError(f"which values of {monitor!r} are best is not known.\n  {hint}")
         sign = -1 if best == "max" else 1
 
+        columns = [history.epochs.get(monitor, np.empty(0)) for history in self.histories]
+        measured = {int(epoch) for each in columns for epoch in np.flatnonzero(~np.isnan(each))}
+
         def place(i: int) -> tuple[bool, float]:
-            values = self.histories[i].epochs.get(monitor, np.empty(0))
-            measured = values[~np.isnan(values)]
-            is_lost = not len(measured) or "finite" in self.ended.get(i, "")
-            return is_lost, math.inf if not len(measured) else sign * float(measured[-1])
+            last = max((epoch for epoch in measured if epoch < len(columns[i])), default=None)
+            value = np.nan if last is None else float(columns[i][last])
+            return i in self._lost or bool(np.isnan(value)), sign * value
 
         return sorted(range(len(self)), key=place)
 
@@ -121,7 +123,7 @@ class SweepResult:
             batch_size: Examples at once. By default all of them.
         """
         outputs = self.predict_each(x, batch_size=batch_size)
-        good = np.array([i for i in range(len(self)) if "finite" not in self.ended.get(i, "")])
+        good = np.array([i for i in range(len(self)) if i not in self._lost])
         if not len(good):
             raise ArgumentError("the numbers of every member stopped being finite: see ended.")
         outputs = jax.tree.map(lambda leaf: leaf[good], outputs)

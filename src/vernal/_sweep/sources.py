@@ -60,6 +60,21 @@ def of_each_member(source: Source, axes: tuple[int | None, ...], count: int) -> 
     return [ArraySource((x, y, columns[:, i]), size) for i in range(count)]
 
 
+class ReadOnce:
+    """One pass over a loader, for many members to be measured on the same batches.
+
+    Args:
+        source: The loader.
+    """
+
+    def __init__(self, source: Source):
+        self._superbatches = list(source.one_pass())
+
+    def one_pass(self) -> Iterator[Superbatch]:
+        """Yield the batches of the pass."""
+        return iter(self._superbatches)
+
+
 class SharedOrder:
     """One order for all members: that of the first one's key.
 

@@ -128,7 +128,7 @@ def _begun(
         shown = Progress(plan.progress, run, recorder, last_epoch=last_epoch, callbacks=callbacks)
         interrupt = Interrupt(saves=checkpointer.path is not None)
         keeping = keeping_progress_in_errors(run, recorder, plan.began)
-        with keeping, interrupt, saving.when_interrupted(), shown:
+        with keeping, interrupt, saving.when_interrupted(interrupt), shown:
             yield saving, shown, interrupt
 
     interrupt.report(recorder.steps, saving.saved_steps, checkpointer.path)
@@ -144,6 +144,10 @@ def keeping_progress_in_errors(
         yield
     except Exception as error:
         attributes = vars(error)
+        if attributes.get("_run", id(run)) != id(run):  # of a run in a callback
+            attributes.pop("state", None)
+            attributes.pop("history", None)
+        attributes["_run"] = id(run)
         has_state = attributes.get("state") is not None or isinstance(error, NonFiniteError)
         if not has_state and run.is_intact:
             attributes["state"] = run.state()

@@ -25,7 +25,7 @@ def ends_run(callback: Callable, answer: Any) -> bool:
     if answer is None:
         return False
     is_truth = getattr(answer, "dtype", None) == "bool" and answer.size == 1
-    if is_truth or (isinstance(answer, int) and answer in (0, 1)):
+    if is_truth or isinstance(answer, bool):
         return bool(answer)
     ignored = "which is ignored: only True ends the run."
     warn(f"{kind(callback)} returned {kind(answer)}, {ignored}")

@@ -50,13 +50,14 @@ class Interrupt:
         # One that came another way, from a callback say, ends the run like a first one.
         is_first = kind is KeyboardInterrupt and not self.requested
         self.requested |= is_first
+        is_moot = self.ends_process and kind is not None and issubclass(kind, Exception)
         # A `fit` around this one, in whose callback this one ran, ends too.
         outer = getattr(self._previous.get(signal.SIGINT), "__self__", None)
         if self.requested and isinstance(outer, Interrupt):
             outer.requested = True
         if kind is None and self._again:
             raise KeyboardInterrupt
-        return is_first
+        return is_first or is_moot
 
     def held(self, callback: Callable, epoch: Any) -> Any:
         """Call a callback. An interrupt in it ends the run once the others have seen the epoch."""
@@ -75,6 +76,11 @@ class Interrupt:
             place = "" if steps == saved_steps else f" after step {saved_steps:,}"
             kept = f"the same script resumes{place} from {shown(checkpoints)}"
         print(f"Interrupted after {steps:,} steps: {kept}.", file=sys.stderr)
+
+    @property
+    def ends_process(self) -> bool:
+        """Whether the process is to end with the run."""
+        return self._terminated
 
     def end_process(self) -> None:
         """After SIGTERM, do what its former handler does, which is to end the process."""

@@ -89,10 +89,10 @@ def _with_metrics(
     for name, metric in objective.metrics.items():
         with calling(f"metrics[{name!r}]"):
             average = metric.of_batch(prediction, y, weights)
-        if metric.recorded:
-            no_spread = jax.tree.map(jnp.zeros_like, average)
-            info[name] = metric.value(average, no_spread, 1 if weight is None else weight)
-        if not isinstance(metric, Mean):
+            if metric.recorded:
+                no_spread = jax.tree.map(jnp.zeros_like, average)
+                info[name] = metric.value(average, no_spread, 1 if weight is None else weight)
+        if type(metric).value is not Mean.value:
             averages[name] = average
 
     return Measured(info, weight, averages, None)

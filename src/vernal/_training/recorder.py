@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from vernal._moments import combine_batches, moments
 from vernal._training.measurements import Measurements
+from vernal.errors import wrong_argument
 from vernal.history import History
 from vernal.metrics import AbstractMetric
 
@@ -125,7 +126,13 @@ class Recorder:
     def add_to_epoch(self, metrics: dict[str, Any]) -> None:
         """Add the numbers that are new among what was measured of the last completed epoch."""
         known = self.latest
-        new = {name: float(value) for name, value in metrics.items() if name not in known}
+        new = {name: value for name, value in metrics.items() if name not in known}
+        for name, value in new.items():
+            try:
+                new[name] = float(value)
+            except (TypeError, ValueError):
+                need = "a number, which a callback may add,"
+                raise wrong_argument(f"epoch.metrics[{name!r}]", value, need) from None
         if new:
             self._added[self.epochs] = self._added.get(self.epochs, {}) | new
 

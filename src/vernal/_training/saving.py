@@ -9,6 +9,7 @@ from vernal import _hosts
 from vernal._training import hooks
 from vernal._training.checkpointer import Beginning, Checkpointer, RunState
 from vernal._training.chunks import TrainingRun
+from vernal._training.interrupt import Interrupt
 from vernal._training.progress import report_finished
 from vernal._training.recorder import Recorder
 
@@ -120,11 +121,14 @@ class Saving:
         self._checkpointer.wait()
 
     @contextlib.contextmanager
-    def when_interrupted(self) -> Iterator[None]:
-        """Save a run that a `KeyboardInterrupt` ends, unless it came in the midst of a step."""
+    def when_interrupted(self, interrupt: Interrupt) -> Iterator[None]:
+        """Save a run that a signal ends, unless that came in the midst of a step."""
         try:
             yield
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Exception) as error:
+            # The signal may have ended what a loader needs, too.
+            if not interrupt.ends_process and not isinstance(error, KeyboardInterrupt):
+                raise
             self.recorder.add([])  # a metric's code may have been interrupted
             made = self.run.step - self._first_step, self.run.epoch - self._first_epoch
             recorded = self.recorder.steps, self.recorder.epochs

@@ -91,6 +91,7 @@ class Trainer:
     def __post_init__(self):
         _arguments.check_optimizer(self.optimizer)
         _arguments.check_loss(self.loss)
+        _arguments.check_hashable("loss", self.loss)
         _arguments.check_on_nonfinite(self.on_nonfinite)
         _arguments.check_eval_params(self.eval_params)
         _sharding.check_mesh(self.mesh)
@@ -170,6 +171,8 @@ class Trainer:
             (4, ())
         """
         check_state(state)
+        if isinstance(state.step, int):  # which somebody has put there
+            state = replace(state, step=np.array(state.step, np.int32))
         objective = self._objective.in_training
         preflight = Preflight(objective, state.model, state.model_state)
         try:

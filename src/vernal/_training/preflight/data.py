@@ -13,6 +13,7 @@ from vernal._data.arrays import warn_of_split
 from vernal._data.loader_source import LoaderSource
 from vernal._data.sources import Source, check_no_batch_size, is_loader
 from vernal._optimizers import learning_rate
+from vernal._shapes.jaxprs import in_outer_trace
 from vernal._training.objective import Measured
 from vernal._training.preflight.trace import Preflight, Traced
 from vernal._training.state import TrainState
@@ -66,6 +67,10 @@ def checked_data(
         ShapeError: If model, loss and data do not fit.
     """
     loss, name, mesh = preflight.loss, preflight.name, preflight.mesh
+    if in_outer_trace():
+        given = f"{name} is given inside of jax.jit or the like, where its values are not known"
+        hint = "Call the model there, as in jax.vmap(model)(x), or trainer.step."
+        raise errors.ArgumentError(f"{given}.\n  {hint}")
     # NaN may mean something to any other loss, or to a model.
     is_built_in = type(loss).__module__ == AbstractSupervised.__module__
     finite = is_built_in and not isinstance(loss, Supervised)
