@@ -97,6 +97,20 @@ def test_a_partial_of_optax_does_not_broadcast():
         vernal.Trainer(SGD, loss).evaluate(linear(), (X, np.ones((24, 3), np.float32)))
 
 
+def test_accuracy_takes_one_class_an_example():
+    tags = (np.random.default_rng(1).random((24, 3)) > 0.5).astype(np.float32)
+    bce = losses.BinaryCrossEntropy()
+    trainer = vernal.Trainer(SGD, bce, metrics={"accuracy": metrics.accuracy})
+    with pytest.raises(vernal.DataError, match=r"metrics\['accuracy'\] takes one class"):
+        trainer.evaluate(linear(3), (X, tags))
+    one_hot = np.eye(3, dtype=np.float32)[np.arange(24) % 3]
+    trainer.evaluate(linear(3), (X, one_hot))
+    each = {"accuracy": lambda p, t: jnp.mean((p > 0) == (t > 0.5))}
+    found = vernal.Trainer(SGD, bce, metrics=each).evaluate(linear(3), (X, tags))["accuracy"]
+    outputs = np.asarray(jax.vmap(linear(3))(jnp.asarray(X)))
+    assert found == pytest.approx(np.mean((outputs > 0) == tags), rel=1e-5)
+
+
 # ----- answers, counts, names
 
 

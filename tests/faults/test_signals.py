@@ -62,6 +62,33 @@ def test_a_second_sigterm_ends_a_process_that_hangs(tmp_path):
         assert process.wait() == -signal.SIGTERM
 
 
+LOSING = """
+import os, signal, sys, vernal
+from runs import X, Y, run_of
+
+def batches():
+    for i in range(450):
+        if i == 449:  # the scheduler ends the loader's workers, too
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise ConnectionError("a worker is gone")
+        yield X, Y
+
+tr, start, how = run_of("ragged")
+tr.fit(start, batches, epochs=1, checkpoints=vernal.Checkpoints(sys.argv[1]))
+print("here")
+"""
+
+
+def test_sigterm_saves_what_an_error_after_it_would_lose(tmp_path):
+    command = [sys.executable, "-c", LOSING, str(tmp_path)]
+    cwd = Path(__file__).parent
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    assert ended.returncode == 143, ended.stderr
+    assert ended.stdout == ""
+    tr, start, _ = run_of("ragged")
+    assert int(vernal.load(tmp_path, tr.init(start)).step) > 0  # those that it had read, or fewer
+
+
 def test_two_processes_do_not_share_a_directory(script, tmp_path):
     directory = tmp_path / "run"
     process = script.begin("ragged", directory, "--seconds", 600)

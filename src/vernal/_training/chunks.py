@@ -352,7 +352,8 @@ class TrainingRun:
         # Compiled ahead of the call: a call of `eqx.filter_jit` itself waits for the result.
         shape = signature((batches, last_batches))
         if shape not in self._programs:
-            program, is_disabled = self._program, jax.config.read("jax_disable_jit")
-            lowered = None if is_disabled else program.lower(inputs, changing)
-            self._programs[shape] = program if lowered is None else lowered.compile()
+            program = self._program
+            if not jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+                program = program.lower(inputs, changing).compile()
+            self._programs[shape] = program
         return self._programs[shape](inputs, changing)

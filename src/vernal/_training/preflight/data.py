@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import equinox as eqx
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -18,6 +19,7 @@ from vernal._training.objective import Measured
 from vernal._training.preflight.trace import Preflight, Traced
 from vernal._training.state import TrainState
 from vernal.losses import AbstractSupervised, BinaryCrossEntropy, CrossEntropy, Supervised
+from vernal.metrics import accuracy
 
 
 @dataclass(frozen=True)
@@ -149,10 +151,18 @@ def _label_check(preflight: Preflight, batch: PyTree) -> Callable[[PyTree], None
     with errors.calling("the model in inference mode"):
         predicted = replace(preflight, objective=None, model=inferring).trace(batch[0]).shapes
 
+    metrics = preflight.objective.metrics if preflight.objective else {}
+    of_one_class = [n for n, each in metrics.items() if getattr(each, "fn", each) is accuracy]
+    has_tags = isinstance(loss, BinaryCrossEntropy) and predicted.shape[1:] not in ((), (1,))
+
     def check(batch: PyTree) -> None:
         y = batch[1]
         try:
             loss.check_labels(y, (len(y), *predicted.shape[1:]))
+            if has_tags and of_one_class and (np.sum(y, axis=-1) != 1).any():
+                given = f"metrics[{of_one_class[0]!r}] takes one class an example; y has others"
+                hint = "Count each label: lambda p, t: jnp.mean((p > 0) == (t > 0.5))."
+                raise errors.ExamplesError(f"{given}.\n  {hint}")
         except errors.ExamplesError as error:
             raise errors.ExamplesError(errors.about(preflight.name, error.args[0])) from None
 
