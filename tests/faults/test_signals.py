@@ -112,7 +112,8 @@ def test_nor_do_two_runs_in_one_process(tmp_path):
             tr.fit(start, **how, checkpoints=saving)
         seen.append(caught)
 
-    tr.fit(start, **how | {"epochs": 1}, callbacks=[again], checkpoints=saving)
+    how["epochs"] = 1
+    tr.fit(start, **how, callbacks=[again], checkpoints=saving)
     assert len(seen) == 1
     tr.fit(start, **how, checkpoints=saving)
 
@@ -133,7 +134,8 @@ def test_a_worker_that_outlives_its_run_does_not_keep_the_directory(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of processes with threads, forked
         tr.fit(start, **how, callbacks=[fork], checkpoints=saving)
-    tr.fit(start, **how | {"epochs": 20}, checkpoints=saving)
+    how["epochs"] = 20
+    tr.fit(start, **how, checkpoints=saving)
     os.kill(workers[0], signal.SIGKILL)
     os.waitpid(workers[0], 0)
 
