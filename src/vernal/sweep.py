@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import ArrayLike, PRNGKeyArray, PyTree
 
 from vernal import _arguments, _hosts
-from vernal._checkpointing.named_arrays import digest
+from vernal._checkpointing.named_arrays import digest, is_key
 from vernal._data.arrays import number_of_examples
 from vernal._data.loader_source import LoaderSource
 from vernal._members import Members, each_member, is_stacked, member
@@ -194,7 +194,7 @@ class Sweep:
         settings = {
             **plan.settings(list(filter(hooks.saves, chain(*own)))),
             "members": count,
-            "hyperparams": {name: digest(np.asarray(v)) for name, v in self._hyperparams.items()},
+            "hyperparams": {name: _told(values) for name, values in self._hyperparams.items()},
             "weights": None if weights is None else digest(np.asarray(weights)),
         }
         start = self._start(first, pairs, of_optimizer, checked.source.example)
@@ -344,6 +344,12 @@ class Sweep:
             }
 
         return validate
+
+
+def _told(values: Any) -> list | str:
+    """Return a few values as they are, or a digest of many, for a checkpoint to compare."""
+    numbers = np.asarray(jax.random.key_data(values) if is_key(values) else values)
+    return numbers.tolist() if numbers.size <= 32 else digest(numbers)
 
 
 def _report(ended: dict[int, str], number: int) -> None:
