@@ -103,10 +103,11 @@ def _of_numbers(tree: PyTree) -> str:
     """Return a digest of a sample of the numbers in a state: of those that lie on this host."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf) and not is_key(leaf)]
     leaves = [leaf for leaf in leaves if getattr(leaf, "is_fully_addressable", True)]
-    leaves = [np.asarray(leaf).reshape(-1) for leaf in leaves] or [np.empty(0)]
     every = 1 + sum(leaf.nbytes for leaf in leaves) // _SAMPLED_BYTES
-    sampled = [np.ascontiguousarray(leaf[::every]) for leaf in leaves]
-    return digest(np.concatenate([leaf.view(np.uint8) for leaf in sampled]))
+    sampled = [np.ascontiguousarray(np.asarray(leaf).reshape(-1)[::every]) for leaf in leaves]
+    return digest(
+        np.concatenate([np.empty(0, np.uint8), *(each.view(np.uint8) for each in sampled)])
+    )
 
 
 def _of_arrays(name: str, data: CheckedData | None) -> dict[str, str]:
