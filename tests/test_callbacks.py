@@ -803,19 +803,17 @@ def test_the_order_of_callbacks_matters_and_fit_says_so():
 # --- Answers ---
 
 
-@pytest.mark.parametrize(
-    "yes", [True, np.True_, np.array(True), np.array([True]), jnp.array(True), 1]
-)
+@pytest.mark.parametrize("yes", [True, np.True_, np.array(True), np.array([True]), jnp.array(True)])
 def test_each_kind_of_truth_ends_the_run(yes):
     assert int(fit(lambda epoch: yes)[0].epoch) == 1
 
 
-@pytest.mark.parametrize("no", [False, None, np.False_, jnp.array(False), 0])
+@pytest.mark.parametrize("no", [False, None, np.False_, jnp.array(False)])
 def test_each_kind_of_falsehood_does_not(no):
     assert int(fit(lambda epoch: no, epochs=2)[0].epoch) == 2
 
 
-@pytest.mark.parametrize("answer", ["stop", 0.5, {"stop": True}, 57, np.array([True, False])])
+@pytest.mark.parametrize("answer", ["stop", 0.5, {"stop": True}, 57, 1, 0, np.array([True, False])])
 def test_another_answer_is_ignored_by_name(answer):
     def wordy(epoch):
         return answer

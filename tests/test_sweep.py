@@ -223,7 +223,7 @@ def test_a_member_that_is_not_finite_keeps_its_last_good_state_and_the_others_go
     )
     result = sweep.fit(data, epochs=30, batch_size=16)
     assert [*result.ended] == [1] and "finite" in result.ended[1]
-    assert "1 member of 3 ended" in capsys.readouterr().err
+    assert "1 of 3 members ended early" in capsys.readouterr().err
     with pytest.raises(vernal.NonFiniteError) as caught:
         trainer = vernal.Trainer(
             optax.inject_hyperparams(optax.sgd)(1e4), losses.MeanSquaredError()

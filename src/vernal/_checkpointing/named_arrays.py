@@ -152,11 +152,11 @@ def _restored(values: Any, like: Any) -> Array | np.ndarray:
     """Return stored values as the kind of array that another one is, on the same devices."""
     if isinstance(like, np.ndarray | np.generic):
         return values[()] if isinstance(like, np.generic) else values
-    if isinstance(like, jax.Array) and values.shape != like.shape:  # a member's, of many
-        return jax.device_put(values)
     # Where JAX chose the place, it may choose again: `jax.jit` compiles anew for an array that was
     # put somewhere, even on the default device.
-    is_chosen = isinstance(like, jax.Array) and not like.committed
+    # And where like is of many members, a member's array may not be split as it is.
+    is_alike = values.ndim == like.ndim + is_key(like) and values.shape[: like.ndim] == like.shape
+    is_chosen = isinstance(like, jax.Array) and not (like.committed and is_alike)
     placed = jax.device_put(values, None if is_chosen else like.sharding)
     if not is_key(like):
         return placed
