@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import re
 import shutil
 import time
 from dataclasses import KW_ONLY, dataclass
@@ -105,6 +104,7 @@ class Manager:
         # there is something new to save.
         self._last = (-1, -1, False, False)
         self._step = 0  # of the checkpoint that is written
+        self._number = 0  # of the checkpoint that was begun last
         self._time = time.monotonic()
         self._described: dict[str, Any] = {}  # what the run began with
         self._keep = choices.keep
@@ -206,10 +206,9 @@ class Manager:
         self._step, self._time = int(run.state.step), time.monotonic()
         args = orbax_args(run, self._described)
         try:
-            # One that an interrupt cut off has a longer name, and its number is taken, too.
-            numbers = [re.match(r"\d+", path.name) for path in self.path.iterdir()]
-            number = max([0, *(int(found[0]) for found in numbers if found)]) + 1
-            self._orbax.save(number, args=args, force=True)
+            # The number of one that an interrupt cut off is taken, too.
+            self._number = max([self._number, *self._orbax.all_steps()]) + 1
+            self._orbax.save(self._number, args=args, force=True)
         except Exception as error:
             raise self._not_written(error) from error
         self._last, self._has_old = _progress(run), True
