@@ -17,7 +17,7 @@ _held: set[int] = set()  # the file descriptors of locked directories
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a directory with all that is in it, is on the disk."""
+    """Wait until the disk holds a file, or the names in a directory."""
     with contextlib.suppress(PermissionError):  # Windows opens no directories
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -27,7 +27,7 @@ def sync(path: Path) -> None:
 
 
 def sync_all(directory: Path) -> None:
-    """Do so for a directory, and for all that is in it."""
+    """Wait until the disk holds a directory, and all that is in it."""
     for folder, _, files in os.walk(directory, topdown=False):
         for name in files:
             sync(Path(folder, name))

@@ -165,10 +165,10 @@ def with_hyperparams(opt_state: PyTree, hyperparams: dict[str, Any]) -> PyTree:
             times = "nowhere" if not shown else f"{len(shown)} times"
             hint = f"Try optax.inject_hyperparams(optax.adam)({name}=1e-3)."
             if not shown:
-                hint = did_you_mean(name, _names(opt_state)).strip() or hint
+                hint = did_you_mean(name, _names(opt_state, "hyperparams")).strip() or hint
             raise ArgumentError(f"hyperparams has {name!r}: {known}{times}.\n  {hint}")
         [value] = [value for path, value in found if path == shown[0]]
-        if name in _scheduled(opt_state):
+        if name in _names(opt_state, "hyperparams_states"):
             given = f"hyperparams has {name!r}, which a schedule sets in each step"
             raise ArgumentError(f"{given}.\n  Give the optimizer a number: {name}=1e-3.")
         if jnp.issubdtype(value.dtype, jnp.integer) and np.any(np.asarray(values) % 1):
@@ -182,16 +182,15 @@ def with_hyperparams(opt_state: PyTree, hyperparams: dict[str, Any]) -> PyTree:
     return opt_state
 
 
-def _scheduled(opt_state: PyTree) -> list[str]:
-    """Return the names of all hyperparameters that a schedule sets in each step."""
-    parts = jax.tree.leaves(opt_state, is_leaf=lambda node: hasattr(node, "hyperparams_states"))
-    return [name for part in parts for name in getattr(part, "hyperparams_states", {})]
+def _names(opt_state: PyTree, field: str) -> list[str]:
+    """Return the names in a field of the optimizer's states that show hyperparameters.
 
-
-def _names(opt_state: PyTree) -> list[str]:
-    """Return the names of all hyperparameters that an optimizer's state shows."""
-    parts = jax.tree.leaves(opt_state, is_leaf=lambda node: hasattr(node, "hyperparams"))
-    return [name for part in parts for name in getattr(part, "hyperparams", {})]
+    Args:
+        opt_state: The state of the whole optimizer.
+        field: "hyperparams" has all of them, "hyperparams_states" those that a schedule sets.
+    """
+    parts = jax.tree.leaves(opt_state, is_leaf=lambda node: hasattr(node, field))
+    return [name for part in parts for name in getattr(part, field, {})]
 
 
 def with_weights(data: PyTree, weights: Any, count: int, *, name: str) -> PyTree:

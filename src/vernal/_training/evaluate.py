@@ -134,9 +134,9 @@ def each_batch(function: Callable, data: CheckedData) -> Iterator[tuple[PyTree, 
         Results for several batches, which lie along the leading axis; how many of them are filled;
         and how many examples each batch has.
     """
-    bytes_of_one = nbytes(data.measured)
+    bytes_of_one, most = nbytes(data.measured), _limits.current().superbatch_bytes
     for superbatch in data.source.one_pass():
-        is_large = bytes_of_one * superbatch.capacity > _limits.current().superbatch_bytes
+        is_large = bytes_of_one * superbatch.capacity > most
         if superbatch.repeats or not data.loops or is_large:
             for cursor in range(superbatch.start, min(superbatch.stop, superbatch.pass_length)):
                 made = _of_one_batch(function, superbatch.batch(cursor))
