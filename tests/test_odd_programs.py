@@ -40,6 +40,52 @@ def fit(*arguments, trainer=TRAINER, **options):
 # ----- numbers
 
 
+def test_numbers_put_into_a_state_by_hand_are_arrays_in_a_step_too():
+    trainer = vernal.Trainer(optax.inject_hyperparams(optax.sgd)(0.1), MSE)
+    state = trainer.init(linear())
+    quicker = trainer.init(linear())
+    quicker.opt_state.hyperparams["learning_rate"] = 0.5
+    quicker = dataclasses.replace(quicker, epoch=3, step=0)
+    batch = X, Y
+    moved, info = trainer.step(quicker, batch)
+    assert info["learning_rate"] == 0.5 and int(moved.epoch) == 3 and int(moved.step) == 1
+    step = trainer.step(state, batch)[0].model.weight - state.model.weight
+    np.testing.assert_allclose(moved.model.weight - quicker.model.weight, 5 * step, rtol=1e-4)
+
+
+class Logged(losses.MeanSquaredError):
+    def __call__(self, model, batch, key, model_state=None):
+        x, y, weight = batch
+        assert (x.dtype, y.dtype, weight.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+        return super().__call__(model, batch, key, model_state)
+
+
+def test_a_loss_around_a_built_in_one_measures_the_same_in_low_precision():
+    data = (X, Y, np.arange(24.0, dtype=np.float32))
+    plain, around = (
+        vernal.Trainer(SGD, loss, compute_dtype=jnp.bfloat16).evaluate(linear(), data)["loss"]
+        for loss in (MSE, Logged())
+    )
+    assert around == pytest.approx(plain, rel=1e-2)
+
+
+class Plainer(losses.CrossEntropy):
+    pass
+
+
+class Shifted(losses.CrossEntropy):
+    def of_example(self, prediction, target):
+        return super().of_example(prediction, target - 1)
+
+
+def test_labels_are_looked_at_for_a_subclass_that_takes_the_same():
+    labels = np.arange(24) % 3 + 1
+    with pytest.raises(vernal.DataError, match=r"y\[2\] is 3, .*0 to 2[^T]*Try y - 1"):
+        fit(linear(3), (X, labels), trainer=vernal.Trainer(SGD, Plainer()))
+    _, history = fit(linear(3), (X, labels), trainer=vernal.Trainer(SGD, Shifted()))
+    assert np.isfinite(history.steps["loss"]).all()
+
+
 def test_weights_of_half_precision_add_up():
     x, weight = np.ones((70_000, 1), np.float32), np.ones(70_000, np.float16)
     model = eqx.nn.Linear(1, 1, key=KEY)
@@ -352,6 +398,42 @@ def test_all_members_are_validated_on_the_same_batches():
     _, alone = fit(model, (X, Y), epochs=3, validation_data=Advancing(), key=KEY)
     for history in result.histories:
         np.testing.assert_allclose(history.epochs["val_loss"], alone.epochs["val_loss"], rtol=1e-5)
+
+
+def unpacked(model, x, y):
+    return jnp.mean((jax.vmap(model)(x) - y) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("loss", "data", "said"),
+    [
+        (MSE, list(zip(X, Y, strict=True)), r"Try tuple\(map\(np.stack, zip\(\*data\)\)\)"),
+        (unpacked, (X, Y), r"called as loss\(model, batch, key\): unpack x, y = batch"),
+        (MSE, (jnp.ones((24, 4), jnp.int4), Y), r'Try x.astype\("float32"\)'),
+    ],
+    ids=["a list of examples", "a loss of x and y", "four bits"],
+)
+def test_the_way_out_is_said(loss, data, said):
+    with pytest.raises((vernal.ShapeError, vernal.DataError), match=said):
+        fit(linear(), data, trainer=vernal.Trainer(SGD, loss))
+
+
+def test_a_trainer_with_metrics_has_a_hash():
+    measured = {"error": lambda prediction, target: jnp.mean(prediction - target)}
+    first, second = (vernal.Trainer(SGD, MSE, metrics=measured) for _ in range(2))
+    assert {first: 1}[second] == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "what", "said"),
+    [
+        ("model", jax.ShapeDtypeStruct((2,), np.float32), "Save a model"),
+        ("", linear(), "Add the name|add the name"),
+    ],
+)
+def test_what_cannot_be_saved_is_told(tmp_path, path, what, said):
+    with pytest.raises(vernal.VernalError, match=said):
+        vernal.save(tmp_path / path, what)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vernal import _hosts
@@ -240,13 +241,15 @@ def encode(value: Any, arrays: dict[str, Any], *, owner: str) -> Any:
             return {"@bytes": name_of(np.frombuffer(value, np.uint8))}
         case list():
             return [part(item) for item in value]
-        case tuple():
+        case tuple() if not hasattr(value, "_fields"):  # whose names would be lost
             return {"@tuple": [part(item) for item in value]}
         case dict():
             return {"@dict": [[part(key), part(item)] for key, item in value.items()]}
         case jax.Array() if named_arrays.is_key(value):
             return {"@key": [str(jax.random.key_impl(value)), name_of(jax.random.key_data(value))]}
-        case np.generic() | np.ndarray() | jax.Array() if named_arrays.is_storable(value.dtype):
+        case jax.Array():
+            return {"@jax": name_of(value)}
+        case np.generic() | np.ndarray() if named_arrays.is_storable(value.dtype):
             return {"@array": name_of(value)}
         case TrainState():
             number = str(len(arrays))
@@ -256,7 +259,9 @@ def encode(value: Any, arrays: dict[str, Any], *, owner: str) -> Any:
     if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "numpy"):
         return {"@torch": name_of(value.numpy())}
     stored = "numbers, strings, bytes, lists, tuples, dicts, arrays and training states"
-    raise CheckpointError(f"{owner} holds {kind(value)}, which is not stored: only {stored} are.")
+    hint = "\n  Try the dict of it: _asdict()." if hasattr(value, "_asdict") else ""
+    problem = f"{owner} holds {kind(value)}, which is not stored: only {stored} are."
+    raise CheckpointError(problem + hint)
 
 
 def decode(encoded: Any, arrays: Mapping[str, np.ndarray], template: Any = None) -> Any:
@@ -287,6 +292,8 @@ def decode(encoded: Any, arrays: Mapping[str, np.ndarray], template: Any = None)
             return jax.random.wrap_key_data(jax.device_put(arrays[name]), impl=implementation)
         case "@array":
             return arrays[content][()]  # of an array without axes, the scalar
+        case "@jax":
+            return jnp.asarray(arrays[content])
         case "@state":
             number, data_state = content
             state = named_arrays.with_arrays(template, named_arrays.within(arrays, number))

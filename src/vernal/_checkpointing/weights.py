@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
@@ -59,6 +60,10 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
     arrays = named_arrays.of(model)
     if not arrays:
         raise errors.ArgumentError(f"model is {errors.kind(model)}, without an array to save.")
+    shapes = [name for name, each in arrays.items() if isinstance(each, jax.ShapeDtypeStruct)]
+    if shapes:
+        given = f"{shapes[0] or 'model'} is a ShapeDtypeStruct, which has no values to save"
+        raise errors.ArgumentError(f"{given}.\n  Save a model, and not only its shapes.")
 
     if "__metadata__" in arrays:
         problem = "model has an array of the name __metadata__, which the format keeps for itself"
@@ -81,6 +86,8 @@ def save(path: str | os.PathLike[str], model: PyTree) -> None:
             temporary.unlink(missing_ok=True)
         problem = f"the model could not be written to {errors.shown(path)}"
         hint = "Free some space, or pass a path that can be written to."
+        if place.is_dir():
+            hint = "It is a directory: add the name of a file, such as model.safetensors."
         message = f"{problem}: {errors.first_line(error)}.\n  {hint}"
         raise errors.CheckpointError(message) from error
 

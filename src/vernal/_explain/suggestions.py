@@ -94,16 +94,34 @@ def suggestion(attempt: Attempt, batch: PyTree, given: PyTree, *, of_layer: bool
     if not isinstance(loss, losses.AbstractSupervised | None):
         if isinstance(given, list) and len(given) <= len(PARTS) and attempt.works(tuple(given)):
             return "\n  Pass a tuple, (x, y): a list holds ready batches."
+        if isinstance(batch, tuple) and replace(attempt, loss=_unpacking(loss)).works(batch):
+            return "\n  The loss is called as loss(model, batch, key): unpack x, y = batch in it."
         if replace(attempt, model=jax.vmap(attempt.model)).works(batch):
             return "\n  Try jax.vmap(model) in the loss: the model takes one example."
         # Such a loss may fail for any reason: the more changes, the less likely that they help.
         at_most = 2 if of_layer else 1
 
+    if isinstance(given, list) and _are_examples(attempt, given):
+        return "\n  A list holds ready batches. Try tuple(map(np.stack, zip(*data)))."
     found = _found(attempt, batch, names=_names(given), at_most=at_most)
     if found:
         return f"\n  {as_line(found)}"
     has_classes = isinstance(loss, losses.CrossEntropy) and isinstance(batch, tuple)
     return _other_loss(attempt, batch) if has_classes else ""
+
+
+def _are_examples(attempt: Attempt, given: list) -> bool:
+    """Say whether a list holds examples, each with its target."""
+    try:
+        x, *_ = map(np.stack, zip(*given[:2], strict=True))
+    except (TypeError, ValueError):
+        return False
+    return attempt.predicted(x) is not None
+
+
+def _unpacking(loss: Callable) -> Callable:
+    """Make a loss that takes the parts of a batch one by one, in the place of the key."""
+    return lambda model, batch, key: loss(model, *batch)
 
 
 def _names(given: PyTree) -> list[str]:

@@ -106,7 +106,10 @@ def _measure_custom(
     stateful = model_state is not None
     # A copy: an `eqx.nn.State` serves once.
     with_state = (jax.tree.map(lambda leaf: leaf, model_state),) if stateful else ()
-    result = loss(model, cast(batch, dtype), key, *with_state)
+    # The targets and weights of a built-in loss stay as they are, whatever calls it.
+    is_built_in = isinstance(loss, AbstractSupervised) and _is_supervised(batch)
+    in_dtype = (cast(batch[0], dtype), *batch[1:]) if is_built_in else cast(batch, dtype)
+    result = loss(model, in_dtype, key, *with_state)
     value, metrics, new_state = _results.parts_of_result(result, stateful=stateful)
     weight = _weight_of(loss, batch)
     if isinstance(value, Weighted):
@@ -123,11 +126,15 @@ def _measure_custom(
 
 def _weight_of(loss: Any, batch: PyTree) -> Array | None:
     """Return a batch's weight in averages over batches, if a built-in loss has given it one."""
-    is_usual = isinstance(batch, tuple | list) and len(batch) in (2, 3)
-    if not isinstance(loss, AbstractSupervised) or not is_usual:
+    if not isinstance(loss, AbstractSupervised) or not _is_supervised(batch):
         return None
     weights: Any = loss.weights_of(batch[1], batch[2] if len(batch) == 3 else None)
     return jnp.sum(weights) if eqx.is_array(weights) else None
+
+
+def _is_supervised(batch: PyTree) -> bool:
+    """Say whether a batch is `(x, y)` or `(x, y, sample_weight)`."""
+    return isinstance(batch, tuple | list) and len(batch) in (2, 3)
 
 
 def cast(tree: PyTree, dtype: np.dtype | None) -> PyTree:

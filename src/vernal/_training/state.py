@@ -1,6 +1,7 @@
 """Everything that training changes."""
 
 import textwrap
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
@@ -65,6 +66,23 @@ class TrainState(eqx.Module, Generic[Model]):
             f"  model: {type(self.model).__name__}, {parameters:,} parameters, {nbytes:,} bytes,\n"
             f"  optimizer: {_short(optimizer)})"
         )
+
+
+# What a state counts on the host, where reading does not wait for the device.
+COUNTS = "step", "epoch", "epoch_step", "data_pass", "batch"
+
+
+def with_numbers_as_arrays(state: TrainState) -> TrainState:
+    """Return a state with arrays in place of numbers that were put there by hand."""
+    numbers = int | float | complex
+    parts = {name: getattr(state, name) for name in (*COUNTS, "opt_state")}
+    if not any(isinstance(leaf, numbers) for leaf in jax.tree.leaves(parts)):
+        return state
+
+    def as_array(leaf: Any) -> Any:
+        return np.asarray(leaf, jnp.result_type(leaf)) if isinstance(leaf, numbers) else leaf
+
+    return replace(state, **jax.tree.map(as_array, parts))
 
 
 def _short(thing: Any) -> str:

@@ -31,7 +31,7 @@ from vernal._training.preflight.model import check_state, choices_for, model_of
 from vernal._training.preflight.opt_state import with_checked_opt_state
 from vernal._training.preflight.trace import Preflight
 from vernal._training.recorder import Recorder
-from vernal._training.state import Model, TrainState
+from vernal._training.state import COUNTS, Model, TrainState, with_numbers_as_arrays
 from vernal._training.update import Choices, new_arrays, on_mesh, update
 from vernal.errors import short_traceback
 from vernal.history import History
@@ -79,7 +79,7 @@ class Trainer:
     optimizer: optax.GradientTransformation | optax.MultiSteps
     loss: Loss
     _: KW_ONLY
-    metrics: Mapping[str, Callable | AbstractMetric] | None = None
+    metrics: Mapping[str, Callable | AbstractMetric] | None = field(default=None, hash=False)
     trainable: PyTree = eqx.is_inexact_array
     compute_dtype: DTypeLike | None = None
     on_nonfinite: Literal["raise", "ignore"] = "raise"
@@ -131,9 +131,7 @@ class Trainer:
             model, model_state, opt_state, key = new_arrays(choices, model, model_state, key)
         params = eqx.filter(model, choices.trained_mask(model))
         opt_state = _sharding.split_like_params(self.mesh, opt_state, params)
-        # On the host, where reading the counts does not wait for the device.
-        counts = ("step", "epoch", "epoch_step", "data_pass", "batch")
-        zeros = dict.fromkeys(counts, np.zeros((), np.int32))
+        zeros = dict.fromkeys(COUNTS, np.zeros((), np.int32))
         return TrainState(
             model=model, model_state=model_state, opt_state=opt_state, key=key, **zeros
         )
@@ -171,8 +169,7 @@ class Trainer:
             (4, ())
         """
         check_state(state)
-        if isinstance(state.step, int):  # which somebody has put there
-            state = replace(state, step=np.array(state.step, np.int32))
+        state = with_numbers_as_arrays(state)
         objective = self._objective.in_training
         preflight = Preflight(objective, state.model, state.model_state)
         try:

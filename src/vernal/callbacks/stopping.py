@@ -101,7 +101,8 @@ class _AbstractWatcher:
 class EarlyStopping(_AbstractWatcher):
     """Stops a run that no longer improves.
 
-    Epochs that did not measure `monitor` do not count. NaN is never an improvement.
+    Epochs that did not measure `monitor` do not count. NaN is never an improvement. A run that it
+    stopped, and that is resumed with more epochs, is given its patience again.
 
     Args:
         monitor: The name of the metric to watch.
@@ -165,6 +166,8 @@ class EarlyStopping(_AbstractWatcher):
 
     def __call__(self, epoch: Epoch) -> bool:
         """Look at an epoch, and return whether to stop."""
+        if self.stopped_epoch is not None:  # the run went on: for more epochs, it is given time
+            self.waited, self.stopped_epoch = 0, None
         if self.monitor not in epoch.metrics:
             return False
         self.waited = 0 if self._improves(epoch, self.min_delta) else self.waited + 1

@@ -1,15 +1,10 @@
 """The optimizer's state that a run goes on from is checked against the optimizer."""
 
-from dataclasses import replace
-
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 from vernal._data.arrays import signature
 from vernal._optimizers import initial_opt_state
-from vernal._training.state import TrainState
+from vernal._training.state import TrainState, with_numbers_as_arrays
 from vernal._training.update import Choices
 from vernal.errors import ArgumentError
 
@@ -24,11 +19,8 @@ def with_checked_opt_state(choices: Choices, state: TrainState) -> TrainState:
         ArgumentError: If the optimizer's state was made by another optimizer, or for other
             parameters.
     """
-    arrays, rest = eqx.partition(state.opt_state, eqx.is_array_like)
-    if not all(map(eqx.is_array, jax.tree.leaves(arrays))):
-        arrays = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.result_type(leaf)), arrays)
-        state = replace(state, opt_state=eqx.combine(arrays, rest))
-
+    state = with_numbers_as_arrays(state)
+    arrays = eqx.filter(state.opt_state, eqx.is_array_like)
     params = eqx.filter(state.model, choices.trained_mask(state.model))
     made = eqx.filter_eval_shape(_initial_opt_state, choices.optimizer, params)
     made = eqx.filter(made, lambda leaf: hasattr(leaf, "dtype"))
