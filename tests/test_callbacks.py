@@ -18,11 +18,13 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
+from helpers import assert_same_bits
 from tensorboardX import RecordWriter
 from tensorboardX.proto import event_pb2
 
 import vernal
 from vernal import callbacks, losses, metrics, nn
+from vernal._training.chunks import TrainingRun
 
 NAN = math.nan
 MODEL = nn.Linear(1, 1, key=jax.random.key(0))
@@ -177,6 +179,76 @@ def test_without_a_best_state_it_is_the_given_one(values):
     for one in epochs(values):
         best(one)
     assert best.finish(STATE) is STATE and best.state is None
+
+
+# --- The state of an epoch ---
+
+
+@pytest.fixture
+def copies(monkeypatch):
+    """After which steps a run copied its state for a callback."""
+    made = []
+    state = TrainingRun.state
+
+    def counted(run):
+        made.append(run.step)
+        return state(run)
+
+    monkeypatch.setattr(TrainingRun, "state", counted)
+    return made
+
+
+def test_a_state_is_copied_only_where_a_callback_asks_for_it(copies):
+    stopping = callbacks.EarlyStopping("loss", patience=50)
+    seen = []
+
+    def every_other(epoch):
+        if epoch.index % 2:
+            seen.append(epoch.state)
+
+    TRAINER.fit(MODEL, DATA, epochs=6, progress=False, callbacks=[stopping, every_other])
+    assert copies == [int(state.step) for state in seen] == [2, 4, 6]
+
+
+def test_an_epoch_that_is_kept_has_its_own_state_later():
+    kept = []
+    TRAINER.fit(MODEL, DATA, epochs=4, progress=False, callbacks=[kept.append])
+    assert [int(epoch.state.step) for epoch in kept] == [1, 2, 3, 4]
+    for epoch, expected in zip(kept, TRAINER.epochs(MODEL, DATA), strict=False):
+        assert_same_bits(epoch.state.model, expected.state.model)
+    assert dataclasses.replace(kept[0], index=7).state is kept[0].state
+    with pytest.raises(AttributeError, match="no attribute 'stat'"):
+        kept[0].stat  # noqa: B018
+
+
+def test_the_best_state_is_let_go_before_the_next_is_copied(monkeypatch):
+    best = callbacks.BestState("loss")
+    state = TrainingRun.state
+    held = []
+
+    def watched(run):
+        held.append(best.state)
+        return state(run)
+
+    monkeypatch.setattr(TrainingRun, "state", watched)
+    TRAINER.fit(MODEL, DATA, epochs=4, progress=False, callbacks=[best])
+    assert held == [None] * 4 and best.state is not None
+
+
+def test_a_best_state_that_could_not_be_copied_is_not_the_best():
+    def no_memory():
+        raise MemoryError
+
+    best = callbacks.BestState()
+    best(epoch(0, val_loss=2.0))
+    late = vernal.Epoch.with_state_on_demand(
+        no_memory, index=1, metrics={"val_loss": 1.0}, seconds=0.1
+    )
+    with pytest.raises(MemoryError):
+        best(late)
+    assert (best.best, best.state) == (None, None)
+    best(epoch(2, val_loss=3.0))
+    assert (best.best, best.state) == (3.0, STATE)
 
 
 # --- The arguments ---

@@ -1,5 +1,6 @@
 """What a sweep records of each member, and which members have ended."""
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -181,13 +182,15 @@ class MemberCallbacks:
     def __call__(self, epoch: Epoch) -> bool:
         """Call the callbacks of each member that has not ended."""
         recorders = self._recorders
-        # Cutting states apart takes longer than a small epoch.
-        reads_states = any(getattr(callback, "reads_state", True) for callback in self._all())
-        states = each_member(epoch.state, len(self._callbacks)) if reads_states else None
+        # Only once one is asked for: cutting them apart takes longer than a small epoch.
+        states = functools.cache(lambda: each_member(epoch.state, len(self._callbacks)))
         for i in recorders.active:
-            own = replace(epoch, metrics=recorders.of(i))
-            if states is not None:
-                own = replace(own, state=states[i])
+            own = Epoch.with_state_on_demand(
+                lambda i=i: states()[i],
+                index=epoch.index,
+                metrics=recorders.of(i),
+                seconds=epoch.seconds,
+            )
             ending = []
             for callback in self._callbacks[i]:
                 if recorders.epochs == 1:

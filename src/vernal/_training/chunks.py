@@ -197,6 +197,7 @@ class TrainingRun:
                 has_losses = nonfinite.steps_with_finite_losses(chunk) == steps
                 if not (has_losses and nonfinite.stays_finite(self._finite, self._changing)):
                     yield from self._until_bad_step(chunk, before)
+            before = None  # the next copy is not made beside this one
             yield chunk
             if failure is not None:
                 raise failure

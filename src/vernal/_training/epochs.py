@@ -1,6 +1,8 @@
 """Epochs: a pass over the data each, or a number of steps."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +33,26 @@ class Epoch:
     state: TrainState
     metrics: dict[str, float]
     seconds: float
+
+    @classmethod
+    def with_state_on_demand(cls, make_state: Callable[[], TrainState], **others: Any) -> "Epoch":
+        """Make an epoch of a run in progress, whose state is copied when somebody asks for it.
+
+        Args:
+            make_state: Returns the state. Not to be called once the run has gone on.
+            **others: The other attributes.
+        """
+        epoch = object.__new__(cls)
+        vars(epoch).update(others, _make_state=make_state)
+        return epoch
+
+    def __getattr__(self, name: str) -> Any:
+        """Make the state, once; Python comes here while there is none."""
+        make_state = vars(self).pop("_make_state", None) if name == "state" else None
+        if make_state is None:
+            raise AttributeError(f"an Epoch has no attribute {name!r}")
+        state = vars(self)["state"] = make_state()
+        return state
 
 
 class Epochs:

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -82,7 +83,12 @@ def train(
             # 3. Let every callback see the epoch. Each of them may end the run.
             if callbacks:
                 now = time.perf_counter()
-                epoch = Epoch(run.epoch - 1, run.state(), recorder.latest, now - epoch_began)
+                epoch = Epoch.with_state_on_demand(
+                    run.state,
+                    index=run.epoch - 1,
+                    metrics=recorder.latest,
+                    seconds=now - epoch_began,
+                )
                 epoch_began = now
                 for callback in callbacks:
                     if recorder.epochs == 1:
@@ -94,6 +100,10 @@ def train(
                         progress.stopped_because = hooks.reason(callback)
                 saving.stopped = _hosts.any_ones(run.mesh, saving.stopped)
                 recorder.add_to_epoch(epoch.metrics)
+                # A callback that keeps the epoch may read its state after the run has gone on.
+                kept = weakref.ref(epoch)
+                del epoch
+                _ = kept() is None or kept().state
             saving.pending = False
             progress.show()
 

@@ -24,8 +24,6 @@ class Callback(Protocol):
       if callbacks before this one may measure it, in the first epoch.
     - `decide_mode(metrics)`: called before training with the trainer's metrics by name.
     - `reason`: why the callback ended the run, for the line that says so.
-    - `reads_state`: `False` if the callback does not look at `epoch.state`. In a `Sweep`, an epoch
-      is then shorter: the member's part of the state need not be cut out.
 
     Example:
         >>> def good_enough(epoch):

@@ -35,8 +35,6 @@ class CSVLog:
         epoch,seconds,loss
     """
 
-    reads_state = False
-
     def __init__(self, path: str | os.PathLike[str], *, append: bool = False):
         self.path = checked_path("path", path)
         self.append = append

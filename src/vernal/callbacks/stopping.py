@@ -132,8 +132,6 @@ class EarlyStopping(_AbstractWatcher):
         True
     """
 
-    reads_state = False
-
     monitor: str = "val_loss"
     patience: int = 5
     min_delta: float = 0.0
@@ -219,7 +217,12 @@ class BestState(_AbstractWatcher):
     def __call__(self, epoch: Epoch) -> None:
         """Keep the epoch's state if it is the best so far."""
         if self._improves(epoch):
-            self.state = epoch.state
+            self.state = None  # before the copy is made: one of a large state is enough
+            try:
+                self.state = epoch.state
+            finally:
+                if self.state is None:  # an interrupt, or too little memory
+                    self.best = self.epoch = None
 
     def finish(self, state: TrainState) -> TrainState:
         """Return the best state, or the given one if no epoch measured the metric."""

@@ -30,8 +30,6 @@ class TensorBoard:
         >>> state, history = trainer.fit(model, (x, y), epochs=2, callbacks=[log])
     """
 
-    reads_state = False
-
     def __init__(self, directory: str | os.PathLike[str]):
         self.directory = checked_path("directory", directory)
         self._package = optional_import("tensorboardX", user="TensorBoard", extra="tensorboard")
