@@ -23,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 import vernal
 from vernal import callbacks, losses, nn
+from vernal._checkpointing import manager
 
 X = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
 Y = 2 * X
@@ -1100,3 +1101,31 @@ def test_a_callback_does_not_take_over_what_another_one_found(tmp_path, kind, be
     with pytest.raises(vernal.CheckpointError, match=f"{kind.__name__} was saved of 'loss'"):
         run(after, 4)
     assert len(run(before, 4)[1].epochs["loss"]) == 4
+
+
+def size_of(directory):
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def test_the_best_state_is_written_once_where_it_is_the_latest(tmp_path):
+    start = TRAINER.init(nn.MLP(1, 1, 200, 2, key=jax.random.key(0)))
+    sizes = []
+    for name, how in {"none": [], "latest": [callbacks.BestState("loss")]}.items():
+        checkpoints = vernal.Checkpoints(tmp_path / name, every_seconds=None, keep=1)
+        fit(checkpoints, start=start, epochs=3, callbacks=how)
+        sizes.append(size_of(tmp_path / name))
+    assert sizes[1] < 1.1 * sizes[0]
+
+    best = callbacks.BestState("loss")
+    checkpoints = vernal.Checkpoints(tmp_path / "latest", every_seconds=None, keep=1)
+    resumed, _ = fit(checkpoints, start=start, epochs=5, callbacks=[best])
+    whole, _ = fit(None, start=start, epochs=5, callbacks=[callbacks.BestState("loss")])
+    assert best.epoch == 4
+    assert_same_bits(resumed, whole)
+
+
+def test_arrays_larger_than_what_is_written_at_once_are_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(manager, "_FIRST_MOST_BYTES", 8)
+    checkpoints = vernal.Checkpoints(tmp_path, every_steps=4)
+    state, _ = fit(checkpoints)
+    assert_same_bits(vernal.load(tmp_path, TRAINER.init(model())), state)

@@ -87,8 +87,8 @@ def _free(path: Path) -> Path:
     return next(free for free in map(path.with_name, names) if not free.exists())
 
 
-def orbax_args(run: RunState, described: dict[str, Any]) -> Any:
-    """Return what Orbax is to write of a run.
+def orbax_args(run: RunState, described: dict[str, Any]) -> tuple[Any, int]:
+    """Return what Orbax is to write of a run, and the size of the largest array in bytes.
 
     The state's arrays must not be donated, nor changed, before Orbax's `save` returns.
 
@@ -117,10 +117,9 @@ def orbax_args(run: RunState, described: dict[str, Any]) -> Any:
     # Orbax takes no empty arrays. Their description says all that there is to know.
     not_empty = {name: array for name, array in written.items() if array.size}
     args = orbax().args
-    return args.Composite(
-        arrays=args.StandardSave(not_empty),
-        description=args.JsonSave({"sha256": _digest_of_json(content), "content": content}),
-    )
+    description = args.JsonSave({"sha256": _digest_of_json(content), "content": content})
+    both = args.Composite(arrays=args.StandardSave(not_empty), description=description)
+    return both, max(array.nbytes for array in written.values())
 
 
 def _check_states(run: RunState) -> None:
@@ -252,9 +251,12 @@ def encode(value: Any, arrays: dict[str, Any], *, owner: str) -> Any:
         case np.generic() | np.ndarray() if named_arrays.is_storable(value.dtype):
             return {"@array": name_of(value)}
         case TrainState():
-            number = str(len(arrays))
-            for path, array in named_arrays.of(replace(value, data_state=None)).items():
-                arrays[f"{number}.{path}"] = array
+            named = named_arrays.of(replace(value, data_state=None))
+            before = named_arrays.within(arrays, _STATE)
+            # The best state may be that of now, which is written once.
+            is_written = all(_is_same(before.get(path), array) for path, array in named.items())
+            number = _STATE if is_written else str(len(arrays))
+            arrays |= {f"{number}.{path}": array for path, array in named.items()}
             return {"@state": [number, part(value.data_state)]}
     if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "numpy"):
         return {"@torch": name_of(value.numpy())}
@@ -262,6 +264,13 @@ def encode(value: Any, arrays: dict[str, Any], *, owner: str) -> Any:
     hint = "\n  Try the dict of it: _asdict()." if hasattr(value, "_asdict") else ""
     problem = f"{owner} holds {kind(value)}, which is not stored: only {stored} are."
     raise CheckpointError(problem + hint)
+
+
+def _is_same(before: Any, array: Any) -> bool:
+    """Say whether an array is the one before, or a small one with the same numbers."""
+    if before is None or array.nbytes > 64:
+        return before is array
+    return before.dtype == array.dtype and np.array_equal(before, array)
 
 
 def decode(encoded: Any, arrays: Mapping[str, np.ndarray], template: Any = None) -> Any:

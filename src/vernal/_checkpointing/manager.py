@@ -16,6 +16,9 @@ from vernal._checkpointing.same_run import check_same_run, described
 from vernal._checkpointing.storage import for_orbax, orbax
 from vernal._training.checkpointer import Beginning, Checkpointer, RunState
 
+# How much of a checkpoint is written at once, in bytes, unless it holds larger arrays.
+_FIRST_MOST_BYTES = 2**26
+
 
 @dataclass(frozen=True)
 class Checkpoints:
@@ -109,7 +112,30 @@ class Manager:
         self._described: dict[str, Any] = {}  # what the run began with
         self._keep = choices.keep
         self._has_old = False  # whether there may be more checkpoints than are to be kept
+        self._most_bytes = _FIRST_MOST_BYTES  # that Orbax writes at once
         self._exits = contextlib.ExitStack()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if _hosts.is_first():
+                self._exits.enter_context(durable.locked(self.path))
+            self._link = self._exits.enter_context(for_orbax(self.path))
+            try:
+                self._orbax = self._opened()
+            except ValueError:
+                _set_damaged_notes_aside(self._link)
+                self._orbax = self._opened()
+            self._exits.callback(lambda: self._orbax.close())
+        except errors.CheckpointError:
+            self._exits.close()
+            raise
+        except Exception as error:
+            self._exits.close()
+            problem = f"{errors.shown(self.path)} cannot hold checkpoints"
+            message = f"{problem}: {errors.first_line(error)}.\n  Pass a writable directory."
+            raise errors.CheckpointError(message) from error
+
+    def _opened(self) -> Any:
+        """Open the directory by Orbax."""
         ocp = orbax()
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,
@@ -120,25 +146,17 @@ class Manager:
                 post_finalization_callback=self._sync_unnamed,
             ),
         )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if _hosts.is_first():
-                self._exits.enter_context(durable.locked(self.path))
-            link = self._exits.enter_context(for_orbax(self.path))
-            try:
-                self._orbax = ocp.CheckpointManager(link, options=options)
-            except ValueError:
-                _set_damaged_notes_aside(link)
-                self._orbax = ocp.CheckpointManager(link, options=options)
-            self._exits.callback(self._orbax.close)
-        except errors.CheckpointError:
-            self._exits.close()
-            raise
-        except Exception as error:
-            self._exits.close()
-            problem = f"{errors.shown(self.path)} cannot hold checkpoints"
-            message = f"{problem}: {errors.first_line(error)}.\n  Pass a writable directory."
-            raise errors.CheckpointError(message) from error
+        # Orbax copies each array that it is writing.
+        arrays = ocp.StandardCheckpointHandler(save_concurrent_gb=self._most_bytes / 10**9)
+        handlers = {"arrays": arrays, "description": ocp.JsonCheckpointHandler()}
+        return ocp.CheckpointManager(self._link, options=options, item_handlers=handlers)
+
+    def _make_room_for(self, nbytes: int) -> None:
+        """Let Orbax write arrays of so many bytes: it takes none that is above its limit."""
+        if nbytes >= self._most_bytes:
+            self._orbax.close()
+            self._most_bytes = 2 * nbytes
+            self._orbax = self._opened()
 
     def restore(self, beginning: Beginning) -> RunState | None:
         """Read the newest good checkpoint, and rename newer ones, which are damaged.
@@ -204,8 +222,9 @@ class Manager:
             return
         self.wait()  # an error names the step of the checkpoint before
         self._step, self._time = int(run.state.step), time.monotonic()
-        args = orbax_args(run, self._described)
+        args, most_bytes = orbax_args(run, self._described)
         try:
+            self._make_room_for(most_bytes)
             # The number of one that an interrupt cut off is taken, too.
             self._number = max([self._number, *self._orbax.all_steps()]) + 1
             self._orbax.save(self._number, args=args, force=True)

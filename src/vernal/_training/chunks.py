@@ -126,8 +126,11 @@ class TrainingRun:
         return self._copy
 
     def state_until_next_chunk(self) -> TrainState:
-        """Return the state here and now, in arrays that the next chunk gives away."""
-        return self._state_here(self._changing)
+        """Return the state here and now, in arrays that the next chunk gives away.
+
+        In those of a copy, if there is one: what is still read need not be copied then.
+        """
+        return self._state_here(self._changing if self._copy is None else self._copy)
 
     def _state_here(self, changing: TrainState) -> TrainState:
         """Return the whole state here and now, from the part that steps change."""
