@@ -90,12 +90,21 @@ def tests_newest(session: nox.Session) -> None:
 
 @nox.session(python=newest_python() or False)
 def tests_documents(session: nox.Session) -> None:
-    """Test what README, documentation and tutorials show, on the newest Python here."""
+    """Test what README, documentation and docstrings show, on the newest Python here."""
     if session.python is False:
         session.skip(f"none of {', '.join(PYTHONS)} is on this machine")
     session.install("--upgrade", "-e", ".[all]", *group("test"))
-    rooms = "tests/documents", "tests/tutorials"
-    session.run(*PYTEST, *rooms, *session.posargs, env=KEEP_BYTECODE)
+    session.run(*PYTEST, "tests/documents", *session.posargs, env=KEEP_BYTECODE)
+
+
+@nox.session
+def tests_tutorials(session: nox.Session) -> None:
+    """Test what the tutorials print and draw, at their full size, on the Python that runs nox.
+
+    `docs` runs them as notebooks on the newest Python.
+    """
+    session.install("-e", ".[all]", *group("test"))
+    session.run(*PYTEST, "tests/tutorials", *session.posargs, env=KEEP_BYTECODE)
 
 
 # A Python that is not installed gets no environment (False): its session only says so.
