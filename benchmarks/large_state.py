@@ -1,8 +1,9 @@
 """How much memory a large state takes: three steps of Adam on 300 million parameters.
 
 `python benchmarks/large_state.py` prints the peak of each process's memory, as Linux counts it:
-a loop written by hand that gives its buffers away and keeps the caller's model, `fit`, and `fit`
-with checkpoints. Each is a process of its own. `--width 2048` makes a model of 17 million.
+a loop written by hand that gives its buffers away and keeps the caller's model, and `fit`: alone,
+with checkpoints, with `BestState`, and with both. Each is a process of its own. `--width 2048`
+makes a model of 17 million.
 """
 
 import argparse
@@ -24,7 +25,14 @@ import vernal
 from vernal import losses
 
 DEPTH, STEPS, EXAMPLES, FEATURES = 5, 3, 16, 64
-WAYS = ("nothing", "by hand", "fit", "fit with a checkpoint each step")
+# What `fit` is given: a checkpoint after each step, and what keeps the best state.
+GIVEN = {
+    "fit": (False, False),
+    "fit, checkpoints": (True, False),
+    "fit, best state": (False, True),
+    "fit, both": (True, True),
+}
+WAYS = ("nothing", "by hand", *GIVEN)
 
 
 @eqx.filter_jit
@@ -68,11 +76,16 @@ def run(way: str, width: int) -> None:
         kept += by_hand(model, optimizer, x, y)
     elif way != "nothing":
         trainer = vernal.Trainer(optimizer, losses.MeanSquaredError())
+        saves, keeps_best = GIVEN[way]
         with tempfile.TemporaryDirectory() as folder:
-            checkpoints = None
-            if way != "fit":
-                checkpoints = vernal.Checkpoints(Path(folder) / "run", every_steps=1, keep=1)
-            kept += trainer.fit(model, (x, y), epochs=STEPS, checkpoints=checkpoints)
+            checkpoints = vernal.Checkpoints(Path(folder) / "run", every_epochs=1, keep=1)
+            kept += trainer.fit(
+                model,
+                (x, y),
+                epochs=STEPS,
+                checkpoints=checkpoints if saves else None,
+                callbacks=[vernal.callbacks.BestState("loss")] if keeps_best else [],
+            )
     jax.block_until_ready(jax.tree.leaves(eqx.filter(kept, eqx.is_array)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(peak, time.perf_counter() - start)
