@@ -70,8 +70,8 @@ def steps_of(directory):
 @pytest.mark.parametrize(
     "intervals, steps",
     [
-        ({"every_steps": 3}, [0, 3, 6, 9, 12, 15, 16]),
-        ({"every_epochs": 2}, [0, 8, 16]),
+        pytest.param({"every_steps": 3}, [0, 3, 6, 9, 12, 15, 16], marks=pytest.mark.long),
+        pytest.param({"every_epochs": 2}, [0, 8, 16], marks=pytest.mark.long),
         ({"every_steps": 5, "every_epochs": 1}, [0, 4, 5, 8, 10, 12, 15, 16]),
         ({}, [0, 16]),
     ],
@@ -83,8 +83,9 @@ def test_checkpoints_come_in_the_intervals_asked_for(tmp_path, intervals, steps)
 
 
 def test_the_latest_are_kept(tmp_path):
-    fit(vernal.Checkpoints(tmp_path, every_seconds=None, every_steps=2, keep=3))
-    assert steps_of(tmp_path) == [12, 14, 16]
+    intervals = {"every_steps": 5, "every_epochs": 1}  # as above: nothing else compiles
+    fit(vernal.Checkpoints(tmp_path, every_seconds=None, keep=3, **intervals))
+    assert steps_of(tmp_path) == [12, 15, 16]
 
 
 def test_seconds_do_not_stop_training(tmp_path):
@@ -177,21 +178,40 @@ def batches_of(y):
     return [(X[:20], y[:20]), (X[20:], y[20:])]
 
 
-@pytest.mark.parametrize("epochs", [2, 4], ids=["finished", "goes on"])
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "y": ({"data": (X, Y + 1)}, r" y of data."),
+    "both": ({"data": (X + 1, 3 * Y)}, r" x of data, y of data."),
+    "validation": ({"validation_data": (X, Y + 1)}, r" y of validation_data."),
+    "loss": (
+        {"trainer": vernal.Trainer(TRAINER.optimizer, losses.Huber(0.1))},
+        "model and the loss.",
+    ),
+    "activation": (
+        {"start": nn.MLP(1, 1, 4, 1, jnp.tanh, key=jax.random.key(0))},
+        "model and the loss.",
+    ),
+    "loader": ({"data": batches_of(Y + 1), "batch_size": None}, r" y of data."),
+    "weights": ({"start": model(seed=7)}, "the model's first numbers."),
+}
+# Each change to a run that is finished, or to one that goes on; with `--long`, to both.
+SHORT = {("both", 4), ("validation", 4), ("loss", 2), ("loader", 4), ("weights", 2)}
+
+
 @pytest.mark.parametrize(
-    "changed, said",
+    ("name", "epochs"),
     [
-        ({"data": (X, Y + 1)}, r" y of data."),
-        ({"data": (X + 1, 3 * Y)}, r" x of data, y of data."),
-        ({"validation_data": (X, Y + 1)}, r" y of validation_data."),
-        ({"trainer": vernal.Trainer(TRAINER.optimizer, losses.Huber(0.1))}, "model and the loss."),
-        ({"start": nn.MLP(1, 1, 4, 1, jnp.tanh, key=jax.random.key(0))}, "model and the loss."),
-        ({"data": batches_of(Y + 1), "batch_size": None}, r" y of data."),
-        ({"start": model(seed=7)}, "the model's first numbers."),
+        pytest.param(
+            name,
+            epochs,
+            id=f"{name}-{'finished' if epochs == 2 else 'goes on'}",
+            marks=[pytest.mark.long] * ((name, epochs) not in SHORT),
+        )
+        for name in CHANGES
+        for epochs in (2, 4)
     ],
-    ids=["y", "both", "validation", "loss", "activation", "loader", "weights"],
 )
-def test_what_the_script_changed_is_named(tmp_path, changed, said, epochs):
+def test_what_the_script_changed_is_named(tmp_path, name, epochs):
+    changed, said = CHANGES[name]
     checkpoints = vernal.Checkpoints(tmp_path, every_seconds=None)
     how: dict[str, Any] = {"validation_data": DATA}
     if isinstance(changed.get("data"), list):
@@ -250,17 +270,43 @@ def addressed():
     return nn.MLP(1, 1, 4, 1, straight, key=jax.random.key(0))
 
 
-def test_the_fingerprint_is_the_same_in_another_process(tmp_path):
-    """A warning is an error here. The program's text has addresses."""
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import test_checkpoint as tests;"
-        "tests.fit(tests.vernal.Checkpoints(sys.argv[2]), epochs=1, start=tests.addressed())"
-    )
-    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)]
+ELSEWHERE = """
+import logging, sys
+sys.path.insert(0, sys.argv[1])
+import test_checkpoint as tests
+
+def train(directory):
+    tests.fit(tests.vernal.Checkpoints(directory), epochs=1, start=tests.addressed())
+    tests.vernal.load(directory, tests.addressed())
+
+def levels():
+    loggers = logging.root, logging.getLogger("absl")
+    return [(each.level, each.handlers[:], each.filters[:], each.propagate) for each in loggers]
+
+import absl.logging
+before = levels()
+train(sys.argv[2] + "/1")
+assert levels() == before and logging.root.handlers == [], levels()
+logging.basicConfig(level="INFO", format="%(name)s", stream=sys.stdout)
+train(sys.argv[2] + "/2")
+absl.logging.info("the user's own")
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """The directory of a run that another process has begun, and what that process printed."""
+    directory = tmp_path_factory.mktemp("elsewhere")
+    command = [sys.executable, "-c", ELSEWHERE, str(Path(__file__).parent), str(directory)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return directory / "1", done.stdout
+
+
+def test_the_fingerprint_is_the_same_in_another_process(elsewhere):
+    """A warning is an error here. The program's text has addresses."""
     whole, _ = fit(None, start=addressed())
-    assert_same_bits(fit(vernal.Checkpoints(tmp_path), start=addressed())[0], whole)
+    assert_same_bits(fit(vernal.Checkpoints(elsewhere[0]), start=addressed())[0], whole)
 
 
 class IsSmall(vernal.metrics.AbstractMetric):
@@ -281,6 +327,7 @@ MEASURES = {
     "r2": {"r2": vernal.metrics.r2},
     "another r2": {"r2": vernal.metrics.mean_absolute_error},
     "both": {"mae": vernal.metrics.mean_absolute_error, "r2": vernal.metrics.r2},
+    "another mae": {"mae": vernal.metrics.r2},
 }
 
 
@@ -311,11 +358,12 @@ def history_of(name):
 @pytest.mark.parametrize(
     "before, after, at",
     [
-        *(("both", "none", (2, 3)), ("r2", "another r2", (2, 3)), ("none", "both", (3, 0))),
+        *(("both", "another mae", (2, 3)), ("none", "both", (3, 0))),
         *(
             pytest.param(*each, (2, 3), marks=pytest.mark.long)
             for each in (
                 *(("none", "both"), ("mae", "renamed"), ("none", "small"), ("another r2", "r2")),
+                *(("both", "none"), ("r2", "another r2")),
             )
         ),
     ],
@@ -625,7 +673,16 @@ def test_a_run_goes_on_only_where_there_is_room(tmp_path, monkeypatch):
     fit(checkpoints, epochs=9)
 
 
-@pytest.mark.parametrize("name", ["width=[8, 8]", "gr\u00fcn *?", "back\\slash", "gs:", "\udcff"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gs:width=[8, 8] *?", "gr\u00fcn\udcff back\\slash"),
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ["width=[8, 8]", "gr\u00fcn *?", "back\\slash", "gs:", "\udcff"]
+        ),
+    ],
+)
 def test_a_path_with_any_characters_is_read_back(tmp_path, name):
     checkpoints = vernal.Checkpoints(tmp_path / name / "run", every_seconds=None)
     state, _ = fit(checkpoints)
@@ -671,37 +728,9 @@ def test_a_url_is_refused_by_name_everywhere(url):
             refuses(url)
 
 
-LOGGED = """
-import logging, sys
-import jax, numpy as np, optax, vernal
-from vernal import losses, nn
-
-def train(directory):
-    data = np.ones((4, 1), np.float32), np.ones((4, 1), np.float32)
-    model = nn.Linear(1, 1, key=jax.random.key(0))
-    trainer = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError())
-    trainer.fit(model, data, epochs=1, checkpoints=vernal.Checkpoints(directory))
-    vernal.load(directory, model)
-
-def levels():
-    loggers = logging.root, logging.getLogger("absl")
-    return [(each.level, each.handlers[:], each.filters[:], each.propagate) for each in loggers]
-
-import absl.logging
-before = levels()
-train(sys.argv[1] + "/1")
-assert levels() == before and logging.root.handlers == [], levels()
-logging.basicConfig(level="INFO", format="%(name)s", stream=sys.stdout)
-train(sys.argv[1] + "/2")
-absl.logging.info("the user's own")
-"""
-
-
-def test_the_log_stays_the_users(tmp_path):
-    command = [sys.executable, "-c", LOGGED, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.split()
+def test_the_log_stays_the_users(elsewhere):
+    _, printed = elsewhere
+    lines = printed.split()
     assert [line for line in lines if not line.startswith(("vernal", "jax"))] == ["absl"]
 
 
@@ -821,7 +850,9 @@ def test_every_dtype_comes_back_from_a_checkpoint(tmp_path):
     assert_same_bytes(second.kept, first.kept)
 
 
-@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize(
+    "impl", ["threefry2x32", "rbg", pytest.param("unsafe_rbg", marks=pytest.mark.long)]
+)
 def test_keys_of_every_kind_come_back(tmp_path, impl):
     keys = {
         "key": jax.random.key(3, impl=impl),
@@ -1080,17 +1111,31 @@ def test_a_name_that_the_format_keeps_for_itself_is_refused(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+OTHER_MONITORS = {
+    "another order": ([("loss", "min"), ("mae", "min")], [("mae", "min"), ("loss", "min")]),
+    "another metric": ([("loss", "min")], [("mae", "min")]),
+    "another mode": ([("loss", "min")], [("loss", "max")]),
+}
+
+
 @pytest.mark.parametrize(
-    "before, after",
+    ("kind", "other"),
     [
-        ([("loss", "min"), ("mae", "min")], [("mae", "min"), ("loss", "min")]),
-        ([("loss", "min")], [("mae", "min")]),
-        ([("loss", "min")], [("loss", "max")]),
+        (callbacks.BestState, "another order"),
+        (callbacks.EarlyStopping, "another mode"),
+        *(
+            pytest.param(*each, marks=pytest.mark.long)
+            for each in [
+                (callbacks.EarlyStopping, "another order"),
+                (callbacks.BestState, "another metric"),
+                (callbacks.EarlyStopping, "another metric"),
+                (callbacks.BestState, "another mode"),
+            ]
+        ),
     ],
-    ids=["another order", "another metric", "another mode"],
 )
-@pytest.mark.parametrize("kind", [callbacks.BestState, callbacks.EarlyStopping])
-def test_a_callback_does_not_take_over_what_another_one_found(tmp_path, kind, before, after):
+def test_a_callback_does_not_take_over_what_another_one_found(tmp_path, kind, other):
+    before, after = OTHER_MONITORS[other]
     checkpoints = vernal.Checkpoints(tmp_path / "run", every_seconds=None)
 
     def run(kept, epochs):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_same_bits, filled, numbers
+from helpers import assert_same_bits, few_optimizations, filled, numbers
 
 import vernal
 from vernal import losses, nn
@@ -23,6 +23,13 @@ Y = X.sum(axis=1, keepdims=True)
 DATA = (X, Y)
 MSE = losses.MeanSquaredError()
 VALUES = (np.nan, np.inf, -np.inf)
+
+
+@pytest.fixture
+def fast():
+    """Few optimizations, where no bits are compared. `TRAINER` is not for such tests."""
+    with few_optimizations():
+        yield
 
 
 @functools.cache
@@ -61,14 +68,13 @@ class Spoilt(eqx.Module):
     counter: jax.Array
     at: jax.Array
     value: jax.Array  # which of VALUES
-    what: str
+    in_loss: jax.Array  # whether it is the loss: an array, so that one program serves both
 
     def __call__(self, x):
         now = jax.lax.stop_gradient(self.counter) == self.at
-        prediction, value = self.mlp(x), jnp.array(VALUES)[self.value]
-        if self.what == "gradient":
-            return spoil(prediction, jnp.where(now, value, 1.0))
-        return prediction + jnp.where(now, value, 0.0)
+        value = jnp.array(VALUES)[self.value]
+        prediction = spoil(self.mlp(x), jnp.where(now & ~self.in_loss, value, 1.0))
+        return prediction + jnp.where(now & self.in_loss, value, 0.0)
 
 
 def counting(model, batch, key):
@@ -77,7 +83,8 @@ def counting(model, batch, key):
 
 def spoilt(at, what, value):
     which = next(i for i, v in enumerate(VALUES) if str(v) == str(value))
-    return Spoilt(mlp(), jnp.array(0.0), jnp.array(at), jnp.array(which), what)
+    flag = jnp.array(what == "loss")
+    return Spoilt(mlp(), jnp.array(0.0), jnp.array(at), jnp.array(which), flag)
 
 
 def by_layer(model):
@@ -88,6 +95,9 @@ def by_layer(model):
 COUNTING = optax.multi_transform({"mlp": optax.adam(1e-3), "counter": optax.sgd(1.0)}, by_layer)
 TRAINER = vernal.Trainer(COUNTING, counting)
 TOO_FAST = vernal.Trainer(optax.sgd(50.0), MSE)
+SLOW = optax.sgd(1e-3)
+# Lion takes the gradient's sign: parameters stay finite, the momentum does not.
+LION = optax.multi_transform({"mlp": optax.lion(1e-3), "counter": optax.sgd(1.0)}, by_layer)
 
 
 BREAKS = [
@@ -129,6 +139,7 @@ def test_the_update_is_found_and_not_made(at, what, value):
 
 
 def test_the_norm_is_that_of_the_last_finite_gradients():
+    gradients = eqx.filter_jit(eqx.filter_grad(lambda model, batch: counting(model, batch, None)))
     for at in (1, 6, 40):
         error = fails(TRAINER, spoilt(at, "gradient", np.nan))
         state = TRAINER.init(spoilt(at, "gradient", np.nan))
@@ -138,16 +149,24 @@ def test_the_norm_is_that_of_the_last_finite_gradients():
                 made.append((state, batch))
                 state, _ = TRAINER.step(state, batch)
         before, batch = made[at - 1]
-        params, rest = eqx.partition(before.model, eqx.is_inexact_array)
-        grads = jax.grad(lambda p: counting(eqx.combine(p, rest), batch, None))(params)  # noqa: B023
+        grads = gradients(before.model, batch)
         expected = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in numbers(grads)))
         assert error.grad_norm == pytest.approx(expected, rel=1e-5)
         assert f"{error.grad_norm:.3g}" in str(error)
     assert fails(TRAINER, spoilt(0, "gradient", np.nan)).grad_norm is None
 
 
-@pytest.mark.parametrize("batch_size", [None, 10, 53], ids=["full batch", "ragged", "one batch"])
-def test_a_learning_rate_that_is_too_large(batch_size):
+# The full batch is that of the optimizer that remembers, too.
+@pytest.mark.parametrize(
+    "batch_size",
+    [
+        pytest.param(None, marks=pytest.mark.long),
+        10,
+        pytest.param(53, marks=pytest.mark.long),
+    ],
+    ids=["full batch", "ragged", "one batch"],
+)
+def test_a_learning_rate_that_is_too_large(batch_size, fast):
     error = fails(TOO_FAST, mlp(), batch_size=batch_size)
     assert finite(error.state)
     assert error.history.steps["loss"][-1] > 1e3
@@ -163,11 +182,8 @@ def test_a_learning_rate_that_is_too_large(batch_size):
 
 
 @pytest.mark.parametrize("looks_on_host", [True, False], ids=["by NumPy", "by the device"])
-def test_an_infinite_gradient_that_only_the_optimizer_remembers(looks_on_host):
-    """Lion takes the gradient's sign: parameters stay finite, the momentum does not."""
-    lion = optax.lion(1e-3)
-    optimizer = optax.multi_transform({"mlp": lion, "counter": optax.sgd(1.0)}, by_layer)
-    trainer = vernal.Trainer(optimizer, counting)
+def test_an_infinite_gradient_that_only_the_optimizer_remembers(looks_on_host, fast):
+    trainer = vernal.Trainer(LION, counting)
     with limits(looks_on_host=looks_on_host):
         error = fails(trainer, spoilt(40, "gradient", np.inf), batch_size=None)
     assert error.update == 40
@@ -192,7 +208,15 @@ def test_many_arrays_are_looked_at_without_a_program(compiled):
     assert not compiled
 
 
-def test_what_never_was_finite_is_left_alone():
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.contrib.reduce_on_plateau(patience=3),
+        pytest.param(optax.sgd(1e-2), marks=pytest.mark.long),  # the mask alone
+    ],
+    ids=["reduce_on_plateau", "sgd"],
+)
+def test_what_never_was_finite_is_left_alone(optimizer, fast):
     """A mask of -inf among the parameters, or a best loss of inf in an optimizer's state."""
 
     class Masked(eqx.Module):
@@ -204,11 +228,10 @@ def test_what_never_was_finite_is_left_alone():
             return self.mlp(jnp.where(jnp.isfinite(hidden), hidden, 0.0))
 
     model = Masked(mlp(), jnp.array([0.0, -jnp.inf, 0.0, 0.0]))
-    for optimizer in (optax.sgd(1e-2), optax.contrib.reduce_on_plateau(patience=3)):
-        trainer = vernal.Trainer(optax.chain(optax.sgd(1e-2), optimizer), MSE)
-        state, history = trainer.fit(model, DATA, epochs=60)
-        assert len(history.steps["loss"]) == 60
-        assert state.model.mask[1] == -np.inf
+    trainer = vernal.Trainer(optax.chain(optax.sgd(1e-2), optimizer), MSE)
+    state, history = trainer.fit(model, DATA, epochs=60)
+    assert len(history.steps["loss"]) == 60
+    assert state.model.mask[1] == -np.inf
 
 
 def test_training_without_trouble_is_the_same_run():
@@ -221,7 +244,7 @@ def test_training_without_trouble_is_the_same_run():
     np.testing.assert_array_equal(history.steps["loss"], same.steps["loss"])
 
 
-def test_ignore_goes_on():
+def test_ignore_goes_on(fast):
     trainer = vernal.Trainer(TOO_FAST.optimizer, MSE, on_nonfinite="ignore")
     state, history = trainer.fit(mlp(), DATA, epochs=50, batch_size=10)
     assert int(state.step) == 300
@@ -249,19 +272,19 @@ def test_epochs_raises_it_too():
     assert len(caught.value.history.steps["loss"]) == 40
 
 
-def test_a_batch_of_a_loader_that_holds_nan():
+def test_a_batch_of_a_loader_that_holds_nan(fast):
     batches = [(X[:10], Y[:10]), (X[10:20], Y[10:20] * np.nan), (X[20:23], Y[20:23])]
-    error = fails(vernal.Trainer(optax.sgd(1e-3), MSE), mlp(), batches, batch_size=None)
+    error = fails(vernal.Trainer(SLOW, MSE), mlp(), batches, batch_size=None)
     assert (error.update, error.epoch) == (1, 0)
     assert "the loss is nan" in str(error)
 
 
-def test_a_models_state_that_stops_being_finite():
+def test_a_models_state_that_stops_being_finite(fast):
     def loss(model, batch, key, model_state):
         level = model_state["level"] * 10.0
         return MSE(model, batch, key), {}, {"level": level}
 
-    trainer = vernal.Trainer(optax.sgd(1e-3), loss)
+    trainer = vernal.Trainer(SLOW, loss)
     start = trainer.init(mlp(), model_state={"level": jnp.array(1.0)})
     error = fails(trainer, start, batch_size=None)
     assert error.update == 38  # 10³⁸ is a float32, 10³⁹ is none
@@ -288,7 +311,7 @@ def test_a_large_state_that_is_not_copied_ends_the_run_all_the_same():
     assert isinstance(error, vernal.NonFiniteError)
 
 
-def test_the_message():
+def test_the_message(fast):
     error = fails(TOO_FAST, mlp())
     lines = str(error).splitlines()
     assert len(lines) <= 6 and max(map(len, lines)) <= 100
@@ -341,8 +364,8 @@ OWN = {
 
 
 @pytest.mark.parametrize("loss", OWN.values(), ids=OWN)
-def test_a_loss_of_ones_own_decides_about_values_that_are_not_finite(loss):
-    trainer, data = vernal.Trainer(optax.sgd(0.1), loss), without_some_targets()
+def test_a_loss_of_ones_own_decides_about_values_that_are_not_finite(loss, fast):
+    trainer, data = vernal.Trainer(SLOW, loss), without_some_targets()
     state, history = trainer.fit(mlp(), data, epochs=2, batch_size=None, validation_data=data)
     assert finite(state.model)
     there = np.isfinite(data[1])
@@ -354,12 +377,10 @@ def test_a_loss_of_ones_own_decides_about_values_that_are_not_finite(loss):
     assert measured == pytest.approx(history.epochs["val_loss"][-1], rel=1e-5)
 
 
-def test_an_additive_mask_may_be_infinite():
+def test_an_additive_mask_may_be_infinite(fast):
     mask = np.where(np.arange(4) < 2, 0, -np.inf) * np.ones((53, 1))
     attend = lambda model, batch, key: jnp.mean(jax.nn.softmax(batch["x"] + batch["mask"])[:, 2:])
-    trainer = vernal.Trainer(
-        optax.sgd(0.1), lambda *args: attend(*args) + masked(args[0], DATA, None)
-    )
+    trainer = vernal.Trainer(SLOW, lambda *args: attend(*args) + masked(args[0], DATA, None))
     measured = trainer.evaluate(mlp(), {"x": X, "mask": mask})["loss"]
     assert measured == pytest.approx(float(masked(mlp(), DATA, None)), rel=1e-5)
 
@@ -385,10 +406,10 @@ DROPPED = {
 
 
 @pytest.mark.parametrize("what", DROPPED)
-def test_the_lines_of_the_message_drop_the_examples(what):
+def test_the_lines_of_the_message_drop_the_examples(what, fast):
     """A loss of Vernal's has no meaning for NaN."""
     data = DROPPED[what]()
-    trainer = vernal.Trainer(optax.sgd(1e-3), MSE)
+    trainer = vernal.Trainer(SLOW, MSE)
     for call in (trainer.evaluate, lambda *args: trainer.fit(*args, epochs=1)):
         with pytest.raises(vernal.DataError, match="not finite") as caught:
             call(mlp(), data)
@@ -414,11 +435,11 @@ def test_no_line_drops_every_example():
 
 
 @pytest.mark.parametrize("batches", [False, True], ids=["arrays", "ready batches"])
-def test_the_values_of_a_batch_that_are_not_finite_are_named(batches):
+def test_the_values_of_a_batch_that_are_not_finite_are_named(batches, fast):
     x, y = without_some_targets()
     data = [(X, Y), (x, y)] if batches else (x, y)
     loss = MSE if batches else lambda *args: losses.MeanSquaredError()(*args)
-    error = fails(vernal.Trainer(optax.sgd(1e-3), loss), mlp(), data, batch_size=None)
+    error = fails(vernal.Trainer(SLOW, loss), mlp(), data, batch_size=None)
     assert error.update == batches
     assert "y has 18 values that are not finite, of 53: the first is y[0, 0], nan." in text_of(
         error

@@ -980,6 +980,45 @@ OPEN = {
 
 TABLE = FEATURES | SILENT | CLASSES | DTYPES | LAYERS | MODELS | LOSSES | CALLS | OPEN
 
+# Tried with `--long`: each has a harder one of its kind beside it, which is tried always.
+ALIKE = {
+    # of features: the same with weights, of another layer, of more examples
+    *("x lacks the feature axis", "x and y lack the feature axis", "a unit axis in x"),
+    *("a unit axis at the end of x", "too many features", "y has too many columns"),
+    "features of a model inside",  # it is in `test_errors.py`, too
+    *("x is transposed, and as long as y", "y has an axis that a scalar model lacks"),
+    *("a square x of too many features", "one example, y without its axis"),
+    *("two features into a scalar model", "a log-cosh that would broadcast"),
+    # of labels: a column of floats, and what is no label
+    *("a column of labels", "float labels that are no labels", "integer labels for a regression"),
+    *("bool features", "bytes of images", "bool labels", "real targets, for classes"),
+    # of layers: the same of another layer, or in more dimensions
+    *("Conv1d without a channel", "Conv1d, channels last", "AvgPool1d without a channel"),
+    *("ConvTranspose2d, channels last", "MaxPool2d without a channel", "LayerNorm of another size"),
+    *("Conv2d, larger images", "GRUCell, other features", "LSTMCell without the axis of time"),
+    *("images into an MLP", "layers that do not fit each other"),
+    # of calls: what `fit` says, in a call of which another mistake is tried
+    *("one example to step", "y lacks an axis in step", "one example to predict"),
+    *("x lacks an axis to predict", "y lacks an axis in evaluate", "other features to validate"),
+    *("x lacks an axis in epochs", "y lacks an axis to validate"),
+    *("a list without the feature axis to predict", "x transposed, and a loss of one's own"),
+}
+
+# These messages are tried always; the code that they suggest is tried for others that suggest it.
+ALIKE_FIXES = {
+    *("x lacks the feature axis, Equinox's layer", "Conv2d without a channel"),
+    *("ConvTranspose1d without a channel", "AdaptiveAvgPool2d without a channel"),
+    *("RMSNorm without the feature axis", "GroupNorm, channels last", "Conv2d, channels last"),
+    *("y lacks the feature axis", "binary labels without the feature axis"),
+    *("colour images into an MLP", "one example to predict, Vernal's layer", "x is transposed"),
+    "a model that takes a whole batch",
+}
+
+
+def tried(names, alike):
+    """What to parametrize with: names, some of them for `--long` alone."""
+    return [pytest.param(name, marks=[pytest.mark.long] * (name in alike)) for name in names]
+
 
 @pytest.fixture(scope="module", autouse=True)
 def as_users_have_it():
@@ -1069,7 +1108,7 @@ def explained():
     return run_once
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", tried(TABLE, ALIKE))
 def test_a_wrong_program_is_explained(name, explained, compiled):
     wrong = TABLE[name]
     error, compilations = explained(name, compiled)
@@ -1095,7 +1134,9 @@ def assert_readable(message: str) -> None:
         assert word not in message, message
 
 
-@pytest.mark.parametrize("name", [name for name, wrong in TABLE.items() if wrong.fix])
+@pytest.mark.parametrize(
+    "name", tried([name for name, wrong in TABLE.items() if wrong.fix], ALIKE | ALIKE_FIXES)
+)
 def test_the_suggested_line_fixes_it(name, explained, compiled):
     """The code is taken from the message and run; then the program trains."""
     wrong = TABLE[name]
@@ -1108,13 +1149,15 @@ def test_the_suggested_line_fixes_it(name, explained, compiled):
         assert np.isfinite(trainer.fit(model, data, epochs=2)[1].steps["loss"]).all()
 
 
-def test_the_gallery_has_every_message(explained, compiled):
+def test_the_gallery_has_every_message(explained, compiled, long):
+    """Every one that is tried: all of them with `--long`."""
+    names = [name for name in TABLE if long or name not in ALIKE]
     GALLERY.parent.mkdir(exist_ok=True)
-    messages = {name: explained(name, compiled)[0] for name in TABLE}
+    messages = {name: explained(name, compiled)[0] for name in names}
     entries = [f"--- {name}\n{type(e).__name__}: {e}\n" for name, e in messages.items()]
     GALLERY.write_text("\n".join(entries))
     written = re.findall(r"^--- (.+)\n(?:Shape|Examples|Call)Error: .+", GALLERY.read_text(), re.M)
-    assert written == list(TABLE)
+    assert written == names
     assert len(TABLE) >= 65
 
 
@@ -1152,8 +1195,18 @@ def test_a_loss_that_needs_its_batch_size_has_it(way):
     WAYS[way](Trainer(SGD, of_eight), f(24, 3), 8)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("loss", [of_eight, of_pairs])
+@pytest.mark.parametrize(
+    ("loss", "way"),
+    [
+        *((of_eight, "fit"), (of_pairs, "epochs"), (of_pairs, "evaluate")),
+        (of_eight, "validation_data"),
+        *(
+            pytest.param(*other, marks=pytest.mark.long)
+            for other in [(of_pairs, "fit"), (of_eight, "epochs"), (of_eight, "evaluate")]
+        ),
+        pytest.param(of_pairs, "validation_data", marks=pytest.mark.long),
+    ],
+)
 def test_a_last_batch_that_does_not_fit_is_explained(way, loss, compiled):
     trainer, x = Trainer(SGD, loss), f(27, 3)
     trainer.init(a_line())

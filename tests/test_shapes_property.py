@@ -147,7 +147,8 @@ def fixed(message: str, x, y) -> tuple[Any, Any] | None:
     return data["x"], data["y"]
 
 
-@pytest.mark.parametrize("promotion", ["allow", "raise"])
+# All other tests have it "raise"; "allow" is what users have, and hides most.
+@pytest.mark.parametrize("promotion", ["allow", pytest.param("raise", marks=pytest.mark.long)])
 def test_it_trains_or_says_why_not(promotion, compiled):
     seen = []
 
@@ -299,7 +300,7 @@ def right_program(seed: int):
 
 
 @pytest.mark.parametrize(
-    "first", [pytest.param(n, marks=[pytest.mark.long] * (n >= 100)) for n in range(0, 200, 25)]
+    "first", [pytest.param(n, marks=[pytest.mark.long] * (n >= 50)) for n in range(0, 200, 25)]
 )
 def test_what_is_right_passes(first):
     """Warnings are errors in all of these tests."""
@@ -311,9 +312,11 @@ def test_what_is_right_passes(first):
         assert (weight is None) == (len(data) == 2)
 
 
-# Each body once, and with `--long` in more programs.
+# Each body once, and with `--long` in more programs; of two that are alike (an embedding, a cell, a
+# convolution, a scalar) the larger one.
+LATER = {22, 55, 99, 121, *range(132, 200)}
 SEEDS = [
-    pytest.param(seed, marks=pytest.mark.long if seed > 131 else ()) for seed in range(0, 200, 11)
+    pytest.param(seed, marks=[pytest.mark.long] * (seed in LATER)) for seed in range(0, 200, 11)
 ]
 
 
@@ -360,24 +363,6 @@ def test_a_check_that_goes_well_is_one_trace_and_no_watching(monkeypatch, traced
     Preflight(Objective(loss, {}, None), model, None).check(data)
     assert len(calls) == 1
     assert traced == [loss]
-
-
-IMPORTED = """
-import sys, jax, numpy as np, optax, vernal
-from vernal import losses, nn
-layer = nn.Linear(3, 2, key=jax.random.key(0))
-trainer = vernal.Trainer(optax.sgd(1e-3), losses.MeanSquaredError())
-x, y = np.ones((5, 3), np.float32), np.ones((5, 2), np.float32)
-trainer.fit(layer, (x, y), epochs=1)
-vernal.summary(layer, x)
-print(sorted(name for name in sys.modules if name.startswith("vernal._explain")))
-"""
-
-
-def test_a_program_that_is_right_never_imports_what_explains():
-    run = [sys.executable, "-c", IMPORTED]
-    done = subprocess.run(run, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
 
 
 def test_a_second_fit_traces_nothing_in_the_check(traced):
@@ -522,7 +507,7 @@ except vernal.ShapeError as error:
 
 
 def test_jaxtypings_switch_is_for_single_calls_and_not_for_the_trainer():
-    environment = os.environ | {"JAXTYPING_DISABLE": "1"}
+    environment = os.environ | {"JAXTYPING_DISABLE": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     run = [sys.executable, "-c", UNCHECKED]
     done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [

@@ -80,6 +80,27 @@ class Normed(eqx.Module):
         return self.last(jax.nn.relu(x)), state
 
 
+class Everything(eqx.Module):
+    """With noise in training, batch norm and dropout."""
+
+    augment: nn.Augment
+    first: nn.Linear
+    norm: eqx.nn.BatchNorm
+    dropout: eqx.nn.Dropout
+    last: nn.Linear
+
+    def __init__(self):
+        self.augment = nn.Augment(shaken)
+        self.first, self.last = nn.Linear(6, 8, key=key(1)), nn.Linear(8, 3, key=key(2))
+        self.norm = eqx.nn.BatchNorm(8, axis_name="batch", mode="batch")
+        self.dropout = eqx.nn.Dropout(0.3)
+
+    def __call__(self, x, state, *, key=None):
+        noise, dropped = (None, None) if key is None else jax.random.split(key)
+        x, state = self.norm(self.first(self.augment(x, key=noise)), state)
+        return self.last(self.dropout(jax.nn.relu(x), key=dropped)), state
+
+
 class Loader:
     """Batches in an order that its own state fixes, as loaders for large data have it."""
 
@@ -113,13 +134,12 @@ def key(seed):
 @cache
 def trainer(rate=1e-2):
     """A trainer, with a metric: the same one for a rate, so that it compiles once."""
-    optimizer = optax.adam(rate)
-    if rate == "scheduled":
+    optimizer, averaged = optax.adam(1e-2 if isinstance(rate, str) else rate), None
+    if rate in ("scheduled", "scheduled and averaged"):
         schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 10, 60)
         optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=schedule)
-    averaged = None
-    if rate == "averaged":
-        optimizer = vernal.average_weights(optax.adam(1e-2), decay=0.9)
+    if rate in ("averaged", "scheduled and averaged"):
+        optimizer = vernal.average_weights(optimizer, decay=0.9)
         averaged = vernal.averaged
     loss, r2 = losses.MeanSquaredError(), vernal.metrics.R2()
     return vernal.Trainer(optimizer, loss, metrics={"r2": r2}, eval_params=averaged)
@@ -171,13 +191,21 @@ def run_of(name: str) -> tuple[vernal.Trainer, Any, dict[str, Any]]:
             several = nn.MLP(6, 3, 8, 1, key=key(3))
             weighted = X, np.repeat(Y, 3, axis=1), np.abs(X[:, :3])
             return tr, several, ragged | {"data": weighted}
+        case "all at once":
+            tr = trainer("scheduled and averaged")
+            made, model_state = eqx.nn.make_with_state(Everything)()
+            start = tr.init(made, model_state=model_state, key=key(5))
+            weighted = X, np.repeat(Y, 3, axis=1), np.abs(X[:, :3])
+            held_out = HELD_OUT[0], np.repeat(HELD_OUT[1], 3, axis=1)
+            often = {"validation_data": held_out, "validate_every": 2}
+            return tr, start, ragged | often | {"data": weighted, "callbacks": [best, stopping]}
     raise ValueError(name)
 
 
 RUNS = (
     *("plain", "full batch", "in order", "ragged", "dropout", "batch norm", "schedule"),
     *("early stopping", "validated", "streaming", "stateful loader", "validated by a loader"),
-    *("averaged weights", "steps per epoch", "augmented", "weights of terms"),
+    *("averaged weights", "steps per epoch", "augmented", "weights of terms", "all at once"),
 )
 
 

@@ -7,11 +7,11 @@ import pytest
 from runs import RUNS
 
 
-def test_the_same_script_in_fresh_processes_makes_one_hash(script, expected, tmp_path, long, tried):
-    times = 20 if long else 1
-    made = {script.run("dropout", tmp_path / str(number)).hash for number in range(times)}
+@pytest.mark.long  # the next test makes the hash in another process, too
+def test_the_same_script_in_fresh_processes_makes_one_hash(script, expected, tmp_path, tried):
+    made = {script.run("dropout", tmp_path / str(number)).hash for number in range(20)}
     assert made == {expected("dropout")}
-    tried("the same script in a fresh process", times)
+    tried("the same script in a fresh process", 20)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -40,9 +40,9 @@ def arrays(tree):
 def dtypes(tree):
     return [leaf.dtype for leaf in arrays(tree)]
 
-for wide in (False, True):
+for wide, names in KINDS.items():
     jax.config.update("jax_enable_x64", wide)
-    for dtype in (jnp.float64 if wide else jnp.float32, jnp.bfloat16, jnp.float16):
+    for dtype in map(np.dtype, names):
         run = directory / f"{wide} {np.dtype(dtype)}"
         model = nn.MLP(2, 1, 4, 1, dtype=dtype, key=jax.random.key(0))
         data = np.ones((8, 2), dtype), np.ones((8, 1), dtype)
@@ -98,14 +98,20 @@ assert len(loaded.layers[0].weight.sharding.device_set) == 4
 """
 
 
-def test_dtypes_and_devices_stay_through_steps_and_a_restore(script, tmp_path):
+# Without and with double precision.
+FEW_KINDS = {False: ["float16"], True: ["float64", "bfloat16"]}
+KINDS = {False: ["float32", "bfloat16", "float16"], True: ["float64", "bfloat16", "float16"]}
+
+
+def test_dtypes_and_devices_stay_through_steps_and_a_restore(script, tmp_path, long):
     environment = {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # nothing is computed that could round otherwise
     }
+    program = f"KINDS = {KINDS if long else FEW_KINDS}\n{DTYPES_AND_DEVICES}"
     done = subprocess.run(
-        [sys.executable, "-c", DTYPES_AND_DEVICES, str(tmp_path)],
+        [sys.executable, "-c", program, str(tmp_path)],
         env=script.environment | environment,
         capture_output=True,
         text=True,

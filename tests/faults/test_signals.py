@@ -25,11 +25,15 @@ def handlers():
     assert [signal.getsignal(number) for number in numbers] == before
 
 
-def test_sigterm_saves_and_ends_with_143(script, expected, tmp_path, tried):
+def test_sigterm_saves_and_ends_with_143_and_nobody_else_trains_there_before(
+    script, expected, tmp_path, tried
+):
     directory = tmp_path / "run"
-    process = script.begin("ragged", directory, "--seconds", 0.3)
+    process = script.begin("ragged", directory, "--seconds", 2)
     script.wait_for_training(process, directory)
-    time.sleep(0.5)
+    tr, start, how = run_of("ragged")
+    with pytest.raises(vernal.CheckpointError, match=f"process {process.pid} trains with"):
+        tr.fit(start, **how, checkpoints=vernal.Checkpoints(directory))
     process.send_signal(signal.SIGTERM)
     ended = script.end(process)
     assert ended.status == 143, ended.error
@@ -51,9 +55,11 @@ tr.fit(start, **how, callbacks=[hang], checkpoints=vernal.Checkpoints(sys.argv[1
 """
 
 
-def test_a_second_sigterm_ends_a_process_that_hangs(tmp_path):
+def test_a_second_sigterm_ends_a_process_that_hangs(script, tmp_path):
     command = [sys.executable, "-c", HANGING, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parent) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, cwd=Path(__file__).parent, env=script.environment
+    ) as process:
         assert process.stdout and process.stdout.readline() == b"hangs\n"
         process.send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):
@@ -79,30 +85,17 @@ print("here")
 """
 
 
-def test_sigterm_saves_what_an_error_after_it_would_lose(tmp_path):
+def test_sigterm_saves_what_an_error_after_it_would_lose(script, tmp_path):
     command = [sys.executable, "-c", LOSING, str(tmp_path)]
-    cwd = Path(__file__).parent
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    how = {"cwd": Path(__file__).parent, "env": script.environment}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, **how)
     assert ended.returncode == 143, ended.stderr
     assert ended.stdout == ""
     tr, start, _ = run_of("ragged")
     assert int(vernal.load(tmp_path, tr.init(start)).step) > 0  # those that it had read, or fewer
 
 
-def test_two_processes_do_not_share_a_directory(script, tmp_path):
-    directory = tmp_path / "run"
-    process = script.begin("ragged", directory, "--seconds", 600)
-    script.wait_for_training(process, directory)
-    tr, start, how = run_of("ragged")
-    how["checkpoints"] = vernal.Checkpoints(directory)
-    with pytest.raises(vernal.CheckpointError, match=f"process {process.pid} trains with"):
-        tr.fit(start, **how)
-    process.kill()
-    script.end(process)
-    tr.fit(start, **how)
-
-
-def test_nor_do_two_runs_in_one_process(tmp_path):
+def test_two_runs_in_one_process_do_not_share_a_directory(tmp_path):
     tr, start, how = run_of("ragged")
     saving = vernal.Checkpoints(tmp_path)
     seen = []
