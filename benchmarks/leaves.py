@@ -62,9 +62,11 @@ def by_hand(model, optimizer, x, y):
         return eqx.apply_updates(model, updates), opt_state, value
 
     opt_state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+    values = []
     for _ in range(STEPS):
         model, opt_state, value = step(model, opt_state)
-    return float(value)
+        values.append(value)
+    return float(values[-1])
 
 
 def run(kind: str, number: int, way: str) -> None:

@@ -106,8 +106,9 @@ def _run(line: str, array: Any) -> Any:
 
 def _is_whole(part: np.ndarray, low: int, high: int) -> bool:
     """Say whether all values are bools, or whole numbers in a range."""
-    low, high = np.float64(low), np.float64(high)  # 4 bits have no room for such numbers
-    return bool(np.all((part == np.rint(part)) & (part >= low) & (part <= high)))
+    # As floats, for integers of 4 bits have no room for such numbers.
+    in_range = (part >= np.float64(low)) & (part <= np.float64(high))
+    return bool(np.all((part == np.rint(part)) & in_range))
 
 
 def _is_one_hot(rows: np.ndarray) -> bool:

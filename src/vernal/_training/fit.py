@@ -4,7 +4,7 @@ import contextlib
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from vernal import _arguments, _hosts
 from vernal._arguments import Plan
@@ -103,7 +103,8 @@ def train(
                 # A callback that keeps the epoch may read its state after the run has gone on.
                 kept = weakref.ref(epoch)
                 del epoch
-                _ = kept() is None or kept().state
+                if kept() is not None:
+                    _ = cast(Epoch, kept()).state
             saving.pending = False
             progress.show()
 
