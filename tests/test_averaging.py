@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import KEY, as_float64, assert_close, assert_same_bits, batches_of, filled, float64
+from helpers import KEY, as_float64, assert_close, assert_same_bits, batches_of, filled
 from helpers import squared_error as mse
 
 import vernal
 from vernal import callbacks, losses
+
+# Bits are compared of one program with itself.
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 RNG = np.random.default_rng(0)
 X: Any = RNG.normal(size=(22, 3)).astype(np.float32)
@@ -64,7 +67,7 @@ def average_by_hand(optimizer, model, batches, every=1):
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_the_average_is_that_of_a_loop_by_hand(every):
-    with float64():
+    with jax.enable_x64(True):
         model, data, held_out = as_float64((MODEL, (X, Y), (X[:7], Y[:7])))
         plain = optax.adam(1e-2)
         if every > 1:

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
+from helpers import filled
 
 import vernal
 from vernal import History, losses
@@ -335,7 +336,7 @@ class Typed(eqx.Module):
 
 
 def test_a_state_is_printed_in_three_lines():
-    model = eqx.nn.MLP(4, 2, 16, 2, key=KEY)
+    model = filled(lambda: eqx.nn.MLP(4, 2, 16, 2, key=KEY))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_array)))
     trainer = vernal.Trainer(optax.adam(1e-3), MSE)
     state, _ = trainer.fit(model, (np.ones((6, 4)), np.ones((6, 2))), epochs=2, batch_size=2)

@@ -16,6 +16,8 @@ import vernal
 from vernal import losses
 from vernal.losses import predictions
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 KEY = jax.random.key(5)
 RNG = np.random.default_rng(0)
 MSE: Any = losses.MeanSquaredError()
@@ -181,8 +183,8 @@ def test_ignored_labels_do_not_count_in_loss_gradient_metrics_and_averages():
     y[0], y[1, 1:], y[4, 2] = -100, -100, -100
     kept = y != -100
     loss = losses.CrossEntropy(ignore_index=-100)
-    expected = losses.CrossEntropy()(itself, (p[kept], y[kept]), None)
-    value, grad = jax.value_and_grad(lambda p: loss(itself, (p, y), None))(jnp.asarray(p))
+    expected = call(losses.CrossEntropy(), p[kept], y[kept])
+    value, grad = jax.jit(jax.value_and_grad(lambda p: loss(itself, (p, y), None)))(p)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert np.array_equal(np.any(grad != 0, axis=-1), kept)
     trainer = vernal.Trainer(
@@ -251,7 +253,7 @@ def test_a_batch_of_zero_weights_has_no_loss_and_no_gradient(name):
     loss = REFERENCES[name].loss
     p, y = map(single, example_batch(name, (6, 3)))
     zeros = np.zeros(6, np.float32)
-    value, grad = jax.value_and_grad(lambda p: loss(itself, (p, y, zeros), None))(jnp.asarray(p))
+    value, grad = jax.jit(jax.value_and_grad(lambda p: loss(itself, (p, y, zeros), None)))(p)
     assert value == 0
     np.testing.assert_array_equal(grad, np.zeros((6, 3)))
 
@@ -331,7 +333,7 @@ def test_gradients_by_hand(name, weighted):
     slopes = slope(p, y) if name == "CrossEntropy" else slope(p, y) / 3
     slopes = slopes * (weight / weight.sum())[:, None]
     batch = [single(a) for a in (x, y, weight)[: 3 if weighted else 2]]
-    grads = jax.grad(lambda model: loss(model, tuple(batch), None))(model)
+    grads = jax.jit(jax.grad(lambda model: loss(model, tuple(batch), None)))(model)
     np.testing.assert_allclose(grads.weight, slopes.T @ x, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(grads.bias, slopes.sum(axis=0), rtol=1e-4, atol=1e-6)
 

@@ -12,7 +12,6 @@ from helpers import (
     assert_same_bits,
     batches_of,
     filled,
-    float64,
     loop_by_hand,
 )
 from sklearn import metrics as reference
@@ -20,6 +19,8 @@ from sklearn import metrics as reference
 import vernal
 from vernal import losses, metrics, nn
 from vernal._limits import limits
+
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 RNG = np.random.default_rng(0)
 N = 53  # ragged for every batch size below
@@ -166,7 +167,7 @@ def weighted_error(model, batch, key, model_state):
 def test_training_records_what_each_batch_gave_and_exact_averages_over_an_epoch(batch_size):
     measured = {"mae": metrics.mean_absolute_error, "r2": metrics.r2}
     functions = {"mae": reference.mean_absolute_error, "r2": reference.r2_score}
-    with float64():
+    with jax.enable_x64(True):
         model, data = as_float64((mlp(2), (X, TARGETS - 100, WEIGHTS + 0.5)))
         train = trainer(losses.MeanSquaredError(), **measured)
         start = train.init(model, key=KEY)
@@ -219,11 +220,19 @@ def test_metrics_are_everywhere_but_arrays_in_evaluate_alone():
     assert float(info["accuracy"]) == pytest.approx(at_start.evaluate(model, data)["accuracy"])
 
 
-def test_metrics_do_not_change_the_run():
-    data, model = (X, TARGETS), mlp(2)
-    run = lambda **measured: trainer(losses.MeanSquaredError(), **measured).fit(
-        model, data, epochs=3, batch_size=10
-    )
+@pytest.fixture
+def for_bits():
+    """Compile as for users, where bits of two programs are compared."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+def test_metrics_do_not_change_the_run(for_bits):
+    data, model, optimizer = (X, TARGETS), mlp(2), optax.sgd(1e-3)
+    run = lambda **measured: vernal.Trainer(
+        optimizer, losses.MeanSquaredError(), metrics=measured
+    ).fit(model, data, epochs=3, batch_size=10)
     plain, history = run()
     measured, with_r2 = run(r2=metrics.r2, mae=metrics.mean_absolute_error)
     assert_same_bits(plain, measured)

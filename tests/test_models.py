@@ -5,6 +5,7 @@ In float32, `fit`, `step`, and chunks of one step have to agree bit for bit: her
 program, and with `--long` for each model.
 """
 
+import contextlib
 import math
 
 import equinox as eqx
@@ -21,9 +22,7 @@ from helpers import (
     assert_same_bits,
     assert_turned_products_agree,
     batches_of,
-    few_optimizations,
     filled,
-    float64,
     loop_by_hand,
     numbers,
     stepped,
@@ -34,6 +33,9 @@ from sklearn.model_selection import train_test_split
 import vernal
 from vernal import losses, metrics
 from vernal._limits import limits
+
+# Numbers of different programs are compared up to rounding. See `for_bits` for the others.
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 ONE_STEP = {"chunk_steps": 1}  # a chunk
 ADAM = optax.adam(1e-2)
@@ -47,6 +49,30 @@ def long_runs_compare_products(long):
     """Compare turned products for each model with `--long`; test_products.py has short ones."""
     global compares_products
     compares_products = long
+
+
+@contextlib.contextmanager
+def for_bits():
+    """Compile as for users, where bits are compared."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
+def momentum():
+    """Make an optimizer that compiles in less time than Adam; test_optimizers.py has the others.
+
+    Each is a new one, so that no program that was compiled fast serves where bits are compared.
+    """
+    return optax.sgd(0.05, momentum=0.9)
+
+
+# Of some models, the long run alone compares the tiers: `nox -s faults` runs what is marked.
+may_compare_tiers = pytest.mark.parametrize(
+    "tiers", [False, pytest.param(True, marks=pytest.mark.long)], ids=["", "tiers"]
+)
 
 
 def mean_of(error):
@@ -102,9 +128,10 @@ def trained(trainer, made, data, objective, *, epochs: int, size: int | None = 5
         The state and the history of the run, in float32.
     """
     start = started(trainer, made)
-    state, history = trainer.fit(start, data, epochs=epochs, batch_size=size)
-    if tiers:
-        compare_tiers(trainer, start, data, history, size=size)
+    with for_bits() if tiers else contextlib.nullcontext():
+        state, history = trainer.fit(start, data, epochs=epochs, batch_size=size)
+        if tiers:
+            compare_tiers(trainer, start, data, history, size=size)
     compare_with_a_loop_by_hand(trainer, made, data, objective, epochs=few(data, size), size=size)
     return state, history
 
@@ -134,7 +161,7 @@ def started(trainer, made):
 
 def compare_with_a_loop_by_hand(trainer, made, data, objective, *, epochs, size):
     """Compare a run in float64 with the same steps by hand."""
-    with float64():
+    with jax.enable_x64(True):
         data, start = as_float64(data), started(trainer, as_float64(made))
         batches = batches_of(data, size, epochs)
         if compares_products:
@@ -197,7 +224,7 @@ def dropped_out():
 
 
 def test_an_mlp_with_dropout_trains_as_by_hand_and_the_key_decides(data):
-    trainer = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
+    trainer = vernal.Trainer(momentum(), losses.MeanSquaredError())
     _, history = trained(trainer, dropped_out, data, mean_of(squared_error), epochs=40)
     assert fell(history, 0.7)
     start = trainer.init(dropped_out, key=KEY)
@@ -245,8 +272,7 @@ class CNN(eqx.Module):
 
 
 def cnn(*channels):
-    with few_optimizations():
-        return eqx.nn.make_with_state(CNN)(*channels, key=jax.random.key(0))
+    return eqx.nn.make_with_state(CNN)(*channels, key=jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -269,20 +295,23 @@ def test_a_cnn_with_batch_norm_reads_held_out_digits(reader, digits):
 
 
 @pytest.mark.parametrize(
-    ("channels", "size"), [((4,), 20), ((4, 4), None)], ids=["ragged batches", "full batch"]
+    ("channels", "size"),
+    [((4,), 20), pytest.param((4, 4), None, marks=pytest.mark.long)],
+    ids=["ragged batches", "full batch"],
 )
 def test_convolutions_and_batch_norm_are_the_same_in_each_tier(channels, size, digits):
     data = (digits[0][0][:50], digits[0][1][:50])
-    trainer = vernal.Trainer(ADAM, losses.CrossEntropy())
+    trainer = vernal.Trainer(momentum(), losses.CrossEntropy())
     start = started(trainer, cnn(*channels))
-    _, history = trainer.fit(start, data, epochs=6, batch_size=size)
-    compare_tiers(trainer, start, data, history, size=size)
+    with for_bits():
+        _, history = trainer.fit(start, data, epochs=6, batch_size=size)
+        compare_tiers(trainer, start, data, history, size=size)
 
 
 def test_convolutions_and_batch_norm_are_those_of_a_loop_by_hand(digits):
     data = (digits[0][0][:40], digits[0][1][:40])
     # Not Adam: a bias before a batch norm has a gradient of 0, and Adam would scale its rounding.
-    trainer = vernal.Trainer(optax.sgd(0.1, momentum=0.9), losses.CrossEntropy())
+    trainer = vernal.Trainer(momentum(), losses.CrossEntropy())
     objective = mean_of(cross_entropy)
     compare_with_a_loop_by_hand(trainer, cnn(4), data, objective, epochs=2, size=20)
 
@@ -349,9 +378,7 @@ def test_a_gru_trains_as_by_hand():
     x = np.random.default_rng(0).normal(size=(100, 12, 2)).astype(np.float32)
     y = (x[..., 0].sum(axis=1) > 0).astype(np.float32)[:, None]
     trainer = vernal.Trainer(
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2)),
-        losses.BinaryCrossEntropy(),
-        metrics={"accuracy": metrics.accuracy},
+        momentum(), losses.BinaryCrossEntropy(), metrics={"accuracy": metrics.accuracy}
     )
     objective = mean_of(optax.losses.sigmoid_binary_cross_entropy)
     model = filled(lambda: Recurrent(jax.random.key(1)))
@@ -388,18 +415,22 @@ class Block(eqx.Module):
         return jax.vmap(self.last)(x + jax.vmap(self.mlp)(second(x)))
 
 
-def test_a_transformer_block_learns_to_label_a_sequence_as_by_hand():
+@may_compare_tiers
+def test_a_transformer_block_learns_to_label_a_sequence_as_by_hand(tiers):
     tokens = np.random.default_rng(0).integers(0, 6, size=(100, 9)).astype(np.int32)
     data = tokens, np.roll(tokens, 1, axis=1) * (np.arange(9, dtype=np.int32) > 0)  # the one before
     trainer = vernal.Trainer(
-        optax.adamw(1e-2), losses.CrossEntropy(), metrics={"accuracy": metrics.accuracy}
+        momentum(), losses.CrossEntropy(), metrics={"accuracy": metrics.accuracy}
     )
     model = filled(lambda: Block(6, 9, 16, key=jax.random.key(1)))
-    _, history = trained(trainer, model, data, mean_of(cross_entropy), epochs=60, size=25)
+    objective = mean_of(cross_entropy)
+    _, history = trained(trainer, model, data, objective, epochs=60, size=25, tiers=tiers)
     assert history.epochs["accuracy"][-1] > 0.95
 
 
-def test_a_denoising_autoencoder_trains_as_by_hand(digits, long):
+# Its parts are in short tests: batches of one array with a key, and a loss of one's own.
+@pytest.mark.long
+def test_a_denoising_autoencoder_trains_as_by_hand(digits):
     images = digits[0][0][:100].reshape(-1, 64)
 
     def make():
@@ -418,14 +449,13 @@ def test_a_denoising_autoencoder_trains_as_by_hand(digits, long):
         return jnp.mean((jax.vmap(model)(noisy) - images) ** 2)
 
     trainer = vernal.Trainer(optax.adam(3e-3), reconstruction)
-    state, history = trained(
-        trainer, filled(make), images, own(reconstruction), epochs=50, size=25, tiers=long
-    )
+    state, history = trained(trainer, filled(make), images, own(reconstruction), epochs=50, size=25)
     assert fell(history, 0.4)
     assert trainer.predict(state, images).shape == images.shape
 
 
-def test_a_network_solves_a_differential_equation_as_by_hand(long):
+@may_compare_tiers
+def test_a_network_solves_a_differential_equation_as_by_hand(tiers):
     def residuals(u, t, key):
         """Of u'' = -u, u(0) = 0, u'(0) = 1: the sine."""
         slope = jax.grad(u)
@@ -435,17 +465,18 @@ def test_a_network_solves_a_differential_equation_as_by_hand(long):
     t = np.linspace(0, np.pi, 32, dtype=np.float32)
     model = filled(lambda: eqx.nn.MLP("scalar", "scalar", 32, 1, jnp.tanh, key=KEY), seed=4)
     trainer = vernal.Trainer(optax.adam(optax.cosine_decay_schedule(1e-2, 2000)), residuals)
-    state, _ = trained(trainer, model, t, own(residuals), epochs=2000, size=None, tiers=long)
+    state, _ = trained(trainer, model, t, own(residuals), epochs=2000, size=None, tiers=tiers)
     np.testing.assert_allclose(trainer.predict(state, t), np.sin(t), atol=1e-2)
 
 
-def test_a_fine_tune_takes_no_work_no_memory_and_no_decay_for_frozen_layers(data, long):
+@may_compare_tiers
+def test_a_fine_tune_takes_no_work_no_memory_and_no_decay_for_frozen_layers(data, tiers):
     model = filled(lambda: eqx.nn.MLP(3, 1, 16, 3, key=KEY))
     last = eqx.tree_at(lambda m: m.layers[-1], jax.tree.map(lambda _: False, model), True)
     optimizer = optax.adamw(1e-2, weight_decay=0.1)
     trainer = vernal.Trainer(optimizer, losses.MeanSquaredError(), trainable=last)
     objective = mean_of(squared_error)
-    state, history = trained(trainer, model, data, objective, epochs=25, tiers=long)
+    state, history = trained(trainer, model, data, objective, epochs=25, tiers=tiers)
     assert fell(history, 0.9)
     assert_same_bits(model.layers[:-1], state.model.layers[:-1])
     assert not np.array_equal(model.layers[-1].weight, state.model.layers[-1].weight)
@@ -459,7 +490,9 @@ def test_a_fine_tune_takes_no_work_no_memory_and_no_decay_for_frozen_layers(data
     assert products(trainer) == 4 + 1
 
 
-def test_a_contrastive_loss_over_pairs_trains_as_by_hand(long):
+# A loss of one's own with metrics is in a short test: that of a moving average.
+@pytest.mark.long
+def test_a_contrastive_loss_over_pairs_trains_as_by_hand():
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(100, 4))
     seen = lambda: (hidden @ rng.normal(size=(4, 6))).astype(np.float32)
@@ -474,15 +507,16 @@ def test_a_contrastive_loss_over_pairs_trains_as_by_hand(long):
         accuracy = jnp.mean(jnp.argmax(logits, axis=1) == labels)
         return jnp.mean(cross_entropy(logits, labels)), {"accuracy": accuracy}
 
-    trainer = vernal.Trainer(optax.adam(1e-2), info_nce)
-    state, history = trained(trainer, model, pairs, own(info_nce), epochs=15, size=20, tiers=long)
+    trainer = vernal.Trainer(momentum(), info_nce)
+    state, history = trained(trainer, model, pairs, own(info_nce), epochs=15, size=20)
     assert history.epochs["accuracy"][-1] > 0.8 > history.epochs["accuracy"][0]
-    value, measured = info_nce(state.model, pairs, KEY)
+    value, measured = eqx.filter_jit(info_nce)(state.model, pairs, KEY)
     expected = {"loss": float(value), "accuracy": float(measured["accuracy"])}
     assert trainer.evaluate(state, pairs) == pytest.approx(expected, rel=1e-5)
 
 
-def test_an_ensemble_trains_as_by_hand_and_each_member_as_alone(data, long):
+@may_compare_tiers
+def test_an_ensemble_trains_as_by_hand_and_each_member_as_alone(data, tiers):
     models = [filled(lambda: eqx.nn.MLP(3, 1, 16, 1, key=KEY), seed=i) for i in range(3)]
     as_one = lambda *leaves: np.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0]
 
@@ -496,7 +530,7 @@ def test_an_ensemble_trains_as_by_hand_and_each_member_as_alone(data, long):
 
     trainer = vernal.Trainer(ADAM, of_members)
     members = jax.tree.map(as_one, *models)
-    state, history = trained(trainer, members, data, own(of_members), epochs=25, tiers=long)
+    state, history = trained(trainer, members, data, own(of_members), epochs=25, tiers=tiers)
     alone, of_losses = vernal.Trainer(ADAM, error), []
     for i, model in enumerate(models):
         member = jax.tree.map(
@@ -526,12 +560,13 @@ class Tied(eqx.Module):
         return linear(jnp.tanh(self.turn(embedding(token))))
 
 
-def test_tied_weights_stay_tied_and_train_as_one_table_by_hand(long):
+@may_compare_tiers
+def test_tied_weights_stay_tied_and_train_as_one_table_by_hand(tiers):
     tokens = np.random.default_rng(0).integers(0, 8, size=100).astype(np.int32)
     data = tokens, (tokens + 1) % 8
-    trainer = vernal.Trainer(optax.adam(1e-2), losses.CrossEntropy())
+    trainer = vernal.Trainer(momentum(), losses.CrossEntropy())
     model, objective = filled(lambda: Tied(jax.random.key(1))), mean_of(cross_entropy)
-    state, history = trained(trainer, model, data, objective, epochs=40, size=25, tiers=long)
+    state, history = trained(trainer, model, data, objective, epochs=40, size=25, tiers=tiers)
     assert fell(history, 0.5)
     embedding, linear = state.model.shared()
     assert embedding.weight is linear.weight
@@ -542,7 +577,7 @@ def test_tied_weights_stay_tied_and_train_as_one_table_by_hand(long):
         logits = jax.vmap(lambda x: table @ jnp.tanh(weight @ table[x] + bias))(x)
         return jnp.mean(cross_entropy(logits, y)), {}, None
 
-    with float64():
+    with jax.enable_x64(True):
         start = trainer.init(as_float64(model), key=KEY)
         fitted, _ = trainer.fit(start, data, epochs=2, batch_size=25)
         turn = start.model.turn
@@ -551,7 +586,9 @@ def test_tied_weights_stay_tied_and_train_as_one_table_by_hand(long):
         assert_close((fitted.model.shared()[0].weight, fitted.model.turn), learned.model)
 
 
-def test_spectral_norm_trains_as_by_hand_and_bounds_the_model(data, long):
+# Batch normalization and a layer of one's own have a state, too, and short tests.
+@pytest.mark.long
+def test_spectral_norm_trains_as_by_hand_and_bounds_the_model(data):
     keys = jax.random.split(jax.random.key(1), 4)
 
     def make():
@@ -563,9 +600,9 @@ def test_spectral_norm_trains_as_by_hand_and_bounds_the_model(data, long):
             ]
         )
 
-    trainer = vernal.Trainer(optax.adam(1e-2), losses.MeanSquaredError())
-    made, objective = eqx.nn.make_with_state(make)(), mean_of(squared_error)
-    state, history = trained(trainer, made, data, objective, epochs=50, tiers=long)
+    trainer = vernal.Trainer(momentum(), losses.MeanSquaredError())
+    made, objective = filled(eqx.nn.make_with_state(make)), mean_of(squared_error)
+    state, history = trained(trainer, made, data, objective, epochs=50)
     assert fell(history, 0.95)
     # No two outputs are further apart than their inputs.
     x = np.random.default_rng(1).normal(size=(50, 3)).astype(np.float32)
@@ -584,7 +621,8 @@ class Student(eqx.Module):
         self.predictor = eqx.nn.Linear(4, 4, key=second)
 
 
-def test_a_moving_average_teaches_as_by_hand(data, long):
+@may_compare_tiers
+def test_a_moving_average_teaches_as_by_hand(data, tiers):
     x, _ = data
 
     def objective(model, x, key, teacher):
@@ -596,11 +634,11 @@ def test_a_moving_average_teaches_as_by_hand(data, long):
         moved = lambda old, new: 0.9 * old + 0.1 * new if eqx.is_array(old) else old
         return loss, {"spread": jnp.std(target)}, jax.tree.map(moved, teacher, model.encoder)
 
-    trainer = vernal.Trainer(optax.adam(1e-2), objective)
+    trainer = vernal.Trainer(momentum(), objective)
 
     student = filled(lambda: Student(jax.random.key(1)))
     made = student, student.encoder
-    state, history = trained(trainer, made, x, objective, epochs=50, tiers=long)
+    state, history = trained(trainer, made, x, objective, epochs=50, tiers=tiers)
     assert fell(history, 0.5)
     teacher, encoder = numbers(state.model_state), numbers(state.model.encoder)
     assert not any(np.array_equal(a, b) for a, b in zip(teacher, encoder, strict=True))
@@ -642,10 +680,8 @@ def test_a_layer_of_ones_own_counts_the_updates_and_nothing_else(data):
 
 
 def test_arithmetic_in_bfloat16_is_that_of_casts_by_hand(data):
-    model = filled(lambda: eqx.nn.MLP(3, 1, 16, 2, key=KEY))
-    trainer = vernal.Trainer(
-        optax.adam(1e-3), losses.MeanSquaredError(), compute_dtype=jnp.bfloat16
-    )
+    model = filled(lambda: eqx.nn.MLP(3, 1, 16, 1, key=KEY))
+    trainer = vernal.Trainer(momentum(), losses.MeanSquaredError(), compute_dtype=jnp.bfloat16)
     cast = lambda leaf: leaf.astype(jnp.bfloat16) if eqx.is_inexact_array(leaf) else leaf
 
     def objective(model, batch, key, state):
@@ -655,8 +691,9 @@ def test_arithmetic_in_bfloat16_is_that_of_casts_by_hand(data):
         return jnp.mean(squared_error(out.astype(jnp.float32), y)), {}, state
 
     start = started(trainer, model)
-    state, history = trainer.fit(start, data, epochs=50, batch_size=53)
-    compare_tiers(trainer, start, data, history, size=53)
+    with for_bits():
+        state, history = trainer.fit(start, data, epochs=50, batch_size=53)
+        compare_tiers(trainer, start, data, history, size=53)
     assert fell(history, 0.9)
     assert {leaf.dtype for leaf in numbers(state.model)} == {np.dtype(np.float32)}
     # Another program may round bfloat16 at other places.

@@ -17,6 +17,7 @@ from helpers import (
     assert_float64,
     assert_same_bits,
     batches_of,
+    few_optimizations,
     filled,
     float64,
     loop_by_hand,
@@ -26,6 +27,7 @@ from helpers import (
 
 import vernal
 from vernal import losses, nn
+from vernal._limits import limits
 
 EPOCHS, SIZE = 6, 13  # of 26 examples: two steps an epoch
 SCHEDULE = optax.warmup_cosine_decay_schedule(0.0, 0.1, warmup_steps=5, decay_steps=15)
@@ -98,6 +100,16 @@ def the_model():
     return nn.MLP(3, 1, 8, 1, key=KEY)
 
 
+@filled
+def a_layer():
+    return nn.Linear(3, 1, key=KEY)
+
+
+def model_for(name):
+    """A line search is a long program, and longer with each layer."""
+    return a_layer if name == "L-BFGS" else the_model
+
+
 def the_data():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(26, 3)).astype(np.float32)
@@ -107,6 +119,13 @@ def the_data():
 @pytest.fixture(scope="module")
 def data():
     return the_data()
+
+
+@pytest.fixture
+def fast():
+    """Few optimizations, for optimizers that no test of bits has."""
+    with few_optimizations():
+        yield
 
 
 def objective(model, batch, key, model_state):
@@ -119,7 +138,10 @@ def rates_of(opt_states):
 
 
 # Others of the cases are made of these.
-MORE = {"clipped", "MultiSteps", "masked", "schedule-free"}
+MORE = {
+    *("clipped", "MultiSteps", "masked", "schedule-free", "plateau", "by layer"),
+    *("injected number", "MultiSteps, transformation, value"),
+}
 
 
 @pytest.mark.parametrize(
@@ -128,7 +150,7 @@ MORE = {"clipped", "MultiSteps", "masked", "schedule-free"}
 def test_fit_is_the_loop_by_hand(name, data):
     case = CASES[name]
     with float64():
-        model, data = as_float64((the_model, data))
+        model, data = as_float64((model_for(name), data))
         trainer = vernal.Trainer(case.optimizer, losses.MeanSquaredError())
         start = trainer.init(model, key=KEY)
         fitted, history = trainer.fit(start, data, epochs=EPOCHS, batch_size=case.size)
@@ -155,7 +177,7 @@ MORE_TIERS = [pytest.param(name, marks=pytest.mark.long) for name in ("schedule"
 def test_fit_epochs_and_step_are_the_same_run_and_a_second_compiles_nothing(name, data, compiled):
     case = CASES[name]
     trainer = vernal.Trainer(case.optimizer, losses.MeanSquaredError())
-    start = trainer.init(the_model, key=KEY)
+    start = trainer.init(model_for(name), key=KEY)
     fitted, history = trainer.fit(start, data, epochs=EPOCHS, batch_size=case.size)
     compiled.clear()
     again, _ = trainer.fit(start, data, epochs=EPOCHS, batch_size=case.size)
@@ -238,7 +260,7 @@ def test_progress_shows_the_learning_rate(data, monkeypatch):
 # What some of them are for.
 
 
-def test_accumulated_gradients_are_those_of_the_batches_together(data):
+def test_accumulated_gradients_are_those_of_the_batches_together(data, fast):
     x, y = (leaf[:20] for leaf in data)
     accumulated = vernal.Trainer(optax.MultiSteps(optax.sgd(0.1), 2), losses.MeanSquaredError())
     at_once = vernal.Trainer(optax.sgd(0.1), losses.MeanSquaredError())
@@ -247,7 +269,7 @@ def test_accumulated_gradients_are_those_of_the_batches_together(data):
     assert_close(one.model, other.model, rtol=1e-5, atol=1e-6)  # sums in another order
 
 
-def test_layers_have_their_own_optimizers(data):
+def test_layers_have_their_own_optimizers(data, fast):
     optimizer = by_layer(optax.set_to_zero(), inject(optax.adam)(1e-2))
     trainer = vernal.Trainer(optimizer, losses.MeanSquaredError())
     state, history = trainer.fit(the_model, data, epochs=3)
@@ -256,23 +278,22 @@ def test_layers_have_their_own_optimizers(data):
     assert (state.model.layers[1].weight != the_model.layers[1].weight).all()
 
 
-def test_the_scale_falls_where_the_loss_stalls(data):
+def test_the_scale_falls_where_the_loss_stalls(data, fast):
     x, y = data
     scale = lambda state: optax.tree_utils.tree_get(state.opt_state, "scale")
     optimizer = plateau(patience=3, accumulation_size=1)
     trainer = vernal.Trainer(optimizer, lambda model, batch, key: 1 + 0 * jnp.sum(model.bias))
-    model = nn.Linear(3, 1, key=KEY)
-    state, _ = trainer.fit(model, (x, y), epochs=10)
+    state, _ = trainer.fit(a_layer, (x, y), epochs=10)
     assert scale(state) == 0.5**3
     learns = vernal.Trainer(optimizer, losses.MeanSquaredError())
-    state, _ = learns.fit(model, (x, y), epochs=10)
+    state, _ = learns.fit(a_layer, (x, y), epochs=10)
     assert scale(state) == 1
 
 
 def test_l_bfgs_finds_the_least_squares(data):
     x, y = data
-    trainer = vernal.Trainer(optax.lbfgs(), losses.MeanSquaredError())
-    state, history = trainer.fit(nn.Linear(3, 1, key=KEY), data, epochs=30)
+    trainer = vernal.Trainer(CASES["L-BFGS"].optimizer, losses.MeanSquaredError())
+    state, history = trainer.fit(a_layer, data, epochs=30)
     ones = np.ones((len(x), 1))
     best, *_ = np.linalg.lstsq(np.hstack([x, ones]).astype(np.float64), y, rcond=None)
     np.testing.assert_allclose(state.model.weight[0], best[:3, 0], atol=1e-4)
@@ -281,7 +302,7 @@ def test_l_bfgs_finds_the_least_squares(data):
     assert np.argmax(history.steps["loss"] < 1.0001 * history.steps["loss"].min()) < 20
 
 
-def test_schedule_free_is_evaluated_at_other_parameters(data):
+def test_schedule_free_is_evaluated_at_other_parameters(data, fast):
     optimizer = optax.contrib.schedule_free_adamw(1e-2)
     trainer = vernal.Trainer(optimizer, losses.MeanSquaredError())
     state, _ = trainer.fit(the_model, data, epochs=30, batch_size=SIZE)
@@ -308,14 +329,16 @@ def test_updates_that_are_not_finite_are_skipped(data):
         batches[i] = x + 10, y
     optimizer = optax.apply_if_finite(optax.adam(1e-2), 3)
     trainer = vernal.Trainer(optimizer, breaks_above_nine, on_nonfinite="ignore")
-    state, history = trainer.fit(the_model, batches, epochs=1)
+    with limits(loader_batches=3):  # one program for each number of batches
+        state, history = trainer.fit(the_model, batches, epochs=1)
     assert list(np.flatnonzero(np.isnan(history.steps["loss"]))) == broken
     assert state.opt_state.total_notfinite == len(broken)
 
     # The same as a run without these batches, and not what is asked for by default.
     kept = [batch for i, batch in enumerate(batches) if i not in broken]
-    without, _ = trainer.fit(the_model, kept, epochs=1)
+    with limits(loader_batches=3):
+        without, _ = trainer.fit(the_model, kept, epochs=1)
     assert_same_bits(without.model, state.model)
-    with pytest.raises(vernal.NonFiniteError) as raised:
+    with limits(loader_batches=3), pytest.raises(vernal.NonFiniteError) as raised:
         vernal.Trainer(optimizer, breaks_above_nine).fit(the_model, batches, epochs=1)
     assert raised.value.update == broken[0]

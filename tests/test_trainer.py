@@ -18,6 +18,7 @@ from helpers import (
     assert_float64,
     assert_same_bits,
     batches_of,
+    few_optimizations,
     filled,
     float64,
     loop_by_hand,
@@ -43,7 +44,7 @@ ADAM = vernal.Trainer(optax.adam(1e-2), MSE)
 
 @functools.cache
 def mlp():
-    return nn.MLP(3, 1, 8, 1, key=jax.random.key(1))
+    return filled(lambda: nn.MLP(3, 1, 8, 1, key=KEY))
 
 
 def start(trainer=ADAM):
@@ -115,7 +116,7 @@ def test_a_handful_of_numbers_rounds_alike_too(examples, features):
     # XLA may make one kernel of a loop this small, and round in another way in it.
     x = np.random.default_rng(examples).normal(size=(examples, features)).astype(np.float32)
     data = x, np.sin(x.sum(axis=1, keepdims=True))
-    begin = ADAM.init(nn.Linear(features, 1, key=KEY))
+    begin = ADAM.init(filled(lambda: nn.Linear(features, 1, key=KEY)))
     fitted, history = ADAM.fit(begin, data, epochs=100)
     by_steps, measured = stepped(ADAM, begin, [data] * 100)
     assert_same_bits(fitted.model, by_steps.model)
@@ -127,21 +128,28 @@ def last_layer(model):
     return eqx.tree_at(lambda m: m.layers[-1], frozen, True)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-def test_a_frozen_backbone_makes_the_same_bits_in_each_tier_and_chunk(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "size", "epochs"),
+    [
+        (jnp.float32, None, 10),
+        (jnp.bfloat16, 53, 5),
+        pytest.param(jnp.float32, 53, 5, marks=pytest.mark.long),
+        pytest.param(jnp.bfloat16, None, 10, marks=pytest.mark.long),
+    ],
+)
+def test_a_frozen_backbone_makes_the_same_bits_in_each_tier_and_chunk(dtype, size, epochs):
     """What is frozen does not change in the loop, and must not be computed otherwise for that."""
     model = filled(lambda: nn.MLP(3, 1, 16, 2, dtype=dtype, key=KEY))
     data = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), DATA)
-    for size, epochs in ((None, 10), (53, 5)):
-        trainer = vernal.Trainer(ADAM.optimizer, MSE, trainable=last_layer(model))
-        begin = trainer.init(model, key=KEY)
-        fitted, history = trainer.fit(begin, data, epochs=epochs, batch_size=size)
-        by_steps, measured = stepped(trainer, begin, batches_of(data, size, epochs))
-        with limits(chunk_steps=1):
-            in_chunks, _ = trainer.fit(begin, data, epochs=epochs, batch_size=size)
-        assert_same_bits(fitted.model, by_steps.model)
-        assert_same_bits(fitted.model, in_chunks.model)
-        np.testing.assert_array_equal(history.steps["loss"], measured["loss"])
+    trainer = vernal.Trainer(ADAM.optimizer, MSE, trainable=last_layer(model))
+    begin = trainer.init(model, key=KEY)
+    fitted, history = trainer.fit(begin, data, epochs=epochs, batch_size=size)
+    by_steps, measured = stepped(trainer, begin, batches_of(data, size, epochs))
+    with limits(chunk_steps=1):
+        in_chunks, _ = trainer.fit(begin, data, epochs=epochs, batch_size=size)
+    assert_same_bits(fitted.model, by_steps.model)
+    assert_same_bits(fitted.model, in_chunks.model)
+    np.testing.assert_array_equal(history.steps["loss"], measured["loss"])
 
 
 # ----- where a run is cut
@@ -172,7 +180,7 @@ def test_chunks_of_any_length_make_the_same_bits(size):
 def test_turns_of_several_steps_and_gathering_on_the_device_train_as_well(size):
     """As on an accelerator; on a CPU, which rounds otherwise in such a loop."""
     state, history = ADAM.fit(start(), DATA, epochs=9, batch_size=size)
-    with limits(steps_per_turn=16, gathers_on_host=False):
+    with limits(steps_per_turn=16, gathers_on_host=False), few_optimizations():
         trainer = vernal.Trainer(optax.adam(1e-2), MSE)  # nothing is compiled for it yet
         other, in_turns = trainer.fit(start(trainer), DATA, epochs=9, batch_size=size)
         by_steps, _ = stepped(trainer, start(trainer), batches_of(DATA, size, 9))
@@ -250,7 +258,7 @@ def test_what_is_passed_in_stays_valid():
 @pytest.mark.parametrize("given", ["a model", "a state"])
 def test_a_run_holds_the_state_once_beside_what_it_was_given(given):
     """A model is one copy of the parameters; a state of Adam, and the run's own, are three."""
-    model = nn.Linear(61, 67, key=jax.random.key(0))
+    model = filled(lambda: nn.Linear(61, 67, key=KEY))
     trainer = vernal.Trainer(ADAM.optimizer, MSE, on_nonfinite="ignore")
     begin: Any = model if given == "a model" else trainer.init(model)
     before, counts = _weights(), []

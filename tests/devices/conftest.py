@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from helpers import few_optimizations
 from jax.sharding import AxisType
 
 DEVICES = 8
@@ -17,3 +18,10 @@ def pytest_configure():
 def mesh():
     """Eight devices in a row."""
     return jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
+
+
+@pytest.fixture
+def fast():
+    """Few optimizations, where numbers are compared up to rounding."""
+    with few_optimizations():
+        yield

@@ -13,6 +13,9 @@ from vernal import callbacks, losses
 from vernal import sweep as vernal_sweep
 
 KEYS = jax.random.split(jax.random.key(2), 16)
+RATED = optax.inject_hyperparams(optax.adam)(1e-3)
+
+pytestmark = pytest.mark.usefixtures("fast")
 
 
 def mlp(key):
@@ -23,9 +26,7 @@ def sweeps(mesh):
     """The same sweep on one device, and on a mesh."""
     rates = np.geomspace(1e-4, 1e-1, 16)
     for devices in (None, mesh):
-        trainer = vernal.Trainer(
-            optax.inject_hyperparams(optax.adam)(1e-3), losses.MeanSquaredError(), mesh=devices
-        )
+        trainer = vernal.Trainer(RATED, losses.MeanSquaredError(), mesh=devices)
         yield vernal.Sweep(trainer, mlp, keys=KEYS, hyperparams={"learning_rate": rates})
 
 
