@@ -1,5 +1,6 @@
 """Callbacks do at the end of an epoch what they say, and no more."""
 
+import copy
 import csv
 import dataclasses
 import math
@@ -217,6 +218,11 @@ def test_an_epoch_that_is_kept_has_its_own_state_later():
     for epoch, expected in zip(kept, TRAINER.epochs(MODEL, DATA), strict=False):
         assert_same_bits(epoch.state.model, expected.state.model)
     assert dataclasses.replace(kept[0], index=7).state is kept[0].state
+    copies = []
+    TRAINER.fit(
+        MODEL, DATA, epochs=4, progress=False, callbacks=[lambda e: copies.append(copy.copy(e))]
+    )
+    assert_same_bits([e.state.model for e in copies], [e.state.model for e in kept])
     with pytest.raises(AttributeError, match="no attribute 'stat'"):
         kept[0].stat  # noqa: B018
 

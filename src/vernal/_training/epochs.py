@@ -54,6 +54,11 @@ class Epoch:
         state = vars(self)["state"] = make_state()
         return state
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy of the epoch, or a pickle, holds: its state, too."""
+        _ = self.state
+        return vars(self)
+
 
 class Epochs:
     """How a run counts epochs, from the place on where it begins.
