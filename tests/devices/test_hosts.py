@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -111,9 +110,7 @@ def run(folder: Path, number: int, *runs: dict):
         old.unlink()
     shared = {"number": number, "folder": str(folder), "runs": runs}
     if number == 1:
-        with few_optimizations(), warnings.catch_warnings():
-            # A run that comes from another number of processes says so, though they are the same.
-            warnings.filterwarnings("ignore", message="(?s)the script has changed.*first numbers")
+        with few_optimizations():
             this_process().update(shared)
             exec(TRAIN, this_process())
         return json.loads((folder / "0.json").read_text())

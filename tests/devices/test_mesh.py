@@ -99,13 +99,14 @@ def weighted(model, batch, key):
     [
         ADAM,
         optax.MultiSteps(optax.sgd(1e-2), 3),
+        pytest.param(optax.lbfgs(memory_size=3), marks=pytest.mark.long),
         pytest.param(optax.inject_hyperparams(optax.adamw)(1e-3), marks=pytest.mark.long),
         pytest.param(
             optax.chain(optax.clip_by_global_norm(1.0), optax.adafactor(1e-2)),
             marks=pytest.mark.long,
         ),
     ],
-    ids=["adam", "accumulated", "hyperparameters", "adafactor"],
+    ids=["adam", "accumulated", "lbfgs", "hyperparameters", "adafactor"],
 )
 def test_an_mlp_with_a_ragged_tail_trains_as_on_one_device(mesh, optimizer):
     x, y = data()

@@ -100,9 +100,12 @@ def _fingerprint(beginning: Beginning) -> dict[str, str]:
 
 
 def _of_numbers(tree: PyTree) -> str:
-    """Return a digest of a sample of the numbers in a state: of those that lie on this host."""
+    """Return a digest of a sample of the numbers in a state, of the arrays that are not split.
+
+    So it is the same on any number of devices and hosts.
+    """
     leaves = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf) and not is_key(leaf)]
-    leaves = [leaf for leaf in leaves if getattr(leaf, "is_fully_addressable", True)]
+    leaves = [leaf for leaf in leaves if getattr(leaf, "is_fully_replicated", True)]
     every = 1 + sum(leaf.nbytes for leaf in leaves) // _SAMPLED_BYTES
     sampled = [np.ascontiguousarray(np.asarray(leaf).reshape(-1)[::every]) for leaf in leaves]
     return digest(

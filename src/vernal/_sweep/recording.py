@@ -62,6 +62,11 @@ class MemberRecorders:
         return [i for i in range(len(self._members)) if i not in self.ended]
 
     @property
+    def is_over(self) -> bool:
+        """Whether every member has ended."""
+        return not self.active
+
+    @property
     def latest(self) -> dict[str, float]:
         """The medians, over the members, of what was measured of the last completed epoch."""
         return _medians([self._members[i].latest for i in self.active])

@@ -58,7 +58,8 @@ def train(
             return min([saving.last_epoch, *((run.epoch // n + 1) * n for n in intervals if n)])
 
         def is_stopped() -> bool:
-            return _hosts.any_ones(run.mesh, interrupt.requested or saving.stopped)
+            stopped = interrupt.requested or saving.stopped or recorder.is_over
+            return _hosts.any_ones(run.mesh, stopped)
 
         # A problem with the checkpoints shows before there is anything to lose.
         saving.save_now()

@@ -28,7 +28,10 @@ class Recorder:
     Attributes:
         steps: Number of steps recorded.
         epochs: Number of epochs completed.
+        is_over: Whether what was measured ends the run.
     """
+
+    is_over = False
 
     def __init__(self, metrics: dict[str, AbstractMetric]):
         self._metrics = metrics
