@@ -52,7 +52,8 @@ fig.savefig(PICTURES / "01_points.png")
 # %% [markdown]
 # ## Model
 #
-# For input 1 alone, a line fits. So we give each input a weight, and add a bias.
+# Where input 2 is near 0, a line fits: a weight times input 1, plus a bias. So we give each input a
+# weight, and add one bias.
 
 
 # %%
@@ -76,7 +77,8 @@ loss = mean_squared_error(zeros, 0.0, x, y)
 print(f"All parameters at zero: {loss:.1f}")
 
 # %% [markdown]
-# Rings join weights with the same loss. Here the bias is 0, so even the true weights have some.
+# Rings join weights with the same loss. This map keeps the bias at 0, so the loss is not 0 even at
+# the true weights, and the lowest place is a little beside them.
 
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
@@ -105,7 +107,7 @@ fig.savefig(PICTURES / "01_landscape.png")
 # %% [markdown]
 # ## Gradient
 #
-# The optimizer has no map. It measures slopes: the rise of the loss, divided by a small increase of
+# The optimizer has no map. It goes by slopes: the rise of the loss, divided by a small increase of
 # one parameter.
 
 # %%
@@ -169,7 +171,8 @@ right.legend(loc="upper right")
 fig.savefig(PICTURES / "01_path.png")
 
 # %% [markdown]
-# The weights arrive soon. The bias has a small slope, so small steps.
+# The weights arrive soon. The loss stays above 0, because the bias is still far from 3.1: its slope
+# is small, so its steps are small.
 #
 # ## The same with Vernal
 #
@@ -193,8 +196,8 @@ state, history = trainer.fit(model, (x, y), epochs=100)
 print("Vernal,  100 steps: weights", *state.model.weight[0], "bias", *state.model.bias)
 
 # %% [markdown]
-# The numbers agree. Now we add noise, train for longer, and ask about the inputs 1 and 2. The truth
-# is 1.1 + 4.2 + 3.1 = 8.4.
+# The numbers agree. Now we add noise, train for longer, and ask for the answer where input 1 is 1
+# and input 2 is 2. The truth is 1.1 × 1 + 2.1 × 2 + 3.1 = 8.4.
 
 # %%
 y_noisy = y + rng.normal(0, 0.5, y.shape)
@@ -205,7 +208,7 @@ print("The model says", trainer.predict(state, np.array([[1.0, 2.0]])))
 # %% [markdown]
 # The noise is why the numbers are close, and not exact.
 #
-# You know now the four parts of training. Next: [2. Shape fixing](02_shape_fixing). Or go further
+# Now you know the four parts of training. Next: [2. Shape fixing](02_shape_fixing). Or go further
 # below. [Learn](index) says how to run these pages.
 
 # %% [markdown]

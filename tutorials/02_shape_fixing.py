@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 2. Shape fixing
 #
-# The worst mistakes of shape do not stop the program: it ends, with a wrong result.
+# The worst mistakes of shape raise no error: the program runs, and the result is wrong.
 #
 # Take a column of 1, 2 and 3, and subtract 1, 2 and 3. **Do you expect** three zeros?
 
@@ -50,8 +50,8 @@ fig.savefig(PICTURES / "02_broadcasting.png")
 # ## Rows and columns
 #
 # Our data is a line: 100 examples of one number. A *layer* is a part of a model, such as
-# `nn.Linear`. It takes a row for each example, even a row of one number. `x[:, None]` makes such
-# rows, a column. But we forget `y`.
+# `nn.Linear`. It needs a row for each example, even if the row has one number. `x[:, None]` turns
+# `x` into such a column. We forget to do this to `y`.
 
 # %%
 RATE, STEPS = 0.001, 1_000
@@ -64,7 +64,7 @@ print("x_column minus y:", x_column.shape, "minus", y.shape, "is", (x_column - y
 # ## A loss that looks right
 #
 # Vernal's losses refuse such shapes, so we write our own. It takes the model, a batch (x and y) and
-# a random key, which only some losses use. **Will** the line rise by 3 for each 1 of x?
+# a random key, which only some losses use. **Will** the line rise by 3 when x grows by 1?
 
 
 # %%
@@ -81,7 +81,7 @@ print(f"The line rises by {broken_state.model.weight[0, 0]:.4f}")
 
 # %% [markdown]
 # Nothing crashed. But each prediction is compared with all 100 answers. The average answer is 0, so
-# the best compromise is to predict 0. Vernal's own loss stops, and suggests a remedy:
+# the best compromise is to predict 0. Vernal's own loss stops the program, and suggests a remedy:
 
 # %%
 trainer = vernal.Trainer(optax.sgd(RATE), losses.MeanSquaredError())
@@ -107,7 +107,7 @@ ax.set_title("The same model and data, two shapes of y")
 fig.savefig(PICTURES / "02_flat_answers.png")
 
 # %% [markdown]
-# You know now why inputs and answers should be columns. Next: [3. Nonlinear
+# Now you know why inputs and answers should be columns. Next: [3. Nonlinear
 # regression](03_nonlinear_regression). Or go further below.
 
 # %% [markdown]
@@ -155,7 +155,7 @@ print(f"100 numbers go in, and {layer(x).size} comes out, not 100.")
 show_error(nn.Linear(x.shape[-1], 1, key=jax.random.key(0)), (x, y))
 
 # %% [markdown]
-# The layer does not complain. It takes 100 examples for one. But `fit` refuses the data.
+# The layer does not complain. It mistakes 100 examples for one. But `fit` refuses the data.
 
 # %% [markdown]
 # ### One example, or a batch

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 3. Nonlinear regression: a network that bends
 #
-# Layers one after another are a *network*. But a line of a line is a line: 2(3x + 1) + 4 = 6x + 6.
-# To bend, a network needs something between its layers. The simplest is `relu`: it makes negative
-# numbers zero.
+# A *network* is layers, one after another. But a linear layer on a linear layer is still a line:
+# 2(3x + 1) + 4 = 6x + 6. To bend, a network needs something between its layers. The simplest is
+# `relu`: it makes negative numbers zero.
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 from pathlib import Path
@@ -37,8 +37,8 @@ fig.savefig(PICTURES / "03_relu.png")
 
 # %% [markdown]
 # So relu has one bend, a hinge. In `relu(x - 1)`, the -1 moves the hinge to 1. A minus before x
-# turns the hinge to the left. A weight after relu makes it steeper, or turns it down. Hinges add up
-# to a bent line.
+# turns the hinge to the left: so `relu(-x - 1)` bends at -1. A weight after relu makes it steeper,
+# or turns it down. Hinges add up to a bent line.
 #
 # ## A network of your own
 #
@@ -72,8 +72,8 @@ class SmallNetwork(eqx.Module):
 # A line, our network and one with 128 hinges learn a parabola. `nn.MLP` (*multilayer perceptron*)
 # has relu between its layers. `depth=1` means one layer of hinges.
 #
-# *Adam* is an optimizer that gives each parameter its own step size. So a small slope, as that of
-# the bias in tutorial 1, needs no patience. **Which model do you expect** to follow the curve?
+# *Adam* is an optimizer that gives each parameter its own step size: its steps are about as long as
+# the rate, even where the slope is small. **Which model do you expect** to follow the curve?
 
 # %%
 x = np.linspace(-10, 10, 100)[:, None]
@@ -102,7 +102,7 @@ fig.savefig(PICTURES / "03_three_models.png")
 # average answer, 68. (Ours is still on its way.) Four hinges make at most five straight pieces. 128
 # hinges are almost a curve.
 #
-# You know now how a network bends. Next: [4. Something to move](04_by_hand). Or go further below.
+# Now you know how a network bends. Next: [4. Something to move](04_by_hand). Or go further below.
 
 # %% [markdown]
 # ## Going further
@@ -188,7 +188,7 @@ fig.savefig(PICTURES / "03_slow_models.png")
 
 # %% [markdown]
 # The losses are higher than above, because the training stopped early. More steps would help. The
-# small network is better than the line, not great. The wide one is clearly better.
+# small network is better than the line, but not good. The wide one is clearly better.
 #
 # ### The hinges, one by one
 #
@@ -251,8 +251,9 @@ ax.legend(loc="upper center", ncols=2)
 fig.savefig(PICTURES / "03_ten_keys.png")
 
 # %% [markdown]
-# Half of the small networks found only one arm of the parabola. Among 128 hinges a few lost ones do
-# not matter. So compare models over several keys, never over one.
+# A loss of thousands means that only one side of the parabola is fitted: half of the small networks
+# did that. Among 128 hinges a few lost ones do not matter. So compare models over several keys,
+# never over one.
 #
 # ### How much width helps
 #
@@ -296,7 +297,7 @@ fig.savefig(PICTURES / "03_widths.png")
 # %% [markdown]
 # Width buys two things. One is **speed**: many hinges that each move a little lift the curve
 # faster. Width 16 was far behind at 3,000 steps, and with more time it follows the data closely.
-# The other is **capacity**: widths 1 and 4 have too few bends, and time does not add any.
+# The other is **capacity**: widths 1 and 4 improve, too, but stop early: they have too few bends.
 #
 # ### Exercises
 #

@@ -29,7 +29,7 @@ y = 2 * x + 20 + rng.normal(size=EXAMPLES)
 
 # %% [markdown]
 # Suppose that we do not know the line, and guess -5x + 3. Our model has two parameters, w and b:
-# each field is a JAX array. Equinox writes `__init__` for us, as a dataclass does.
+# each field is a JAX array. Without an `__init__` of ours, Equinox writes one, as a dataclass does.
 
 
 # %%
@@ -137,9 +137,9 @@ line_page = Page("line", x, y, path, LINE_AXES)
 line_page
 
 # %% [markdown]
-# Whatever b is, the best w is near 2. To raise the whole line helps, or harms, as much on the left
-# as on the right, so it asks for no other tilt. At first the optimizer changed mostly w, then only
-# b. It never saw the map. How did it know the direction?
+# Whatever b is, the best w is near 2. The points lie evenly around x = 0. A change of b moves every
+# prediction by the same amount, so the best tilt stays the same. At first the optimizer changed
+# mostly w, then only b. It never saw the map. How did it know the direction?
 #
 # ## The direction
 #
@@ -181,10 +181,10 @@ print(f"After {STEPS:,} steps with Vernal: w = {fitted.w:.4f}, b = {fitted.b:.4f
 print(f"The MSE fell from {mean_squared_error(-5, 3):.2f} to {mean_squared_error(w, b):.2f}")
 
 # %% [markdown]
-# Both are close to 2 and 20: the noise keeps them from being equal. The error is near 1, the mean
-# square of the noise.
+# w and b are close to 2 and 20: the noise keeps them from being equal. The error is near 1, the
+# mean square of the noise.
 #
-# You know now what an optimizer does: it follows the slopes, without a map. Next: [5. Yes or
+# Now you know what an optimizer does: it follows the slopes, without a map. Next: [5. Yes or
 # no](05_logistic_regression), where each answer is 0 or 1. Or go further below.
 #
 # ## Going further

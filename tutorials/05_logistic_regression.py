@@ -64,7 +64,7 @@ def logistic(z):
 print(logistic(np.array([-4.0, -2.0, 0.0, 2.0, 4.0])).round(3))
 
 # %% [markdown]
-# To fit such a curve is *logistic regression*.
+# Fitting such a curve is called *logistic regression*.
 #
 # ## Sure and wrong
 #
@@ -148,7 +148,8 @@ fig.savefig(PICTURES / "05_table.png")
 # - **validation** decides when to stop;
 # - **test** is used once, at the end.
 #
-# We cut off a fifth twice. `stratify` keeps the share of malignant tumours.
+# We cut off a fifth for the test, then a fifth of the rest for validation. `stratify` keeps the
+# share of malignant tumours.
 
 
 # %%
@@ -163,8 +164,8 @@ train, validation = cut(*rest)
 print("Training, validation, test:", len(train[0]), len(validation[0]), len(test[0]))
 
 # %% [markdown]
-# Large measurements would rule the gradient. So we subtract the mean and divide by the spread, and
-# all 30 are about size 1. We compute both from the training part alone, because the other parts
+# Large measurements would dominate the gradient. So we subtract the mean and divide by the spread,
+# and all 30 are about size 1. We compute both from the training part alone, because the other parts
 # stand for tumours that we have not seen.
 
 # %%
@@ -237,9 +238,10 @@ for name, result in results.items():
     print(f"{name}: {result['accuracy']:.3f} of the test part are correct")
 
 # %% [markdown]
-# The network is not better! So try the simple model first.
+# On this split the network is no better. (Exercise 3 tries other splits.) So try the simple model
+# first.
 #
-# You know now how a model learns yes or no, and how to test it. Next: [6. Under the
+# Now you know how a model learns yes or no, and how to test it. Next: [6. Under the
 # hood](06_polynomial), on what JAX does for you. Or go further below.
 #
 # ## Going further
@@ -263,7 +265,7 @@ fig.savefig(PICTURES / "05_confusion.png")
 
 # %% [markdown]
 # The top right counts the worst mistake. (For the network, draw `counts["network"]`.) Do not choose
-# a model by these counts: you would also choose luck on the test part.
+# a model by these counts: then the test part is no longer unseen, and its accuracy looks too good.
 #
 # ### What the costs are
 #

@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 6. Under the hood: what JAX does for you
 #
-# We train a small network three times: by hand and slowly, by hand and fast, then with Vernal. On
+# We train a small network in three ways: by hand and slowly, by hand and fast, then with Vernal. On
 # the way you meet three words of JAX: *PyTree*, *jit* and *jaxpr*.
 #
 # ## Data
 #
-# The answers follow a polynomial of degree 3, with a little noise. As in the fifth tutorial, we
-# bring the numbers to about size 1.
+# The answers follow a polynomial of degree 3, with noise too small to see. As in the fifth
+# tutorial, we bring the numbers to about size 1.
 
 # %%
 import equinox as eqx
@@ -186,7 +186,7 @@ print(jax.make_jaxpr(small)(jnp.zeros(3)))
 # times `a`, `c` is tanh of `b`, and `d`, the output, is `c` plus 1. A trace has all shapes and
 # costs little. So Vernal can check your shapes before anything runs.
 #
-# You know now that a model is a tree of arrays, and that JAX traces a function before it compiles
+# Now you know that a model is a tree of arrays, and that JAX traces a function before it compiles
 # it. Next: [7. Digits](07_digits), where a network reads handwriting. Or go further below.
 #
 # ## Going further
@@ -224,10 +224,10 @@ print("the same structure:", jax.tree.structure(grads) == structure)
 # %% [markdown]
 # ### Weights of your own
 #
-# Where do the weights come from? Here we draw them ourselves: normal numbers, times 5/3, divided by
-# the square root of the number of inputs. Then a layer's outputs are about as large as its inputs.
-# `tanh` shrinks numbers, and 5/3 is the usual factor against that. `tanh` bends like `relu`, but
-# without a corner:
+# Where do the weights come from? Here we draw them ourselves: random numbers from a normal
+# distribution, times 5/3, divided by the square root of the number of inputs. Then a layer's
+# outputs are about as large as its inputs. `tanh` shrinks numbers, and 5/3 is the usual factor
+# against that. `tanh` bends without a corner, and is flat at both ends:
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true}
 fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
