@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from vernal import _hosts
 from vernal._checkpointing.named_arrays import digest, is_key
 from vernal._data.arrays import leaf_name
 from vernal._data.files import FileArray
@@ -100,14 +101,11 @@ def _fingerprint(beginning: Beginning) -> dict[str, str]:
 
 
 def _of_numbers(tree: PyTree) -> str:
-    """Return a digest of a sample of the numbers in a state, of the arrays that are not split.
-
-    So it is the same on any number of devices and hosts.
-    """
+    """Return a digest of a sample of the numbers in a state: the same on any devices and hosts."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf) and not is_key(leaf)]
-    leaves = [leaf for leaf in leaves if getattr(leaf, "is_fully_replicated", True)]
     every = 1 + sum(leaf.nbytes for leaf in leaves) // _SAMPLED_BYTES
-    sampled = [np.ascontiguousarray(np.asarray(leaf).reshape(-1)[::every]) for leaf in leaves]
+    on_host = (np.asarray(_hosts.on_host(leaf)) for leaf in leaves)  # one at a time
+    sampled = [np.ascontiguousarray(array.reshape(-1)[::every]) for array in on_host]
     return digest(
         np.concatenate([np.empty(0, np.uint8), *(each.view(np.uint8) for each in sampled)])
     )
