@@ -55,7 +55,7 @@ class Epoch:
         return state
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy of the epoch, or a pickle, holds: its state, too."""
+        """Return what a copy of the epoch holds, here or in another process: its state, too."""
         _ = self.state
         return vars(self)
 
