@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -201,7 +202,7 @@ def test_hyperparameters_of_the_optimizer_and_of_the_model(data):
     sweep = sweep_of(
         RATED, scaled, exact=True, hyperparams={"learning_rate": RATES, "scale": scales}
     )
-    options = {"epochs": 2, "batch_size": 21}
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 21}
     result = sweep.fit(data, progress=False, **options)
     for i in range(3):
         model = scaled(KEYS[i], scales[i])

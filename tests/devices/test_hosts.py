@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def this_process() -> dict:
     return names
 
 
-def run(folder: Path, number: int, *runs: dict):
+def run(folder: Path, number: int, *runs: dict) -> Any:
     """Run the script in so many processes, and look at what they print.
 
     Args:
