@@ -134,9 +134,9 @@ def test_batch_norm_and_dropout_train_as_on_one_device(mesh, size):
 
 @fast
 def test_averaged_weights_train_as_on_one_device(mesh):
-    x, y = data(192)
+    x, y = data()
     trainers = pair(mesh, vernal.average_weights(ADAM, decay=0.9), eval_params=vernal.averaged)
-    state = assert_same_run(trainers, (x, y), mlp, validation_data=(x, y))
+    state = assert_same_run(trainers, (x, y), mlp, validation_data=(x, y), batch_size=200)
     predicted = trainers[1].predict(state, x)
     expected = jax.vmap(trainers[1].eval_model(state))(x)
     assert_close(predicted, expected, rtol=1e-4, atol=1e-6)
@@ -148,7 +148,7 @@ def test_weights_losses_and_loaders_of_ones_own_train_as_on_one_device(mesh):
     w = np.linspace(0, 2, len(x), dtype=np.float32)
     assert_same_run(pair(mesh), (x, y, w), mlp)
     assert_same_run(pair(mesh, loss=weighted), {"x": x, "y": y}, mlp)
-    batches = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 192, 64)]
+    batches = [(x[i : i + 64], y[i : i + 64]) for i in range(0, len(x), 64)]
     assert_same_run(
         pair(mesh), lambda: iter(batches), mlp, batch_size=None, validation_data=batches
     )

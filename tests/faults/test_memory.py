@@ -18,11 +18,10 @@ def sizes_of_the_model(way):
 
 
 @pytest.mark.long
-def test_what_is_kept_of_a_large_state_is_counted(tried):
+def test_what_is_kept_of_a_large_state_is_counted():
     by_hand = sizes_of_the_model("by hand")  # of the model, the state of Adam, and gradients
     alone = sizes_of_the_model("fit")
     assert alone < by_hand + 1.3
     assert sizes_of_the_model("fit, checkpoints") < alone + 4.3
     assert sizes_of_the_model("fit, best state") < alone + 3.3
     assert sizes_of_the_model("fit, both") < alone + 7.3
-    tried("memory for a large state", 5)

@@ -206,7 +206,7 @@ class MemberCallbacks:
             recorders.add_to_member(i, own.metrics)
             if ending:
                 recorders.ended[i] = Ended(ending[0], member(epoch.state, i))
-        return not recorders.active
+        return recorders.is_over
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the callbacks save."""

@@ -107,8 +107,8 @@ def _measure_custom(
     # A copy: an `eqx.nn.State` serves once.
     with_state = (jax.tree.map(lambda leaf: leaf, model_state),) if stateful else ()
     # The targets and weights of a built-in loss stay as they are, whatever calls it.
-    is_built_in = isinstance(loss, AbstractSupervised) and _is_supervised(batch)
-    in_dtype = (cast(batch[0], dtype), *batch[1:]) if is_built_in else cast(batch, dtype)
+    is_usual = _is_supervised(loss, batch)
+    in_dtype = (cast(batch[0], dtype), *batch[1:]) if is_usual else cast(batch, dtype)
     result = loss(model, in_dtype, key, *with_state)
     value, metrics, new_state = _results.parts_of_result(result, stateful=stateful)
     weight = _weight_of(loss, batch)
@@ -126,15 +126,16 @@ def _measure_custom(
 
 def _weight_of(loss: Any, batch: PyTree) -> Array | None:
     """Return a batch's weight in averages over batches, if a built-in loss has given it one."""
-    if not isinstance(loss, AbstractSupervised) or not _is_supervised(batch):
+    if not _is_supervised(loss, batch):
         return None
     weights: Any = loss.weights_of(batch[1], batch[2] if len(batch) == 3 else None)
     return jnp.sum(weights) if eqx.is_array(weights) else None
 
 
-def _is_supervised(batch: PyTree) -> bool:
-    """Say whether a batch is `(x, y)` or `(x, y, sample_weight)`."""
-    return isinstance(batch, tuple | list) and len(batch) in (2, 3)
+def _is_supervised(loss: Any, batch: PyTree) -> bool:
+    """Say whether a built-in loss is given `(x, y)` or `(x, y, sample_weight)`."""
+    is_usual = isinstance(batch, tuple | list) and len(batch) in (2, 3)
+    return isinstance(loss, AbstractSupervised) and is_usual
 
 
 def cast(tree: PyTree, dtype: np.dtype | None) -> PyTree:

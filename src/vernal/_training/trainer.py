@@ -169,7 +169,8 @@ class Trainer:
             (4, ())
         """
         check_state(state)
-        state = with_numbers_as_arrays(state)
+        if any(isinstance(getattr(state, name), int) for name in COUNTS):
+            state = with_numbers_as_arrays(state)
         objective = self._objective.in_training
         preflight = Preflight(objective, state.model, state.model_state)
         try:
@@ -186,6 +187,10 @@ class Trainer:
             choices, state, arrays = on_mesh(choices, state, arrays)
             return step_by_loop(choices, state, arrays)
         except Exception as error:
+            # Not looked for before: in a large state that takes as long as a small step.
+            in_arrays = with_numbers_as_arrays(state)
+            if in_arrays is not state:
+                return self.step(in_arrays, batch)
             explain_failed_step(error, preflight, choices, state, arrays, given=batch)
             raise
 
